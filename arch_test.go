@@ -1,0 +1,81 @@
+package hearth_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/hearthrun/hearth"
+
+// imports is the import table of docs/architecture.md: which packages of ours
+// each package may import outside of its tests. A package that is not listed
+// fails, and so does an entry nobody uses.
+var imports = map[string][]string{
+	"":                   {},
+	"cmd/hearth":         {"", "server", "client", "bench"},
+	"server":             {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/native", "guest"},
+	"api":                {"", "build", "driver"},
+	"gateway":            {"", "guest"},
+	"pool":               {"", "driver", "guest"},
+	"build":              {"", "driver"},
+	"store":              {""},
+	"telemetry":          {""},
+	"client":             {""},
+	"guest":              {""},
+	"guest/guesttest":    {"", "guest"},
+	"driver":             {""},
+	"driver/drivertest":  {"", "driver", "guest"},
+	"driver/egress":      {""},
+	"driver/native":      {"", "driver", "driver/egress", "guest"},
+	"driver/native/init": {},
+	"bench":              {"", "client", "driver", "guest"},
+}
+
+// TestImports checks the floors: imports point one way only.
+func TestImports(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", "./...").Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		t.Fatalf("go list: %s", exit.Stderr)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		allowed, ok := imports[name]
+		if !ok {
+			t.Errorf("package %q is not in the import table", name)
+			continue
+		}
+		used[name] = true
+		for _, i := range p.Imports {
+			if i != module && !strings.HasPrefix(i, module+"/") {
+				continue
+			}
+			i = strings.TrimPrefix(strings.TrimPrefix(i, module), "/")
+			if !slices.Contains(allowed, i) {
+				t.Errorf("%q must not import %q", name, i)
+			}
+		}
+	}
+	for name := range imports {
+		if !used[name] {
+			t.Errorf("the import table lists %q, which does not exist", name)
+		}
+	}
+}

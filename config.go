@@ -1,0 +1,354 @@
+package hearth
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Config is what a user configures of a function: the keys of hearth.yaml
+// (without name) and the fields of the management API.
+type Config struct {
+	// Runtime is the language environment. "python" and "nodejs" take the
+	// newest one the driver has; "python3.11" pins it.
+	Runtime string `json:"runtime" yaml:"runtime" doc:"Language environment: python, nodejs or a pinned one such as python3.11" example:"python"`
+	// Handler is FILE.FUNCTION: "main.handler" is handler in main.py or main.mjs.
+	Handler string `json:"handler,omitempty" yaml:"handler,omitempty" doc:"FILE.FUNCTION that answers calls" example:"main.handler"`
+	// Isolation is the name of the driver.
+	Isolation string `json:"isolation,omitempty" yaml:"isolation,omitempty" doc:"Isolation technology that runs the function" example:"native"`
+	// Timeout is the one deadline of a call, from its arrival to the end of its
+	// response: queue, start, init and run together.
+	Timeout Duration `json:"timeout,omitempty" yaml:"timeout,omitempty" doc:"Deadline of a call from its arrival to the end of its response" example:"30s"`
+	// Memory limits one instance, without swap.
+	Memory Bytes `json:"memory,omitempty" yaml:"memory,omitempty" doc:"Memory limit of one instance" example:"128MiB"`
+	// CPU limits one instance, in cores.
+	CPU float64 `json:"cpu,omitempty" yaml:"cpu,omitempty" doc:"CPU limit of one instance in cores" example:"1"`
+	// Concurrency is the greatest number of calls of the function that run at
+	// the same time; each runs in an instance of its own. More calls wait.
+	Concurrency int `json:"concurrency,omitempty" yaml:"concurrency,omitempty" doc:"Greatest number of calls that run at the same time" example:"16"`
+	// Egress is what the function may connect to; empty means internet where
+	// the driver can enforce that, else none.
+	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
+	// Env are environment variables.
+	Env map[string]string `json:"env,omitempty" yaml:"env,omitempty" doc:"Environment variables"`
+	// Labels are for the user's own bookkeeping.
+	Labels map[string]string `json:"labels,omitempty" yaml:"labels,omitempty" doc:"Labels for your own bookkeeping"`
+	// Routes are served besides /fn/{name}.
+	Routes []Route `json:"routes,omitempty" yaml:"routes,omitempty" doc:"HTTP routes besides /fn/{name}, such as GET /hello/{who}"`
+}
+
+// Egress is what a function may connect to.
+type Egress string
+
+const (
+	// EgressInternet allows public addresses only: no loopback, address of the
+	// host, private range or metadata address.
+	EgressInternet Egress = "internet"
+	// EgressNone allows no connection at all.
+	EgressNone Egress = "none"
+)
+
+// Defaults and limits of Config.
+const (
+	DefaultHandler     = "main.handler"
+	DefaultIsolation   = "native"
+	DefaultTimeout     = 30 * time.Second
+	MaxTimeout         = time.Hour
+	DefaultMemory      = 128 << 20
+	MinMemory          = 32 << 20
+	MaxMemory          = 1 << 40
+	DefaultCPU         = 1.0
+	MinCPU             = 0.05
+	MaxCPU             = 256
+	DefaultConcurrency = 16
+	MaxConcurrency     = 1000
+	maxEnv             = 64 << 10
+	maxLabels          = 64
+	maxRoutes          = 100
+)
+
+// WithDefaults returns c with every empty field but Runtime and Egress set.
+func (c Config) WithDefaults() Config {
+	if c.Handler == "" {
+		c.Handler = DefaultHandler
+	}
+	if c.Isolation == "" {
+		c.Isolation = DefaultIsolation
+	}
+	if c.Timeout == 0 {
+		c.Timeout = Duration(DefaultTimeout)
+	}
+	if c.Memory == 0 {
+		c.Memory = DefaultMemory
+	}
+	if c.CPU == 0 {
+		c.CPU = DefaultCPU
+	}
+	if c.Concurrency == 0 {
+		c.Concurrency = DefaultConcurrency
+	}
+	return c
+}
+
+// Clone returns a copy that shares nothing with c.
+func (c Config) Clone() Config {
+	c.Env, c.Labels = maps.Clone(c.Env), maps.Clone(c.Labels)
+	c.Routes = append([]Route(nil), c.Routes...)
+	return c
+}
+
+var (
+	nameRE    = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	runtimeRE = regexp.MustCompile(`^[a-z]+[0-9]*(\.[0-9]+)*$`)
+	handlerRE = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_/.-]*\.[A-Za-z_$][A-Za-z0-9_$]*$`)
+	envRE     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	driverRE  = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+)
+
+// ValidateName checks a function's name: lower-case letters, digits and
+// hyphens, at most 63, starting with a letter, so that it can be a host label.
+// Errors: CodeInvalid.
+func ValidateName(name string) error {
+	if name == "" {
+		return Errorf(CodeInvalid, "the function has no name").WithHint("give it one, for example: name: hello")
+	}
+	if !nameRE.MatchString(name) {
+		return Errorf(CodeInvalid, "function name %q is not valid", clip(name)).
+			WithHint("use at most 63 lower-case letters, digits and hyphens, starting with a letter and not ending with a hyphen")
+	}
+	return nil
+}
+
+// Validate checks everything that needs no knowledge of the host. It expects
+// the defaults to be filled in. Errors: CodeInvalid.
+func (c Config) Validate() error {
+	bad := func(hint, format string, args ...any) error {
+		return Errorf(CodeInvalid, format, args...).WithHint("%s", hint)
+	}
+	switch {
+	case c.Runtime == "":
+		return bad("set runtime, for example: runtime: python", "the function has no runtime")
+	case !runtimeRE.MatchString(c.Runtime):
+		return bad("examples: python, python3.11, nodejs, nodejs20", "runtime %q is not valid", clip(c.Runtime))
+	case !handlerRE.MatchString(c.Handler) || strings.Contains(c.Handler, ".."):
+		return bad("write FILE.FUNCTION without the file's ending, for example: handler: main.handler", "handler %q is not valid", clip(c.Handler))
+	case !driverRE.MatchString(c.Isolation):
+		return bad("hearth doctor lists the drivers", "isolation %q is not valid", clip(c.Isolation))
+	case c.Timeout <= 0:
+		return bad("write for example: timeout: 30s", "timeout %s is not positive", c.Timeout)
+	case time.Duration(c.Timeout) > MaxTimeout:
+		return bad("the longest is "+Duration(MaxTimeout).String(), "timeout %s is too long", c.Timeout)
+	case c.Memory < MinMemory || c.Memory > MaxMemory:
+		return bad(fmt.Sprintf("choose between %s and %s", Bytes(MinMemory), Bytes(MaxMemory)), "memory %s is out of range", c.Memory)
+	case math.IsNaN(c.CPU) || c.CPU < MinCPU || c.CPU > MaxCPU:
+		return bad(fmt.Sprintf("choose between %v and %v cores", MinCPU, MaxCPU), "cpu %v is out of range", c.CPU)
+	case c.Concurrency < 1 || c.Concurrency > MaxConcurrency:
+		return bad(fmt.Sprintf("choose between 1 and %d", MaxConcurrency), "concurrency %d is out of range", c.Concurrency)
+	case c.Egress != "" && c.Egress != EgressInternet && c.Egress != EgressNone:
+		return bad("choose internet or none", "egress %q is not valid", clip(string(c.Egress)))
+	case len(c.Labels) > maxLabels:
+		return bad(fmt.Sprintf("use at most %d", maxLabels), "%d labels are too many", len(c.Labels))
+	case len(c.Routes) > maxRoutes:
+		return bad(fmt.Sprintf("use at most %d", maxRoutes), "%d routes are too many", len(c.Routes))
+	}
+	size := 0
+	for k, v := range c.Env {
+		size += len(k) + len(v)
+		switch {
+		case !envRE.MatchString(k):
+			return bad("use letters, digits and underscores", "environment variable name %q is not valid", clip(k))
+		case strings.ContainsRune(v, 0):
+			return bad("remove the NUL byte", "environment variable %s contains a NUL byte", k)
+		case strings.HasPrefix(k, "HEARTH_"):
+			return bad("names that start with HEARTH_ belong to the platform", "environment variable name %s is reserved", k)
+		}
+	}
+	if size > maxEnv {
+		return bad(fmt.Sprintf("the limit is %s for names and values together; put large data into files", Bytes(maxEnv)), "the environment has %s", Bytes(size))
+	}
+	for k, v := range c.Labels {
+		if k == "" || len(k) > 63 || len(v) > 255 {
+			return bad("keys have 1 to 63 bytes, values at most 255", "label %q is not valid", clip(k))
+		}
+	}
+	seen := map[Route]bool{}
+	for _, r := range c.Routes {
+		if err := r.Validate(); err != nil {
+			return err
+		}
+		if seen[r] {
+			return bad("remove one of them", "route %q is given twice", r)
+		}
+		seen[r] = true
+	}
+	return nil
+}
+
+// Route is "METHOD /path" or "/path" (any method). The path may have
+// parameters for one segment ("/users/{id}") and, at its end, for the rest
+// ("/files/{path...}"). A specific route wins over a general one; two of which
+// neither is more specific conflict. The rules are those of net/http.ServeMux.
+type Route string
+
+// Parts returns the method ("" for any) and the path.
+func (r Route) Parts() (method, path string) {
+	if m, p, ok := strings.Cut(string(r), " "); ok {
+		return m, strings.TrimLeft(p, " ")
+	}
+	return "", string(r)
+}
+
+// ReservedPaths belong to Hearth; a route may not lie at or below them.
+func ReservedPaths() []string {
+	return []string{"/fn", "/v1", "/healthz", "/readyz", "/openapi.json", "/openapi.yaml", "/docs", "/schemas", "/metrics", "/ui"}
+}
+
+// Validate checks the form of the route, not whether it is free.
+// Errors: CodeInvalid.
+func (r Route) Validate() error {
+	method, path := r.Parts()
+	bad := func(why string) error {
+		return Errorf(CodeInvalid, "route %q is not valid: %s", clip(string(r)), why).
+			WithHint("write for example: GET /hello/{who} or /files/{path...}")
+	}
+	if method != "" && !regexp.MustCompile(`^[A-Z]{1,20}$`).MatchString(method) {
+		return bad("the method must be in capital letters")
+	}
+	if method == "CONNECT" {
+		return bad("the method CONNECT cannot be routed")
+	}
+	if !strings.HasPrefix(path, "/") {
+		return bad("the path must start with /")
+	}
+	if len(r) > 1024 {
+		return bad("it is longer than 1024 bytes")
+	}
+	names := map[string]bool{}
+	segments := strings.Split(path[1:], "/")
+	for i, s := range segments {
+		last := i == len(segments)-1
+		switch {
+		case s == "" && !last, s == ".", s == "..":
+			return bad("it has an empty segment, . or ..")
+		case strings.HasPrefix(s, "{") && strings.HasSuffix(s, "}"):
+			name, rest := strings.CutSuffix(s[1:len(s)-1], "...")
+			if name == "$" && !rest && last {
+				continue
+			}
+			if !envRE.MatchString(name) {
+				return bad("a parameter's name must be a word")
+			}
+			if rest && !last {
+				return bad("{" + name + "...} must be at the end")
+			}
+			if names[name] {
+				return bad("the parameter " + name + " is given twice")
+			}
+			names[name] = true
+		case strings.ContainsAny(s, "{}"):
+			return bad("a parameter must be a whole segment")
+		case strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '?' || c == '#' }):
+			return bad("it contains a space, ?, # or a control character")
+		}
+	}
+	for _, p := range ReservedPaths() {
+		if path == p || strings.HasPrefix(path, p+"/") {
+			return bad(p + " belongs to Hearth")
+		}
+	}
+	return nil
+}
+
+// Duration is a time.Duration written as "30s" or "1m30s" in JSON and YAML; a
+// bare number means seconds.
+type Duration time.Duration
+
+// String returns the duration as UnmarshalText reads it.
+func (d Duration) String() string {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler. Errors: CodeInvalid.
+func (d *Duration) UnmarshalText(b []byte) error {
+	s := strings.TrimSpace(string(b))
+	if n, err := strconv.ParseFloat(s, 64); err == nil && math.Abs(n) < 1e9 {
+		*d = Duration(n * float64(time.Second))
+		return nil
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		return Errorf(CodeInvalid, "%q is not a duration", clip(s)).WithHint("write for example 500ms, 30s or 2m")
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Bytes is a size written as "128MiB" in JSON and YAML. KiB, MiB, GiB and TiB
+// are powers of 1024, KB, MB, GB and TB of 1000.
+type Bytes int64
+
+var units = []struct {
+	name string
+	size int64
+}{
+	{"TiB", 1 << 40},
+	{"GiB", 1 << 30},
+	{"MiB", 1 << 20},
+	{"KiB", 1 << 10},
+	{"TB", 1e12},
+	{"GB", 1e9},
+	{"MB", 1e6},
+	{"KB", 1e3},
+	{"B", 1},
+}
+
+// String returns the size in the largest binary unit that divides it.
+func (b Bytes) String() string {
+	for _, u := range units[:4] {
+		if b != 0 && int64(b)%u.size == 0 {
+			return strconv.FormatInt(int64(b)/u.size, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(int64(b), 10) + "B"
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler. Errors: CodeInvalid.
+func (b *Bytes) UnmarshalText(text []byte) error {
+	s := strings.TrimSpace(string(text))
+	for _, u := range units {
+		if num, ok := strings.CutSuffix(s, u.name); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(num), 64)
+			if err != nil || math.IsNaN(n) || n < 0 || n*float64(u.size) > math.MaxInt64/2 {
+				break
+			}
+			*b = Bytes(n * float64(u.size))
+			return nil
+		}
+	}
+	return Errorf(CodeInvalid, "%q is not a size", clip(s)).WithHint("write a number and a unit, for example 128MiB or 1GiB")
+}
+
+// clip shortens a user's value for an error message.
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}

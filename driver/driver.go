@@ -1,0 +1,208 @@
+// Package driver is the contract between Hearth and an isolation technology.
+//
+// A driver creates sandboxes: one Linux sandbox, container, VM or pod with the
+// guest of a runtime running inside, and gives a byte stream into it. It knows
+// nothing of functions, versions or calls. Words:
+//
+//   - A sandbox is what Create returns. It belongs to the caller until Destroy.
+//   - The guest is the process inside that speaks the protocol of package guest
+//     on that stream.
+//   - An owner is one installation of Hearth (one data directory). Drivers mark
+//     what they create with it, and touch nothing of another owner.
+//
+// Package drivertest is this contract as an executable specification; where
+// the two differ, drivertest is right.
+package driver
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	"github.com/hearthrun/hearth"
+)
+
+// Driver makes sandboxes. Its methods may be called from many goroutines.
+type Driver interface {
+	// Probe tells whether the driver works on this host by really starting
+	// something, and exactly what it can and cannot enforce. A driver that does
+	// not work is no error: Info.Missing says why. It may take a second; callers
+	// keep the result.
+	Probe(ctx context.Context) (Info, error)
+
+	// Create starts a sandbox and returns once its guest's process was started;
+	// the guest need not have spoken yet. On any error, and when ctx ends before
+	// it returns, nothing remains of the sandbox. Errors: CodeInvalid for a bad
+	// Spec, CodeNotFound for an unknown runtime, CodeUnsupported for a policy or
+	// limit that cannot be enforced, CodeUnavailable for a failure of the host.
+	Create(ctx context.Context, spec Spec) (Sandbox, error)
+
+	// List returns every sandbox of this owner that exists on the host, also
+	// those of an earlier, perhaps killed, process. The server destroys what it
+	// finds before it serves.
+	List(ctx context.Context) ([]Sandbox, error)
+
+	// Close frees what the driver itself holds. It does not destroy sandboxes;
+	// callers do so first.
+	Close() error
+}
+
+// Sandbox is one running sandbox. Its methods may be called from many
+// goroutines.
+type Sandbox interface {
+	// ID is Spec.ID.
+	ID() string
+
+	// Dial returns the byte stream to the guest. A sandbox has one stream in its
+	// life: a second Dial fails with CodeConflict, as does one of a sandbox that
+	// came from List. The caller closes it; Destroy breaks it too.
+	Dial(ctx context.Context) (net.Conn, error)
+
+	// Wait blocks until the guest has exited or ctx has ended (then with its
+	// error). Any number of callers, before or after the exit, get the same Exit.
+	Wait(ctx context.Context) (Exit, error)
+
+	// Stats returns what the sandbox uses now. Errors: CodeNotFound after Destroy.
+	Stats(ctx context.Context) (Stats, error)
+
+	// Destroy kills everything inside and frees everything on the host. It is
+	// idempotent, safe to call concurrently and while paused. It goes on freeing
+	// after ctx has ended, and returns an error only if something remains.
+	Destroy(ctx context.Context) error
+}
+
+// Pauser is implemented by sandboxes that can be frozen: they then use no CPU.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+// Spec describes a sandbox.
+type Spec struct {
+	// ID names the sandbox: 1 to 40 of a-z, 0-9 and '-', unique for the owner.
+	ID string
+	// Runtime selects the root file system and interpreter: one of
+	// Info.Runtimes by its full name, or "provided" for a root file system with
+	// C libraries but without an interpreter of a language.
+	Runtime string
+	// Command replaces the runtime's own guest; required for "provided". Paths
+	// are those inside the sandbox.
+	Command []string
+	// Env are variables for the guest besides PATH, HOME, LANG and TMPDIR, which
+	// the driver sets. Nothing of the host's environment goes in.
+	Env map[string]string
+	// Mounts are read-only views of host directories.
+	Mounts []Mount
+	Limits Limits
+	// Egress is what the sandbox may connect to; empty means none. With internet
+	// it reaches public addresses and a name server: never the host, private,
+	// link-local or metadata addresses, nor another sandbox. None leaves it a
+	// loopback interface of its own.
+	Egress hearth.Egress
+	// Labels are kept for people who look at the host (docker ps).
+	Labels map[string]string
+	// Stdout and Stderr receive what the guest's processes write to descriptors
+	// 1 and 2, from goroutines of the driver, which wait for Write: a slow
+	// writer slows the sandbox, not the host. No call comes after Destroy has
+	// returned. nil discards.
+	Stdout, Stderr io.Writer
+}
+
+// Mount is a read-only view of a host directory, without set-user-ID programs
+// and devices.
+type Mount struct {
+	Source string // absolute, on the host
+	Target string // absolute, inside; must not hide the runtime's own files
+}
+
+// Limits bound a sandbox. Zero means the driver's default, never unlimited.
+type Limits struct {
+	Memory int64   // bytes, including page cache charged to it and tmpfs; no swap
+	CPU    float64 // cores
+	PIDs   int     // processes and threads together
+	Disk   int64   // bytes that can be written in total (/tmp and alike)
+}
+
+// Defaults for Limits.
+const (
+	DefaultMemory = 128 << 20
+	DefaultCPU    = 1.0
+	DefaultPIDs   = 256
+	DefaultDisk   = 64 << 20
+)
+
+// WithDefaults returns l with zero fields set.
+func (l Limits) WithDefaults() Limits {
+	if l.Memory == 0 {
+		l.Memory = DefaultMemory
+	}
+	if l.CPU == 0 {
+		l.CPU = DefaultCPU
+	}
+	if l.PIDs == 0 {
+		l.PIDs = DefaultPIDs
+	}
+	if l.Disk == 0 {
+		l.Disk = DefaultDisk
+	}
+	return l
+}
+
+// Info is what a driver can do on this host.
+type Info struct {
+	Name    string `json:"name"`    // "native"
+	Summary string `json:"summary"` // one line: the technology and its version
+	// Works is false when Create would fail for every Spec; Missing then says
+	// what is missing and how to get it.
+	Works   bool      `json:"works"`
+	Missing []Problem `json:"missing,omitempty"`
+	// Limitations are what works less than fully: a limit that cannot be
+	// enforced, a layer of protection the kernel lacks.
+	Limitations []Problem `json:"limitations,omitempty"`
+	// Enforced lists what protects the host, in words for hearth doctor.
+	Enforced []string `json:"enforced,omitempty"`
+	// Runtimes can be used as Spec.Runtime, sorted by language, newest first.
+	Runtimes []Runtime `json:"runtimes"`
+	// Internet tells whether hearth.EgressInternet can be enforced.
+	Internet bool `json:"internet"`
+	// MemoryLimit, CPULimit and PIDLimit tell whether Limits are enforced.
+	MemoryLimit bool `json:"memory_limit"`
+	CPULimit    bool `json:"cpu_limit"`
+	PIDLimit    bool `json:"pid_limit"`
+}
+
+// Problem is something missing, with its remedy.
+type Problem struct {
+	What   string `json:"what"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Runtime is a language environment a driver can start.
+type Runtime struct {
+	Name     string `json:"name"`     // "python3.11", "nodejs20"
+	Language string `json:"language"` // "python", "nodejs"
+	Version  string `json:"version"`  // "3.11.7"
+	Source   string `json:"source"`   // where it comes from: a path or an image
+}
+
+// Exit is how a guest ended.
+type Exit struct {
+	// Code is the exit status, or -1 after a signal.
+	Code int
+	// Signal is the number of the signal that ended it, 0 if none.
+	Signal int
+	// OOM is true when the kernel killed a process for Limits.Memory.
+	OOM bool
+	// Destroyed is true when Destroy ended it.
+	Destroyed bool
+}
+
+// Stats is what a sandbox uses.
+type Stats struct {
+	Memory     int64         // bytes charged now
+	MemoryPeak int64         // greatest ever, 0 where unknown
+	PSS        int64         // proportional set size of its processes, 0 where unknown
+	CPU        time.Duration // used so far
+	PIDs       int           // processes and threads
+}

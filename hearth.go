@@ -1,0 +1,129 @@
+// Package hearth is the vocabulary of Hearth, a self-hosted serverless
+// function platform: functions, versions, routes, invocations and the errors
+// that pass between the parts. It imports only the standard library; every
+// other package adapts these types to something: a database, HTTP, a sandbox.
+//
+// This package and package client promise a stable Go API.
+package hearth
+
+import (
+	"context"
+	"io"
+	"time"
+)
+
+// Function is a named unit that users deploy and call.
+type Function struct {
+	// Name is unique in an installation; see ValidateName.
+	Name string `json:"name"`
+	// Live is the number of the version that answers calls.
+	Live int `json:"live"`
+	// Config is the configuration of the live version, defaults filled in.
+	Config Config `json:"config"`
+	// Artifact is the digest of the live version's code.
+	Artifact string `json:"artifact"`
+	// Generation counts the changes of this function, starting at 1. It is
+	// the ETag of the management API.
+	Generation int64     `json:"generation"`
+	CreatedAt  time.Time `json:"created_at"`
+	UpdatedAt  time.Time `json:"updated_at"`
+}
+
+// Version is one immutable, numbered code + configuration of a function.
+type Version struct {
+	Function string `json:"function"`
+	// Number starts at 1 and grows by one with each deploy of a function. It
+	// is not used again, not even after the function was deleted and made anew
+	// with the same name (see Incarnation).
+	Number int `json:"number"`
+	// Config has every default filled in and Runtime pinned ("python3.11").
+	Config Config `json:"config"`
+	// Artifact is "sha256:" and the hex digest of the code; see package build.
+	Artifact  string    `json:"artifact"`
+	CreatedAt time.Time `json:"created_at"`
+	// Warnings tell what of Config the host cannot enforce.
+	Warnings []string `json:"warnings,omitempty"`
+	// Incarnation is a random id, unique to this version in the world. The
+	// pool keys its instances by it, so code deployed under a deleted
+	// function's name never meets an instance of the old one.
+	Incarnation string `json:"incarnation"`
+}
+
+// Kind tells how an invocation reached its function.
+type Kind string
+
+const (
+	// KindHTTP is a request to /fn/{name} or a custom route; the handler gets
+	// an API Gateway payload 2.0 event.
+	KindHTTP Kind = "http"
+	// KindEvent is a JSON event passed as it is (POST …/invocations).
+	KindEvent Kind = "event"
+)
+
+// Timings attributes the time of one invocation. Their sum is what the caller
+// waited for Hearth and the function.
+type Timings struct {
+	// Queue is the wait for an instance to become free, without Start and Init.
+	Queue time.Duration `json:"queue"`
+	// Start is the creation of the sandbox until its runtime was ready; 0 when warm.
+	Start time.Duration `json:"start"`
+	// Init is the loading of the function's code; 0 when warm.
+	Init time.Duration `json:"init"`
+	// Run is from sending the event to the end of the response.
+	Run time.Duration `json:"run"`
+}
+
+// Invocation is the record of one call.
+type Invocation struct {
+	ID       string `json:"id"`
+	Function string `json:"function"`
+	Version  int    `json:"version"`
+	Kind     Kind   `json:"kind"`
+	// Method and Path are those of the HTTP request, empty for events.
+	Method string `json:"method,omitempty"`
+	Path   string `json:"path,omitempty"`
+	// Status is the HTTP status sent to the caller.
+	Status int `json:"status"`
+	// ErrorCode and ErrorMessage are empty on success.
+	ErrorCode    Code   `json:"error_code,omitempty"`
+	ErrorMessage string `json:"error_message,omitempty"`
+	// Cold is true when this call waited for an instance made for it.
+	Cold      bool      `json:"cold"`
+	StartedAt time.Time `json:"started_at"`
+	Timings   Timings   `json:"timings"`
+	BytesIn   int64     `json:"bytes_in"`
+	BytesOut  int64     `json:"bytes_out"`
+}
+
+// LogLine is one line a function wrote, or one that Hearth wrote about it.
+type LogLine struct {
+	Time     time.Time `json:"time"`
+	Function string    `json:"function"`
+	Version  int       `json:"version"`
+	// Instance is the id of the sandbox.
+	Instance string `json:"instance"`
+	// Invocation is empty for output outside of any call (imports, threads).
+	Invocation string `json:"invocation,omitempty"`
+	// Stream is "stdout", "stderr" or "hearth" (a line of the platform).
+	Stream string `json:"stream"`
+	// Text is without its line end; invalid UTF-8 is replaced.
+	Text string `json:"text"`
+}
+
+// EventRequest calls a function with a JSON event.
+type EventRequest struct {
+	Function string
+	// Event is JSON; empty means null.
+	Event io.Reader
+	// Size is the length of Event in bytes, -1 when unknown.
+	Size int64
+}
+
+// Invoker calls functions; package gateway implements it.
+type Invoker interface {
+	// InvokeEvent runs the function with the event and streams the handler's
+	// value to w. started is called once, before the first write, with the
+	// record as far as it is known. The returned record is complete. Errors
+	// carry a Code; after started was called they mean a broken stream.
+	InvokeEvent(ctx context.Context, r EventRequest, w io.Writer, started func(Invocation)) (Invocation, error)
+}
