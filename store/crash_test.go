@@ -1,0 +1,5 @@
+package store_test
+
+const crashEnv = "HEARTH_TEST_CRASH_DIR"
+
+func crashChild(string) {}

@@ -1,0 +1,99 @@
+package store
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hearthrun/hearth"
+)
+
+// prepareDir makes dir a directory that only this user can enter and returns
+// its absolute path. A directory that others can enter is closed to them only
+// if it is empty or already holds Hearth's data: --data-dir /home/me must not
+// lock anything out of a home directory.
+func prepareDir(dir string) (string, error) {
+	if dir == "" {
+		return "", hearth.Errorf(hearth.CodeInvalid, "no data directory is given").
+			WithHint("choose one with --data-dir")
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", dirError(err, dir)
+	}
+	if err := os.MkdirAll(abs, 0o700); err != nil {
+		return "", dirError(err, abs)
+	}
+	// Sandboxes and SQLite need the real place, not a link to it.
+	if abs, err = filepath.EvalSymlinks(abs); err != nil {
+		return "", dirError(err, dir)
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return "", dirError(err, abs)
+	}
+	if info.Mode().Perm()&0o077 == 0 {
+		return abs, nil
+	}
+	entries, err := os.ReadDir(abs)
+	if err != nil {
+		return "", dirError(err, abs)
+	}
+	ours := info.Mode()&fs.ModeSticky == 0
+	for _, e := range entries {
+		if n := e.Name(); n == catalogFile || n == lockFile {
+			ours = true
+			break
+		} else if n != "lost+found" {
+			ours = false
+		}
+	}
+	if !ours {
+		return "", hearth.Errorf(hearth.CodeInvalid, "%s is open to other users and holds other files than Hearth's", abs).
+			WithHint("choose an empty or new directory with --data-dir")
+	}
+	if err := os.Chmod(abs, 0o700); err != nil {
+		return "", dirError(err, abs)
+	}
+	return abs, nil
+}
+
+const lockFile = "lock"
+
+// acquire takes the lock of the data directory and writes our process id into
+// it. The kernel drops the lock when the process ends in whatever way.
+func acquire(dir string) (*os.File, error) {
+	path := filepath.Join(dir, lockFile)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, dirError(err, path)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer func() { _ = f.Close() }()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, dirError(err, path)
+		}
+		who := ""
+		b, _ := io.ReadAll(io.LimitReader(f, 32))
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+			who = " (pid " + strconv.Itoa(pid) + ")"
+		}
+		return nil, hearth.Errorf(hearth.CodeConflict, "data directory %s is in use by another hearth server%s", dir, who).
+			WithHint("stop that server, or choose another directory with --data-dir")
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, dirError(err, path)
+	}
+	return f, nil
+}
