@@ -1,0 +1,219 @@
+// Package api is the control plane: the management API /v1, its OpenAPI
+// document and documentation pages, and the health endpoints. It declares what
+// it needs of the other parts as small interfaces; package server joins them.
+//
+// Until there is authentication, only clients on the same machine may manage:
+// see guard.
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"sync"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/build"
+	"github.com/hearthrun/hearth/driver"
+)
+
+// Catalog keeps functions.
+type Catalog interface {
+	// Function returns the function. Errors: CodeNotFound.
+	Function(ctx context.Context, name string) (hearth.Function, error)
+	// Functions returns at most limit functions whose names come after the
+	// given one, in the order of their names.
+	Functions(ctx context.Context, after string, limit int) ([]hearth.Function, error)
+	// Commit stores v as the live version of v.Function. A generation of 0 says
+	// that the function must not exist yet, another one that it must have just
+	// that. Errors: CodeConflict if it is otherwise or v.Number is not what
+	// NextVersion returns.
+	Commit(ctx context.Context, v hearth.Version, generation int64) (hearth.Function, error)
+	// Delete removes the function with its versions if it has the generation; 0
+	// means any. Errors: CodeNotFound, CodeConflict.
+	Delete(ctx context.Context, name string, generation int64) error
+}
+
+// Versions reads the versions of functions.
+type Versions interface {
+	// NextVersion returns the number that the next version of the function
+	// gets. The function need not exist.
+	NextVersion(ctx context.Context, function string) (int, error)
+	// Version returns one version. Errors: CodeNotFound.
+	Version(ctx context.Context, function string, number int) (hearth.Version, error)
+	// Versions returns at most limit versions with numbers below before, newest
+	// first; 0 means from the newest.
+	Versions(ctx context.Context, function string, before, limit int) ([]hearth.Version, error)
+}
+
+// Artifacts keeps artifacts by their digest.
+type Artifacts interface {
+	// Put calls fill with an empty directory and keeps what fill wrote there
+	// under the digest it returned. If fill fails, nothing remains and Put
+	// returns its error.
+	Put(ctx context.Context, fill func(dir string) (digest string, err error)) error
+	// Dir returns the directory of an artifact. Errors: CodeNotFound.
+	Dir(ctx context.Context, digest string) (string, error)
+}
+
+// Verifier starts versions; package pool implements it.
+type Verifier interface {
+	// Verify loads v in a real sandbox, which may then stay to serve the first
+	// call, under v.Incarnation. Errors: CodeFunction if the code cannot be
+	// loaded.
+	Verify(ctx context.Context, v hearth.Version) error
+}
+
+// Router knows which routes lead to which function; package gateway implements
+// it.
+type Router interface {
+	// CheckRoutes tells whether the function may have these routes besides
+	// those of all other functions. Errors: CodeConflict.
+	CheckRoutes(function string, routes []hearth.Route) error
+	// Reload reads the catalog. When it returns, calls reach what is in it.
+	Reload(ctx context.Context) error
+}
+
+// Logs reads what functions wrote.
+type Logs interface {
+	// Tail returns the newest n lines of a function, oldest first.
+	Tail(ctx context.Context, function string, n int) ([]hearth.LogLine, error)
+	// Follow calls emit for the newest n lines and then for each new one, until
+	// ctx ends or emit fails.
+	Follow(ctx context.Context, function string, n int, emit func(hearth.LogLine) error) error
+	// Delete removes the logs of a function.
+	Delete(function string) error
+}
+
+// Invocations reads the records of calls.
+type Invocations interface {
+	// Invocations returns at most limit records of a function, newest first,
+	// that are older than the one with the id before; "" means from the newest.
+	Invocations(ctx context.Context, function, before string, limit int) ([]hearth.Invocation, error)
+	// Invocation returns one record. Errors: CodeNotFound.
+	Invocation(ctx context.Context, id string) (hearth.Invocation, error)
+}
+
+// Drivers tells what the drivers can do on this host.
+type Drivers interface {
+	// Drivers returns the result of each driver's Probe, kept by the server.
+	Drivers(ctx context.Context) []driver.Info
+}
+
+// Health tells whether the server takes calls.
+type Health interface {
+	// Ready returns nil, or why the server does not take calls now.
+	Ready() error
+}
+
+// Deps are the parts that the API works with. All but the fields that name a
+// default are required.
+type Deps struct {
+	Catalog     Catalog
+	Versions    Versions
+	Artifacts   Artifacts
+	Verifier    Verifier
+	Router      Router
+	Invoker     hearth.Invoker
+	Logs        Logs
+	Invocations Invocations
+	Drivers     Drivers
+	Health      Health
+	Logger      *slog.Logger
+	// Version is that of Hearth, for the OpenAPI document; default "dev".
+	Version string
+	// Limits bound uploaded code; see build.Limits for the defaults.
+	Limits build.Limits
+	// MaxEvent is the greatest size of the event of POST …/invocations in bytes;
+	// default 6 MiB.
+	MaxEvent int64
+	// AllowedHosts are names in the Host header under which management is
+	// served besides localhost and loopback addresses.
+	AllowedHosts []string
+	// Draining is closed when the server begins to shut down; it ends followed
+	// logs. nil means never.
+	Draining <-chan struct{}
+}
+
+// server is the API at work.
+type server struct {
+	Deps
+	huma huma.API
+	mux  *http.ServeMux
+
+	// commit serialises changes of the catalog and the routes that follow it.
+	commit sync.Mutex
+	// deploys serialises the deploys of one function.
+	deploys locks
+	// uploads bounds how many artifacts are unpacked at the same time.
+	uploads chan struct{}
+}
+
+// maxUploads is how many artifacts are unpacked at the same time; others wait.
+const maxUploads = 4
+
+// New returns the handler of /v1, /openapi.json, /openapi.yaml, /docs, /healthz
+// and /readyz. Other paths get a 404 problem.
+func New(d Deps) http.Handler {
+	if d.Version == "" {
+		d.Version = "dev"
+	}
+	if d.MaxEvent <= 0 {
+		d.MaxEvent = 6 << 20
+	}
+	d.Limits = d.Limits.WithDefaults()
+	s := &server{
+		Deps: d, mux: http.NewServeMux(),
+		deploys: locks{held: map[string]*lock{}},
+		uploads: make(chan struct{}, maxUploads),
+	}
+	s.huma = newHuma(s)
+	s.registerFunctions()
+	s.registerVersions()
+	s.registerArtifacts()
+	s.registerInvocations()
+	s.registerLogs()
+	s.registerHost()
+	s.registerDocs()
+	return s.guard(http.HandlerFunc(s.route))
+}
+
+// route serves r, or a problem where net/http would answer in plain text.
+func (s *server) route(w http.ResponseWriter, r *http.Request) {
+	h, pattern := s.mux.Handler(r)
+	if pattern != "" {
+		s.mux.ServeHTTP(w, r)
+		return
+	}
+	probe := &headerProbe{header: http.Header{}}
+	h.ServeHTTP(probe, r)
+	if probe.status == http.StatusMethodNotAllowed {
+		w.Header()["Allow"] = probe.header["Allow"]
+		err := hearth.Errorf(hearth.CodeInvalid, "%s is not possible here", r.Method).
+			WithHint("possible: %s", probe.header.Get("Allow"))
+		s.fail(w, r, withStatus(http.StatusMethodNotAllowed, err))
+		return
+	}
+	s.fail(w, r, hearth.Errorf(hearth.CodeNotFound, "there is nothing at %q", clip(r.URL.Path)).
+		WithHint("the documentation of the management API is at /docs"))
+}
+
+// headerProbe finds out what net/http would answer.
+type headerProbe struct {
+	header http.Header
+	status int
+}
+
+func (p *headerProbe) Header() http.Header         { return p.header }
+func (p *headerProbe) Write(b []byte) (int, error) { return len(b), nil }
+func (p *headerProbe) WriteHeader(status int)      { p.status = status }
+
+// clip shortens a user's value for a message.
+func clip(s string) string {
+	if len(s) > 100 {
+		return s[:100] + "…"
+	}
+	return s
+}

@@ -1,0 +1,355 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/build"
+	"github.com/hearthrun/hearth/driver"
+)
+
+const (
+	// verifyGrace is what the start of a sandbox may take besides the
+	// function's own timeout.
+	verifyGrace = time.Minute
+	// commitTimeout bounds the steps that go on when the client goes away.
+	commitTimeout = 30 * time.Second
+)
+
+// deployment is what a client wants a function to be.
+type deployment struct {
+	name      string
+	config    hearth.Config
+	code      *code // nil keeps the code the function has
+	match     condition
+	ifNew     bool // If-None-Match: *
+	mustBeNew bool // POST
+}
+
+// deploy makes a version, starts it for real and, if that works, makes it live.
+// On any error nothing has changed.
+//
+// Deploys of one function wait for each other, so that the number a version is
+// verified with is the one it is committed with. Only the commit itself is
+// serialised over all functions: there routes are checked again.
+func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
+	if err := hearth.ValidateName(d.name); err != nil {
+		return deployed{}, err
+	}
+	config := d.config.WithDefaults()
+	if err := config.Validate(); err != nil {
+		return deployed{}, err
+	}
+	unlock, err := s.deploys.lock(ctx, d.name)
+	if err != nil {
+		return deployed{}, err
+	}
+	defer unlock()
+
+	old, err := s.current(ctx, d)
+	if err != nil {
+		return deployed{}, err
+	}
+	config, language, warnings, err := s.resolve(ctx, config)
+	if err != nil {
+		return deployed{}, err
+	}
+	if err := s.Router.CheckRoutes(d.name, config.Routes); err != nil {
+		return deployed{}, err
+	}
+	artifact, err := s.artifact(ctx, d, old, language, config.Handler)
+	if err != nil {
+		return deployed{}, err
+	}
+	if old != nil && old.Artifact == artifact && sameConfig(old.Config, config) {
+		v, err := s.Versions.Version(ctx, old.Name, old.Live)
+		if err != nil {
+			return deployed{}, err
+		}
+		return deployed{function: *old, warnings: v.Warnings}, nil
+	}
+	v, err := s.verify(ctx, hearth.Version{
+		Function: d.name, Config: config, Artifact: artifact, Warnings: warnings,
+	})
+	if err != nil {
+		return deployed{}, err
+	}
+	f, err := s.commitVersion(ctx, v, old)
+	if err != nil {
+		return deployed{}, err
+	}
+	return deployed{function: f, warnings: warnings, created: old == nil}, nil
+}
+
+// current returns the function as it is, nil if there is none, after checking
+// the conditions of d.
+func (s *server) current(ctx context.Context, d deployment) (*hearth.Function, error) {
+	f, err := s.Catalog.Function(ctx, d.name)
+	var old *hearth.Function
+	switch {
+	case err == nil:
+		old = &f
+	case hearth.ErrorCode(err) != hearth.CodeNotFound:
+		return nil, err
+	}
+	if err := d.match.check(d.name, old); err != nil {
+		return nil, err
+	}
+	if old != nil && (d.mustBeNew || d.ifNew) {
+		err := hearth.Errorf(hearth.CodeConflict, "there is a function %q already", d.name).
+			WithHint("choose another name, or use PUT /v1/functions/%s to give it a new version", d.name)
+		if d.ifNew {
+			return nil, withStatus(http.StatusPreconditionFailed, err)
+		}
+		return nil, err
+	}
+	if old == nil && d.code == nil {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "a new function needs code").
+			WithHint(`add "code": {"files": {"main.py": "…"}}, or upload an archive to POST /v1/artifacts and add "code": {"artifact": "sha256:…"}`)
+	}
+	return old, nil
+}
+
+// resolve decides what depends on the host: the driver, the exact runtime and
+// the egress policy. It also returns the runtime's language and warnings about
+// what the host cannot enforce.
+func (s *server) resolve(ctx context.Context, c hearth.Config) (hearth.Config, string, []string, error) {
+	info, err := s.driver(ctx, c.Isolation)
+	if err != nil {
+		return c, "", nil, err
+	}
+	rt, err := findRuntime(info, c.Runtime)
+	if err != nil {
+		return c, "", nil, err
+	}
+	c.Runtime = rt.Name
+	var warnings []string
+	switch {
+	case c.Egress == "" && info.Internet:
+		c.Egress = hearth.EgressInternet
+	case c.Egress == "":
+		c.Egress = hearth.EgressNone
+		warnings = append(warnings, fmt.Sprintf("the function has no network: isolation %s cannot restrict connections to public addresses on this host%s", info.Name, remedy(info, "egress", "internet", "network")))
+	case c.Egress == hearth.EgressInternet && !info.Internet:
+		e := hearth.Errorf(hearth.CodeUnsupported, "isolation %s cannot enforce egress: internet on this host, that is, keep the function away from the host and private addresses", info.Name)
+		hint := "use egress: none"
+		if r := remedy(info, "egress", "internet", "network"); r != "" {
+			hint += r
+		}
+		return c, "", nil, e.WithHint("%s", hint)
+	}
+	if !info.MemoryLimit {
+		warnings = append(warnings, fmt.Sprintf("memory: %s is not enforced by isolation %s on this host%s", c.Memory, info.Name, remedy(info, "memory")))
+	}
+	if !info.CPULimit {
+		warnings = append(warnings, fmt.Sprintf("cpu: %g is not enforced by isolation %s on this host%s", c.CPU, info.Name, remedy(info, "cpu", "CPU")))
+	}
+	if !info.PIDLimit {
+		warnings = append(warnings, fmt.Sprintf("the number of processes is not limited by isolation %s on this host%s", info.Name, remedy(info, "pids", "processes")))
+	}
+	return c, rt.Language, warnings, nil
+}
+
+// remedy returns what a driver advises about one of its limitations, as the end
+// of a sentence.
+func remedy(info driver.Info, words ...string) string {
+	for _, p := range info.Limitations {
+		for _, w := range words {
+			if p.Remedy != "" && strings.Contains(p.What, w) {
+				return "; to change that: " + p.Remedy
+			}
+		}
+	}
+	return ""
+}
+
+// driver returns a driver that works here. Errors: CodeInvalid for an unknown
+// one, CodeUnsupported for one that does not work on this host.
+func (s *server) driver(ctx context.Context, name string) (driver.Info, error) {
+	var works []string
+	var found *driver.Info
+	for _, i := range s.Drivers.Drivers(ctx) {
+		if i.Works {
+			works = append(works, i.Name)
+		}
+		if i.Name == name {
+			found = &i
+		}
+	}
+	hint := "no isolation works on this host; GET /v1/drivers (hearth doctor) says what is missing"
+	if len(works) > 0 {
+		hint = "isolation that works here: " + strings.Join(works, ", ")
+	}
+	if found == nil {
+		return driver.Info{}, hearth.Errorf(hearth.CodeInvalid, "isolation %q is unknown", name).WithHint("%s", hint)
+	}
+	if !found.Works {
+		msg := fmt.Sprintf("isolation %s does not work on this host", name)
+		for i, p := range found.Missing {
+			sep := ": "
+			if i > 0 {
+				sep = "; "
+			}
+			msg += sep + p.What
+			if p.Remedy != "" {
+				msg += " (" + p.Remedy + ")"
+			}
+		}
+		return driver.Info{}, (&hearth.Error{Code: hearth.CodeUnsupported, Message: msg}).WithHint("%s", hint)
+	}
+	return *found, nil
+}
+
+// findRuntime returns the runtime with the name, or the newest one of the
+// language with that name. Errors: CodeInvalid.
+func findRuntime(info driver.Info, name string) (driver.Runtime, error) {
+	var have []string
+	for _, r := range info.Runtimes {
+		if r.Name == name || r.Language == name { // newest first
+			return r, nil
+		}
+		have = append(have, r.Name)
+	}
+	hint := "no runtime was found on this host; install python3 or nodejs and start Hearth again"
+	if len(have) > 0 {
+		hint = "available: " + strings.Join(have, ", ")
+	}
+	return driver.Runtime{}, hearth.Errorf(hearth.CodeInvalid, "isolation %s has no runtime %q", info.Name, name).WithHint("%s", hint)
+}
+
+// artifact returns the digest of the code, which is stored then and has the
+// handler's file.
+func (s *server) artifact(ctx context.Context, d deployment, old *hearth.Function, language, handler string) (string, error) {
+	if d.code == nil {
+		return old.Artifact, s.checkHandler(ctx, old.Artifact, language, handler)
+	}
+	switch files, digest := d.code.Files, d.code.Artifact; {
+	case (len(files) == 0) == (digest == ""):
+		return "", hearth.Errorf(hearth.CodeInvalid, "code needs either files or an artifact").
+			WithHint(`write "code": {"files": {"main.py": "…"}} or "code": {"artifact": "sha256:…"}`)
+	case digest != "":
+		return digest, s.checkHandler(ctx, digest, language, handler)
+	}
+	var digest string
+	_, err := s.store(ctx, func(dir string) (build.Summary, error) {
+		sum, err := build.WriteFiles(ctx, d.code.Files, dir, s.Limits)
+		if err != nil {
+			return sum, err
+		}
+		digest = sum.Digest
+		return sum, build.CheckHandler(dir, language, handler)
+	})
+	return digest, err
+}
+
+func (s *server) checkHandler(ctx context.Context, digest, language, handler string) error {
+	dir, err := s.Artifacts.Dir(ctx, digest)
+	if hearth.ErrorCode(err) == hearth.CodeNotFound {
+		return (&hearth.Error{Code: hearth.CodeNotFound, Message: "there is no artifact " + digest, Err: err}).
+			WithHint("upload the code again to POST /v1/artifacts")
+	}
+	if err != nil {
+		return err
+	}
+	return build.CheckHandler(dir, language, handler)
+}
+
+// sameConfig tells whether two configurations mean the same.
+func sameConfig(a, b hearth.Config) bool {
+	norm := func(c hearth.Config) hearth.Config {
+		if len(c.Env) == 0 {
+			c.Env = nil
+		}
+		if len(c.Labels) == 0 {
+			c.Labels = nil
+		}
+		if len(c.Routes) == 0 {
+			c.Routes = nil
+		}
+		return c
+	}
+	return reflect.DeepEqual(norm(a), norm(b))
+}
+
+// verify numbers v and starts it.
+func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, error) {
+	number, err := s.Versions.NextVersion(ctx, v.Function)
+	if err != nil {
+		return v, err
+	}
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	v.Number, v.Incarnation = number, hex.EncodeToString(id[:])
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(v.Config.Timeout)+verifyGrace)
+	defer cancel()
+	if err := s.Verifier.Verify(ctx, v); err != nil {
+		var e *hearth.Error
+		if errors.As(err, &e) && e.Code == hearth.CodeFunction && e.Hint == "" {
+			return v, e.WithHint("nothing was changed; correct the code and deploy it again")
+		}
+		return v, err
+	}
+	return v, nil
+}
+
+// commitVersion makes v live. From here on it does not matter whether the
+// client still waits: half a deploy is worse than one nobody has seen.
+func (s *server) commitVersion(ctx context.Context, v hearth.Version, old *hearth.Function) (hearth.Function, error) {
+	if err := ctx.Err(); err != nil {
+		return hearth.Function{}, ctxErrorOf(err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	if err := s.Router.CheckRoutes(v.Function, v.Config.Routes); err != nil {
+		return hearth.Function{}, err
+	}
+	var generation int64
+	if old != nil {
+		generation = old.Generation
+	}
+	f, err := s.Catalog.Commit(ctx, v, generation)
+	if err != nil {
+		return f, err
+	}
+	return f, s.Router.Reload(ctx)
+}
+
+// remove deletes a function.
+func (s *server) remove(ctx context.Context, name string, match condition) error {
+	unlock, err := s.deploys.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	f, err := s.function(ctx, name)
+	if err != nil {
+		if match.exists && hearth.ErrorCode(err) == hearth.CodeNotFound {
+			return match.check(name, nil)
+		}
+		return err
+	}
+	if err := match.check(name, &f); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	if err := s.Catalog.Delete(ctx, name, f.Generation); err != nil {
+		return err
+	}
+	if err := s.Router.Reload(ctx); err != nil {
+		return err
+	}
+	return s.Logs.Delete(name)
+}

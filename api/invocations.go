@@ -1,0 +1,230 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/hearthrun/hearth"
+)
+
+// maxBuffered is up to which size in bytes an answer is held back, so that all
+// of its timings are in the header.
+const maxBuffered = 64 << 10
+
+type invocationsInput struct {
+	Name   string `path:"name" doc:"Name of the function" example:"hello"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"50" doc:"Greatest number of records"`
+	Before string `query:"before" maxLength:"100" doc:"Only calls older than the one with this id"`
+}
+
+type invocationList struct {
+	Invocations []hearth.Invocation `json:"invocations" doc:"Newest first"`
+	Next        string              `json:"next,omitempty" doc:"The before of the next page; missing on the last one"`
+}
+
+type invocationListOutput struct{ Body invocationList }
+
+type invocationInput struct {
+	ID string `path:"id" doc:"Id of the call, from the header Hearth-Invocation-Id"`
+}
+
+type invocationOutput struct{ Body hearth.Invocation }
+
+func (s *server) registerInvocations() {
+	register(s, huma.Operation{
+		OperationID: "list-invocations", Method: http.MethodGet, Path: "/v1/functions/{name}/invocations", Tags: []string{"Invocations"},
+		Summary: "List the calls of a function, newest first",
+	}, s.listInvocations)
+	register(s, huma.Operation{
+		OperationID: "get-invocation", Method: http.MethodGet, Path: "/v1/invocations/{id}", Tags: []string{"Invocations"},
+		Summary: "Read the record of a call",
+	}, s.getInvocation)
+
+	text := func(doc string) *huma.Param {
+		return &huma.Param{Description: doc, Schema: &huma.Schema{Type: huma.TypeString}}
+	}
+	anyJSON := func() map[string]*huma.MediaType {
+		return map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{}}}
+	}
+	s.registerRaw(huma.Operation{
+		OperationID: "invoke-function", Method: http.MethodPost, Path: "/v1/functions/{name}/invocations", Tags: []string{"Invocations"},
+		Summary: "Call a function with an event",
+		Description: "The body is the event, any JSON value; without a body it is null. The answer is the handler's value as JSON. " +
+			"Server-Timing tells where the time went, in milliseconds; for answers over 64 KiB its run comes in a trailer.",
+		Parameters: []*huma.Param{{
+			Name: "name", In: "path", Required: true, Description: "Name of the function", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello",
+		}},
+		RequestBody: &huma.RequestBody{
+			Description: "The event, at most " + hearth.Bytes(s.MaxEvent).String(),
+			Content:     anyJSON(),
+		},
+		Responses: map[string]*huma.Response{"200": {
+			Description: "The handler's value",
+			Headers: map[string]*huma.Param{
+				"Hearth-Invocation-Id": text("Id of the call"),
+				"Hearth-Start":         text("cold if the call waited for an instance made for it, else warm"),
+				"Server-Timing":        text("queue, start, init and run in ms"),
+			},
+			Content: anyJSON(),
+		}},
+	}, s.invoke)
+}
+
+func (s *server) listInvocations(ctx context.Context, in *invocationsInput) (*invocationListOutput, error) {
+	if _, err := s.function(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	list, err := s.Invocations.Invocations(ctx, in.Name, in.Before, in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	out := &invocationListOutput{Body: invocationList{Invocations: []hearth.Invocation{}}}
+	if len(list) > in.Limit {
+		list = list[:in.Limit]
+		out.Body.Next = list[in.Limit-1].ID
+	}
+	out.Body.Invocations = append(out.Body.Invocations, list...)
+	return out, nil
+}
+
+func (s *server) getInvocation(ctx context.Context, in *invocationInput) (*invocationOutput, error) {
+	i, err := s.Invocations.Invocation(ctx, in.ID)
+	if hearth.ErrorCode(err) == hearth.CodeNotFound {
+		return nil, (&hearth.Error{
+			Code: hearth.CodeNotFound, Message: "there is no record of a call " + strconv.Quote(clip(in.ID)), Err: err,
+		}).WithHint("records are written a moment after the call and kept for a limited time")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &invocationOutput{Body: i}, nil
+}
+
+// invoke serves POST /v1/functions/{name}/invocations.
+func (s *server) invoke(w http.ResponseWriter, r *http.Request) error {
+	event, err := s.readEvent(r)
+	if err != nil {
+		return err
+	}
+	a := &answer{w: w}
+	inv, err := s.Invoker.InvokeEvent(r.Context(), hearth.EventRequest{
+		Function: r.PathValue("name"), Event: bytes.NewReader(event), Size: int64(len(event)),
+	}, a, func(i hearth.Invocation) { a.record = i })
+	if inv.ID != "" {
+		a.record = inv
+	}
+	switch {
+	case a.sent && err != nil:
+		// The status is gone already; only a broken connection can still tell.
+		s.Logger.DebugContext(r.Context(), "answer broken off", "invocation", a.record.ID, "error", err)
+		panic(http.ErrAbortHandler)
+	case err != nil:
+		p := s.problemOf(r.Context(), err)
+		if a.record.ID != "" {
+			a.head()
+			p.Instance = "/v1/invocations/" + a.record.ID
+		}
+		s.send(w, p)
+	case a.sent:
+		w.Header().Set(http.TrailerPrefix+"Server-Timing", a.record.Timings.ServerTiming())
+	default:
+		a.head()
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.held)))
+		w.WriteHeader(http.StatusOK)
+		_, _ = w.Write(a.held)
+	}
+	return nil
+}
+
+// readEvent returns the event, nil for null.
+func (s *server) readEvent(r *http.Request) ([]byte, error) {
+	tooLarge := func() error {
+		return withStatus(http.StatusRequestEntityTooLarge,
+			hearth.Errorf(hearth.CodeInvalid, "the event is larger than %s", hearth.Bytes(s.MaxEvent)).
+				WithHint("send large data to /fn/%s/ instead, where the function can read it as a stream", clip(r.PathValue("name"))))
+	}
+	if r.ContentLength > s.MaxEvent {
+		return nil, tooLarge()
+	}
+	var buf bytes.Buffer
+	if r.ContentLength > 0 {
+		buf.Grow(int(r.ContentLength) + bytes.MinRead)
+	}
+	n, err := buf.ReadFrom(io.LimitReader(r.Body, s.MaxEvent+1))
+	var over *http.MaxBytesError
+	switch {
+	case n > s.MaxEvent, errors.As(err, &over):
+		return nil, tooLarge()
+	case err != nil:
+		return nil, &hearth.Error{Code: hearth.CodeCanceled, Message: "the request broke off", Hint: "send it again", Err: err}
+	}
+	event := bytes.TrimSpace(buf.Bytes())
+	if len(event) == 0 {
+		return nil, nil
+	}
+	if !json.Valid(event) {
+		var v any
+		err := json.Unmarshal(event, &v)
+		where := ""
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			where = fmt.Sprintf(" (%s at byte %d)", syntax.Error(), syntax.Offset)
+		}
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the event is not valid JSON%s", where).
+			WithHint(`send a JSON value, for example {"name":"Ada"}`)
+	}
+	return event, nil
+}
+
+// answer holds an answer back until it is complete or larger than maxBuffered,
+// and streams from then on.
+type answer struct {
+	w      http.ResponseWriter
+	record hearth.Invocation
+	held   []byte
+	sent   bool // the header is out
+}
+
+// Write implements io.Writer.
+func (a *answer) Write(p []byte) (int, error) {
+	if !a.sent && len(a.held)+len(p) <= maxBuffered {
+		a.held = append(a.held, p...)
+		return len(p), nil
+	}
+	if !a.sent {
+		a.sent = true
+		a.head()
+		a.w.Header().Set("Content-Type", "application/json")
+		a.w.WriteHeader(http.StatusOK)
+		if _, err := a.w.Write(a.held); err != nil {
+			return 0, err
+		}
+		a.held = nil
+	}
+	n, err := a.w.Write(p)
+	if err != nil {
+		return n, err
+	}
+	return n, http.NewResponseController(a.w).Flush()
+}
+
+// head sets what the record tells.
+func (a *answer) head() {
+	h := a.w.Header()
+	h.Set("Hearth-Invocation-Id", a.record.ID)
+	start := "warm"
+	if a.record.Cold {
+		start = "cold"
+	}
+	h.Set("Hearth-Start", start)
+	h.Set("Server-Timing", a.record.Timings.ServerTiming())
+}

@@ -1,0 +1,176 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/hearthrun/hearth"
+)
+
+// newHuma makes the huma API on s.mux. Its built-in pages are off: they load
+// scripts from elsewhere, and its errors become problems.
+func newHuma(s *server) huma.API {
+	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Duration](), reflect.TypeFor[durationSchema]())
+	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Bytes](), reflect.TypeFor[bytesSchema]())
+	a := humago.New(s.mux, huma.Config{
+		OpenAPI: &huma.OpenAPI{
+			OpenAPI: "3.1.0",
+			Info: &huma.Info{
+				Title: "Hearth management API", Version: s.Version,
+				Description: "Deploys functions, calls them and tells what they did. Every error is an RFC 9457 problem with a code and a hint.",
+				License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+			},
+			Components: &huma.Components{Schemas: registry},
+			Tags: []*huma.Tag{
+				{Name: "Functions", Description: "Deploy, read and delete functions."},
+				{Name: "Versions", Description: "The immutable versions of a function."},
+				{Name: "Artifacts", Description: "Upload code as an archive."},
+				{Name: "Invocations", Description: "Call functions and read the records of calls."},
+				{Name: "Logs", Description: "What functions wrote."},
+				{Name: "Host", Description: "What this server can do and how it is."},
+			},
+		},
+		Formats: map[string]huma.Format{
+			"application/json": huma.DefaultJSONFormat,
+			"json":             huma.DefaultJSONFormat,
+		},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+		Transformers:                 []huma.Transformer{problems},
+	})
+	a.UseMiddleware(func(ctx huma.Context, next func(huma.Context)) { next(&opContext{humaContext: ctx}) })
+	return a
+}
+
+// humaContext is huma.Context under a name that does not hide its own method
+// Context when it is embedded.
+type humaContext huma.Context
+
+// opContext lets the transformer problems change the status of an answer.
+type opContext struct {
+	humaContext
+	status int // in place of the one huma chose, if not 0
+}
+
+// SetStatus implements huma.Context.
+func (c *opContext) SetStatus(status int) {
+	if c.status != 0 {
+		status = c.status
+	}
+	c.humaContext.SetStatus(status)
+}
+
+// Unwrap is for humago.Unwrap.
+func (c *opContext) Unwrap() huma.Context { return c.humaContext }
+
+// problems replaces huma's error model by ours.
+func problems(ctx huma.Context, status string, v any) (any, error) {
+	m, ok := v.(*huma.ErrorModel)
+	if !ok {
+		return v, nil
+	}
+	code, err := strconv.Atoi(status)
+	if err != nil {
+		code = m.Status
+	}
+	p := fromHuma(code, m)
+	if c, ok := ctx.(*opContext); ok {
+		c.status = p.Status
+	}
+	ctx.SetHeader("Content-Type", p.ContentType(""))
+	ctx.SetHeader("Hearth-Error", string(p.Code))
+	return p, nil
+}
+
+// register adds an operation whose bodies are JSON. Errors of h become
+// problems.
+func register[I, O any](s *server, op huma.Operation, h func(context.Context, *I) (*O, error)) {
+	s.document(&op)
+	huma.Register(s.huma, op, func(ctx context.Context, in *I) (*O, error) {
+		out, err := h(ctx, in)
+		if err != nil {
+			return nil, s.problemOf(ctx, err)
+		}
+		return out, nil
+	})
+	// huma always adds the model of its own errors, which is never sent.
+	delete(s.huma.OpenAPI().Components.Schemas.Map(), "ErrorModel")
+}
+
+// registerRaw adds an operation that reads and writes streams itself; op holds
+// all of its documentation but the errors.
+func (s *server) registerRaw(op huma.Operation, h func(http.ResponseWriter, *http.Request) error) {
+	s.document(&op)
+	s.huma.OpenAPI().AddOperation(&op)
+	s.mux.HandleFunc(op.Method+" "+op.Path, func(w http.ResponseWriter, r *http.Request) {
+		if err := h(w, r); err != nil {
+			s.fail(w, r, err)
+		}
+	})
+}
+
+// document adds the answer for errors to an operation.
+func (s *server) document(op *huma.Operation) {
+	if op.Responses == nil {
+		op.Responses = map[string]*huma.Response{}
+	}
+	op.Responses["default"] = &huma.Response{
+		Description: "What went wrong. The status follows from the code: " + statuses(),
+		Headers: map[string]*huma.Param{
+			"Hearth-Error": {Description: "The code of the problem", Schema: &huma.Schema{Type: huma.TypeString}},
+		},
+		Content: map[string]*huma.MediaType{
+			"application/problem+json": {Schema: schemaOf[problem](s)},
+		},
+	}
+}
+
+// statuses lists which HTTP status each code has.
+func statuses() string {
+	var list string
+	for i, c := range hearth.Codes() {
+		if i > 0 {
+			list += ", "
+		}
+		list += string(c.Code) + " " + strconv.Itoa(c.HTTPStatus)
+	}
+	return list
+}
+
+// schemaOf returns a reference to the schema of T.
+func schemaOf[T any](s *server) *huma.Schema {
+	return s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[T](), true, "")
+}
+
+// durationSchema stands for hearth.Duration in the document. Its pattern lets
+// through all that might be meant as one; hearth.Duration says what is wrong.
+type durationSchema struct{}
+
+// Schema implements huma.SchemaProvider.
+func (durationSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type:        huma.TypeString,
+		Description: "A duration: a number with ms, s, m or h, several of them, or a bare number of seconds",
+		Pattern:     `^-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$|^-?[0-9]+(\.[0-9]+)?$`,
+		Examples:    []any{"30s", "500ms", "1m30s"},
+	}
+}
+
+// bytesSchema stands for hearth.Bytes in the document.
+type bytesSchema struct{}
+
+// Schema implements huma.SchemaProvider.
+func (bytesSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type:        huma.TypeString,
+		Description: "A size: a number with B, KiB, MiB, GiB or TiB (powers of 1024) or KB, MB, GB or TB (powers of 1000)",
+		Pattern:     `^[0-9]+(\.[0-9]+)? ?([KMGT]i?)?B$`,
+		Examples:    []any{"128MiB", "1GiB"},
+	}
+}
