@@ -26,21 +26,22 @@ type Catalog interface {
 	// Functions returns at most limit functions whose names come after the
 	// given one, in the order of their names.
 	Functions(ctx context.Context, after string, limit int) ([]hearth.Function, error)
-	// Commit stores v as the live version of v.Function. A generation of 0 says
-	// that the function must not exist yet, another one that it must have just
-	// that. Errors: CodeConflict if it is otherwise or v.Number is not what
-	// NextVersion returns.
-	Commit(ctx context.Context, v hearth.Version, generation int64) (hearth.Function, error)
-	// Delete removes the function with its versions if it has the generation; 0
-	// means any. Errors: CodeNotFound, CodeConflict.
-	Delete(ctx context.Context, name string, generation int64) error
+	// CreateFunction makes the function v.Function with v as its first, live
+	// version. Errors: CodeConflict if the name is taken.
+	CreateFunction(ctx context.Context, v hearth.Version) (hearth.Function, hearth.Version, error)
+	// AddVersion makes v the live version of v.Function, which must be at
+	// ifGeneration. Errors: CodeNotFound, CodeConflict.
+	AddVersion(ctx context.Context, v hearth.Version, ifGeneration int64) (hearth.Function, hearth.Version, error)
+	// DeleteFunction removes the function with its versions and records; it must
+	// be at ifGeneration. Errors: CodeNotFound, CodeConflict.
+	DeleteFunction(ctx context.Context, name string, ifGeneration int64) error
 }
 
 // Versions reads the versions of functions.
 type Versions interface {
-	// NextVersion returns the number that the next version of the function
-	// gets. The function need not exist.
-	NextVersion(ctx context.Context, function string) (int, error)
+	// NextNumber returns the number that the next version of the function will
+	// get. The function need not exist.
+	NextNumber(ctx context.Context, function string) (int, error)
 	// Version returns one version. Errors: CodeNotFound.
 	Version(ctx context.Context, function string, number int) (hearth.Version, error)
 	// Versions returns at most limit versions with numbers below before, newest
@@ -54,8 +55,8 @@ type Artifacts interface {
 	// under the digest it returned. If fill fails, nothing remains and Put
 	// returns its error.
 	Put(ctx context.Context, fill func(dir string) (digest string, err error)) error
-	// Dir returns the directory of an artifact. Errors: CodeNotFound.
-	Dir(ctx context.Context, digest string) (string, error)
+	// ArtifactDir returns the directory of an artifact. Errors: CodeNotFound.
+	ArtifactDir(digest string) (string, error)
 }
 
 // Verifier starts versions; package pool implements it.
@@ -63,7 +64,10 @@ type Verifier interface {
 	// Verify loads v in a real sandbox, which may then stay to serve the first
 	// call, under v.Incarnation. Errors: CodeFunction if the code cannot be
 	// loaded.
-	Verify(ctx context.Context, v hearth.Version) error
+	Verify(ctx context.Context, v *hearth.Version) error
+	// Retire ends the instances of a version that no more calls will reach, after
+	// the calls they have.
+	Retire(incarnation string)
 }
 
 // Router knows which routes lead to which function; package gateway implements

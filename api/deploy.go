@@ -229,14 +229,14 @@ func findRuntime(info driver.Info, name string) (driver.Runtime, error) {
 // handler's file.
 func (s *server) artifact(ctx context.Context, d deployment, old *hearth.Function, language, handler string) (string, error) {
 	if d.code == nil {
-		return old.Artifact, s.checkHandler(ctx, old.Artifact, language, handler)
+		return old.Artifact, s.checkHandler(old.Artifact, language, handler)
 	}
 	switch files, digest := d.code.Files, d.code.Artifact; {
 	case (len(files) == 0) == (digest == ""):
 		return "", hearth.Errorf(hearth.CodeInvalid, "code needs either files or an artifact").
 			WithHint(`write "code": {"files": {"main.py": "…"}} or "code": {"artifact": "sha256:…"}`)
 	case digest != "":
-		return digest, s.checkHandler(ctx, digest, language, handler)
+		return digest, s.checkHandler(digest, language, handler)
 	}
 	var digest string
 	_, err := s.store(ctx, func(dir string) (build.Summary, error) {
@@ -250,8 +250,8 @@ func (s *server) artifact(ctx context.Context, d deployment, old *hearth.Functio
 	return digest, err
 }
 
-func (s *server) checkHandler(ctx context.Context, digest, language, handler string) error {
-	dir, err := s.Artifacts.Dir(ctx, digest)
+func (s *server) checkHandler(digest, language, handler string) error {
+	dir, err := s.Artifacts.ArtifactDir(digest)
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
 		return (&hearth.Error{Code: hearth.CodeNotFound, Message: "there is no artifact " + digest, Err: err}).
 			WithHint("upload the code again to POST /v1/artifacts")
@@ -281,7 +281,7 @@ func sameConfig(a, b hearth.Config) bool {
 
 // verify numbers v and starts it.
 func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, error) {
-	number, err := s.Versions.NextVersion(ctx, v.Function)
+	number, err := s.Versions.NextNumber(ctx, v.Function)
 	if err != nil {
 		return v, err
 	}
@@ -290,7 +290,7 @@ func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, 
 	v.Number, v.Incarnation = number, hex.EncodeToString(id[:])
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(v.Config.Timeout)+verifyGrace)
 	defer cancel()
-	if err := s.Verifier.Verify(ctx, v); err != nil {
+	if err := s.Verifier.Verify(ctx, &v); err != nil {
 		var e *hearth.Error
 		if errors.As(err, &e) && e.Code == hearth.CodeFunction && e.Hint == "" {
 			return v, e.WithHint("nothing was changed; correct the code and deploy it again")
@@ -300,28 +300,41 @@ func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, 
 	return v, nil
 }
 
-// commitVersion makes v live. From here on it does not matter whether the
-// client still waits: half a deploy is worse than one nobody has seen.
+// commitVersion makes v live in place of old. From here on it does not matter
+// whether the client still waits: half a deploy is worse than one nobody saw.
 func (s *server) commitVersion(ctx context.Context, v hearth.Version, old *hearth.Function) (hearth.Function, error) {
-	if err := ctx.Err(); err != nil {
-		return hearth.Function{}, ctxErrorOf(err)
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	if err := s.Router.CheckRoutes(v.Function, v.Config.Routes); err != nil {
-		return hearth.Function{}, err
-	}
-	var generation int64
-	if old != nil {
-		generation = old.Generation
-	}
-	f, err := s.Catalog.Commit(ctx, v, generation)
+	retire, f, err := s.storeVersion(ctx, v, old)
 	if err != nil {
+		s.Verifier.Retire(v.Incarnation)
 		return f, err
 	}
-	return f, s.Router.Reload(ctx)
+	err = s.Router.Reload(ctx)
+	if retire != "" && err == nil {
+		s.Verifier.Retire(retire)
+	}
+	return f, err
+}
+
+// storeVersion writes v to the catalog. It returns the incarnation of the
+// version that v replaces, "" if none.
+func (s *server) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Function) (retire string, f hearth.Function, err error) {
+	if err := s.Router.CheckRoutes(v.Function, v.Config.Routes); err != nil {
+		return "", f, err
+	}
+	if old == nil {
+		f, _, err = s.Catalog.CreateFunction(ctx, v)
+		return "", f, err
+	}
+	before, err := s.Versions.Version(ctx, old.Name, old.Live)
+	if err != nil {
+		return "", f, err
+	}
+	f, _, err = s.Catalog.AddVersion(ctx, v, old.Generation)
+	return before.Incarnation, f, err
 }
 
 // remove deletes a function.
@@ -345,11 +358,16 @@ func (s *server) remove(ctx context.Context, name string, match condition) error
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	if err := s.Catalog.Delete(ctx, name, f.Generation); err != nil {
+	v, err := s.Versions.Version(ctx, name, f.Live)
+	if err != nil {
+		return err
+	}
+	if err := s.Catalog.DeleteFunction(ctx, name, f.Generation); err != nil {
 		return err
 	}
 	if err := s.Router.Reload(ctx); err != nil {
 		return err
 	}
+	s.Verifier.Retire(v.Incarnation)
 	return s.Logs.Delete(name)
 }
