@@ -21,7 +21,7 @@ var imports = map[string][]string{
 	"server":             {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/native", "guest"},
 	"api":                {"", "build", "driver"},
 	"gateway":            {"", "guest"},
-	"pool":               {"", "driver", "guest"},
+	"pool":               {"", "driver", "guest", "telemetry"},
 	"build":              {"", "driver"},
 	"store":              {""},
 	"telemetry":          {""},

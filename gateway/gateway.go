@@ -1,0 +1,279 @@
+// Package gateway is the data plane: it matches a request to a function,
+// calls it through the pool, and streams the answer back.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/guest"
+)
+
+// Instance is an instance lent to one call, and what the call waited for it.
+type Instance struct {
+	Conn    *guest.Conn
+	Cold    bool
+	Timings hearth.Timings // without Run
+}
+
+// Pool lends instances.
+type Pool interface {
+	// Do lends an instance of v to fn.
+	Do(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error
+	// Retire destroys the instances of an incarnation after their calls.
+	Retire(incarnation string)
+}
+
+// Catalog tells what is deployed.
+type Catalog interface {
+	// Live returns the live version of every function.
+	Live(ctx context.Context) ([]hearth.Version, error)
+}
+
+// Recorder takes the records of calls; it must not block.
+type Recorder interface {
+	Record(hearth.Invocation)
+}
+
+// Logs takes what Hearth has to tell a function's owner; it must not block.
+type Logs interface {
+	Append(hearth.LogLine)
+}
+
+// Config of a Gateway. All interfaces and Logger are required.
+type Config struct {
+	Pool     Pool
+	Catalog  Catalog
+	Recorder Recorder
+	Logs     Logs
+	Logger   *slog.Logger
+	// MaxRequest and MaxResponse bound bodies in bytes; defaults 32 MiB and 1 GiB.
+	MaxRequest, MaxResponse int64
+}
+
+// Gateway answers calls. Its methods may be called from many goroutines.
+type Gateway struct {
+	cfg    Config
+	reload sync.Mutex
+	table  atomic.Pointer[table]
+}
+
+var _ hearth.Invoker = (*Gateway)(nil)
+
+// New returns a gateway without functions; Reload reads them.
+func New(cfg Config) *Gateway {
+	if cfg.MaxRequest == 0 {
+		cfg.MaxRequest = 32 << 20
+	}
+	if cfg.MaxResponse == 0 {
+		cfg.MaxResponse = 1 << 30
+	}
+	g := &Gateway{cfg: cfg}
+	g.table.Store(emptyTable())
+	return g
+}
+
+// Reload reads the catalog. Calls under way end on the version they began
+// with; instances of versions that are no longer live are retired.
+func (g *Gateway) Reload(ctx context.Context) error {
+	g.reload.Lock()
+	defer g.reload.Unlock()
+	versions, err := g.cfg.Catalog.Live(ctx)
+	if err != nil {
+		return err
+	}
+	next, err := newTable(versions)
+	if err != nil {
+		return err
+	}
+	old := g.table.Swap(next)
+	for name, v := range old.functions {
+		if n := next.functions[name]; n == nil || n.Incarnation != v.Incarnation {
+			g.cfg.Pool.Retire(v.Incarnation)
+		}
+	}
+	return nil
+}
+
+// CheckRoutes tells whether the function could have these routes beside those
+// of all others. Errors: CodeConflict naming the other function.
+func (g *Gateway) CheckRoutes(function string, routes []hearth.Route) error {
+	return g.table.Load().check(function, routes)
+}
+
+// invoke runs one call with the function's deadline. It fills rec.
+func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Call, rec *hearth.Invocation, sink guest.Sink) error {
+	err := g.cfg.Pool.Do(ctx, v, func(ctx context.Context, inst Instance) error {
+		rec.Cold, rec.Timings = inst.Cold, inst.Timings
+		begin := time.Now()
+		err := inst.Conn.Invoke(ctx, call, sink)
+		rec.Timings.Run = time.Since(begin)
+		return err
+	})
+	if hearth.ErrorCode(err) == hearth.CodeTimeout && rec.Timings.Run > 0 {
+		e := *hearth.AsError(err)
+		e.Message = "the function did not answer within its timeout of " + v.Config.Timeout.String()
+		e.Hint = "raise timeout in hearth.yaml, or make it faster; its log shows how far it came"
+		err = &e
+	}
+	return err
+}
+
+func (g *Gateway) newRecord(v *hearth.Version, kind hearth.Kind, now time.Time) hearth.Invocation {
+	return hearth.Invocation{
+		ID:        newInvocationID(),
+		Function:  v.Function,
+		Version:   v.Number,
+		Kind:      kind,
+		StartedAt: now,
+	}
+}
+
+// newInvocationID returns a version 7 UUID: unique, and sorted by time.
+func newInvocationID() string { return uuid.Must(uuid.NewV7()).String() }
+
+// finish completes the record and tells the function's owner of an error.
+func (g *Gateway) finish(rec *hearth.Invocation, err error) {
+	if err != nil {
+		e := hearth.AsError(err)
+		rec.ErrorCode, rec.ErrorMessage = e.Code, e.Message
+		if rec.Status == 0 {
+			rec.Status = e.Code.HTTPStatus()
+		}
+		switch e.Code {
+		case hearth.CodeInternal, hearth.CodeUnavailable:
+			g.cfg.Logger.Error("call failed", "function", rec.Function, "invocation", rec.ID, "err", err)
+		}
+		g.logError(rec, e)
+	}
+	g.cfg.Recorder.Record(*rec)
+}
+
+func (g *Gateway) logError(rec *hearth.Invocation, e *hearth.Error) {
+	lines := []string{string(e.Code) + ": " + e.Message}
+	if e.Function != nil {
+		for _, s := range e.Function.Stack {
+			lines = append(lines, strings.Split(strings.TrimRight(s, "\n"), "\n")...)
+		}
+	}
+	now := time.Now()
+	for _, text := range lines {
+		g.cfg.Logs.Append(hearth.LogLine{
+			Time: now, Function: rec.Function, Version: rec.Version,
+			Invocation: rec.ID, Stream: "hearth", Text: text,
+		})
+	}
+}
+
+// deadline bounds a call that arrived now.
+func deadline(ctx context.Context, v *hearth.Version, now time.Time) (context.Context, context.CancelFunc, time.Time) {
+	end := now.Add(time.Duration(v.Config.Timeout))
+	ctx, cancel := context.WithDeadline(ctx, end)
+	return ctx, cancel, end
+}
+
+// InvokeEvent implements hearth.Invoker.
+func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {
+	now := time.Now()
+	v := g.table.Load().functions[r.Function]
+	if v == nil {
+		return hearth.Invocation{}, noFunction(r.Function)
+	}
+	ctx, cancel, end := deadline(ctx, v, now)
+	defer cancel()
+	rec := g.newRecord(v, hearth.KindEvent, now)
+	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent}
+	if r.Event != nil {
+		body, err := io.ReadAll(io.LimitReader(r.Event, g.cfg.MaxRequest+1))
+		if err == nil && int64(len(body)) > g.cfg.MaxRequest {
+			err = tooLarge(g.cfg.MaxRequest)
+		}
+		if err != nil {
+			return rec, err
+		}
+		call.Body, rec.BytesIn = body, int64(len(body))
+	}
+	sink := &eventSink{w: w, rec: &rec, started: started, begin: now, limit: g.cfg.MaxResponse}
+	err := g.invoke(ctx, v, call, &rec, sink)
+	if err == nil {
+		rec.Status = 200
+	}
+	g.finish(&rec, err)
+	return rec, err
+}
+
+// eventSink streams a handler's value to a writer.
+type eventSink struct {
+	w       io.Writer
+	rec     *hearth.Invocation
+	started func(hearth.Invocation)
+	begin   time.Time
+	limit   int64
+	begun   bool
+}
+
+func (s *eventSink) Head(*guest.Head) error { return nil }
+
+func (s *eventSink) Data(p []byte, _ bool) error {
+	if !s.begun {
+		s.begun = true
+		rec := *s.rec
+		t := rec.Timings
+		rec.Status = 200
+		rec.Timings.Run = time.Since(s.begin) - t.Queue - t.Start - t.Init
+		s.started(rec)
+	}
+	s.rec.BytesOut += int64(len(p))
+	if s.rec.BytesOut > s.limit {
+		return responseTooLarge(s.limit)
+	}
+	_, err := s.w.Write(p)
+	return clientError(err)
+}
+
+func (s *eventSink) Flush() error {
+	if f, ok := s.w.(interface{ FlushError() error }); ok && s.begun {
+		return clientError(f.FlushError())
+	}
+	return nil
+}
+
+// clientError marks an error of writing to the caller.
+func clientError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &hearth.Error{Code: hearth.CodeCanceled, Message: "the caller went away", Err: err}
+}
+
+func tooLarge(limit int64) error {
+	return hearth.Errorf(hearth.CodeInvalid, "the request's body is over the limit of %s", hearth.Bytes(limit)).
+		WithHint("send less, or a link to the data")
+}
+
+func responseTooLarge(limit int64) error {
+	e := hearth.Errorf(hearth.CodeFunction, "the function's response is over the limit of %s", hearth.Bytes(limit))
+	e.Function = &hearth.FunctionError{Type: "Runtime.ResponseTooLarge", Message: e.Message}
+	return e
+}
+
+func noFunction(name string) error {
+	return hearth.Errorf(hearth.CodeNotFound, "there is no function %s", strconv.Quote(name)).
+		WithHint("hearth list shows the functions")
+}
+
+// isFunctionError tells whether err is the user's code's.
+func isFunctionError(err error) bool {
+	var e *hearth.Error
+	return errors.As(err, &e) && e.Code == hearth.CodeFunction
+}

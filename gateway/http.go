@@ -1,0 +1,297 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/guest"
+)
+
+// smallBody is the largest request body that is read before an instance is
+// asked for, so that a slow sender does not hold one. It is also what the
+// guest protocol sends in one piece.
+const smallBody = 64 << 10
+
+// exchange is the state of one request; pooled.
+type exchange struct {
+	w      http.ResponseWriter
+	r      *http.Request
+	limit  int64
+	rec    hearth.Invocation
+	call   guest.Call
+	head   *guest.Head
+	begin  time.Time
+	wrote  bool
+	stream bool // the body's length was not known at the start
+	event  []byte
+	body   []byte
+}
+
+// exchanges keeps buffers between requests. It holds no state of any request.
+var exchanges = sync.Pool{New: func() any { return new(exchange) }}
+
+func (x *exchange) recycle() {
+	if cap(x.event) > smallBody || cap(x.body) > smallBody || x.call.Rest != nil {
+		return
+	}
+	*x = exchange{event: x.event[:0], body: x.body[:0]}
+	exchanges.Put(x)
+}
+
+// ServeHTTP answers /fn/{name}/… and custom routes.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	now := time.Now()
+	t, err := g.table.Load().match(r)
+	if err != nil {
+		writeError(w, r, nil, err)
+		return
+	}
+	if t.redirect != nil {
+		t.redirect.ServeHTTP(w, r)
+		return
+	}
+	ctx, cancel, end := deadline(r.Context(), t.version, now)
+	defer cancel()
+	x := exchanges.Get().(*exchange)
+	defer x.recycle()
+	x.w, x.r, x.begin, x.limit = w, r, now, g.cfg.MaxResponse
+	x.rec = g.newRecord(t.version, hearth.KindHTTP, now)
+	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
+	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
+
+	counted, err := g.readBody(x, end)
+	if err == nil {
+		x.event = appendEvent(x.event[:0], r, &t, x.rec.ID, now)
+		x.call.Event = x.event
+		err = g.invoke(ctx, t.version, &x.call, &x.rec, x)
+	}
+	if counted != nil {
+		x.rec.BytesIn = counted.n.Load()
+		if err != nil {
+			// Unblocks the read of a body that nobody waits for any more.
+			http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // the connection is given up
+		}
+	}
+	if err != nil && r.Context().Err() != nil && ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = clientError(err)
+	}
+	broken := err != nil && x.wrote
+	if err != nil && !broken {
+		x.rec.Status = hearth.AsError(err).Code.HTTPStatus()
+		writeError(w, r, &x.rec, err)
+	}
+	g.finish(&x.rec, err)
+	if broken {
+		// The status is out; only a broken connection can tell the client.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// readBody takes a small body into memory, or lets the call stream it; then it
+// returns the reader that counts it.
+func (g *Gateway) readBody(x *exchange, end time.Time) (*countingReader, error) {
+	n := x.r.ContentLength
+	if n == 0 || x.r.Body == nil || x.r.Body == http.NoBody {
+		return nil, nil
+	}
+	if n > g.cfg.MaxRequest {
+		return nil, tooLarge(g.cfg.MaxRequest)
+	}
+	rc := http.NewResponseController(x.w)
+	rc.SetReadDeadline(end) //nolint:errcheck // a connection without deadlines is bounded by the server's
+	if n > 0 && n <= smallBody {
+		if cap(x.body) < int(n) {
+			x.body = make([]byte, n)
+		}
+		x.body = x.body[:n]
+		if _, err := io.ReadFull(x.r.Body, x.body); err != nil {
+			return nil, bodyError(err)
+		}
+		x.call.Body, x.rec.BytesIn = x.body, n
+		return nil, nil
+	}
+	rc.EnableFullDuplex() //nolint:errcheck // HTTP/2 always is
+	c := &countingReader{r: x.r.Body, limit: g.cfg.MaxRequest}
+	x.call.Rest = c
+	return c, nil
+}
+
+func bodyError(err error) error {
+	e := &hearth.Error{Code: hearth.CodeInvalid, Message: "the request's body could not be read", Err: err}
+	var timeout interface{ Timeout() bool }
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		e.Code, e.Message = hearth.CodeTimeout, "the request's body did not arrive within the function's timeout"
+	} else if errors.Is(err, io.ErrUnexpectedEOF) {
+		e.Code, e.Message = hearth.CodeCanceled, "the caller went away before its body was complete"
+	}
+	return e
+}
+
+// Head implements guest.Sink.
+func (x *exchange) Head(h *guest.Head) error {
+	if h.Status < 200 || h.Status > 599 {
+		return invalidResponse("status " + strconv.Itoa(h.Status) + " is not between 200 and 599")
+	}
+	for _, kv := range h.Headers {
+		if !httpguts.ValidHeaderFieldName(kv[0]) {
+			return invalidResponse("the header name " + strconv.Quote(kv[0]) + " is not valid")
+		}
+		if !httpguts.ValidHeaderFieldValue(kv[1]) {
+			return invalidResponse("the value of header " + kv[0] + " is not valid")
+		}
+	}
+	x.head = h
+	return nil
+}
+
+func invalidResponse(why string) error {
+	return &hearth.Error{
+		Code:     hearth.CodeFunction,
+		Message:  "the function's response is not valid: " + why,
+		Function: &hearth.FunctionError{Type: "Runtime.InvalidResponse", Message: why},
+	}
+}
+
+// Data implements guest.Sink.
+func (x *exchange) Data(p []byte, last bool) error {
+	if !x.wrote {
+		length := -1
+		if last {
+			length = len(p)
+		}
+		x.writeHead(length)
+	}
+	x.rec.BytesOut += int64(len(p))
+	if x.rec.BytesOut > x.limit {
+		return responseTooLarge(x.limit)
+	}
+	if len(p) > 0 && x.r.Method != http.MethodHead {
+		if _, err := x.w.Write(p); err != nil && !errors.Is(err, http.ErrBodyNotAllowed) {
+			return clientError(err)
+		}
+	}
+	if last && x.stream {
+		x.rec.Timings.Run = x.run()
+		x.w.Header().Set(http.TrailerPrefix+"Server-Timing", x.rec.Timings.ServerTiming())
+	}
+	return nil
+}
+
+// Flush implements guest.Sink.
+func (x *exchange) Flush() error {
+	if !x.wrote {
+		if x.head == nil {
+			return nil
+		}
+		x.writeHead(-1)
+	}
+	return clientError(http.NewResponseController(x.w).Flush())
+}
+
+// run is how long the function has run so far.
+func (x *exchange) run() time.Duration {
+	t := x.rec.Timings
+	return time.Since(x.begin) - t.Queue - t.Start - t.Init
+}
+
+func (x *exchange) writeHead(length int) {
+	h := x.w.Header()
+	for _, kv := range x.head.Headers {
+		if dropResponseHeader(kv[0]) {
+			continue
+		}
+		h.Add(kv[0], kv[1])
+	}
+	x.rec.Status = x.head.Status
+	x.rec.Timings.Run = x.run()
+	setHeaders(h, &x.rec)
+	if length >= 0 && x.head.Status != http.StatusNoContent && x.head.Status != http.StatusNotModified {
+		h["Content-Length"] = []string{strconv.Itoa(length)}
+	}
+	x.stream = length < 0
+	x.wrote = true
+	x.w.WriteHeader(x.head.Status)
+}
+
+// dropResponseHeader tells whether a function may not set the header: it
+// belongs to the connection, or to Hearth.
+func dropResponseHeader(name string) bool {
+	switch name {
+	case "connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te",
+		"trailer", "transfer-encoding", "upgrade", "content-length":
+		return true
+	}
+	return strings.HasPrefix(name, "hearth-")
+}
+
+// setHeaders writes what every answer of a function carries.
+func setHeaders(h http.Header, rec *hearth.Invocation) {
+	start := "warm"
+	if rec.Cold {
+		start = "cold"
+	}
+	h["Hearth-Invocation-Id"] = []string{rec.ID}
+	h["Hearth-Start"] = []string{start}
+	h["Server-Timing"] = append(h["Server-Timing"], rec.Timings.ServerTiming())
+}
+
+// problem is the body of an error, as of RFC 9457.
+type problem struct {
+	Type   string      `json:"type"`
+	Title  string      `json:"title"`
+	Status int         `json:"status"`
+	Detail string      `json:"detail"`
+	Code   hearth.Code `json:"code"`
+	Hint   string      `json:"hint,omitempty"`
+	// Invocation is the id to look for in the function's log.
+	Invocation string `json:"invocation,omitempty"`
+}
+
+// writeError answers with an error. What the function raised is for its owner:
+// it is in its log, and its callers learn only that it failed.
+func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error) {
+	e := hearth.AsError(err)
+	p := problem{Type: "about:blank", Status: e.Code.HTTPStatus(), Detail: e.Message, Code: e.Code, Hint: e.Hint}
+	p.Title = http.StatusText(p.Status)
+	if p.Title == "" {
+		p.Title = string(e.Code)
+	}
+	h := w.Header()
+	if rec != nil {
+		p.Invocation = rec.ID
+		setHeaders(h, rec)
+		if isFunctionError(err) {
+			p.Detail = "the function failed"
+			if e.Function != nil && strings.HasPrefix(e.Function.Type, "Runtime.") {
+				p.Detail += " (" + e.Function.Type + ")"
+			}
+			p.Hint = "its owner finds the reason with: hearth logs " + rec.Function
+		}
+	}
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Hearth-Error", string(e.Code))
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	if e.Code == hearth.CodeExhausted || e.Code == hearth.CodeUnavailable {
+		h.Set("Retry-After", "1")
+	}
+	body, jsonErr := json.Marshal(p)
+	if jsonErr != nil {
+		body = []byte(`{}`)
+	}
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(p.Status)
+	if r.Method != http.MethodHead {
+		w.Write(body) //nolint:errcheck // the client is gone
+	}
+}

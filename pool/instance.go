@@ -1,0 +1,249 @@
+package pool
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/guest"
+	"github.com/hearthrun/hearth/telemetry"
+)
+
+// codeDir is where a function's files are inside a sandbox.
+const codeDir = "/function"
+
+// destroyTimeout bounds how long a broken host may hold up the pool.
+const destroyTimeout = 30 * time.Second
+
+type state int
+
+const (
+	stateStarting state = iota + 1
+	stateIdle           // in group.idle
+	stateLent           // one call has it
+	stateSettling       // its caller left, its call has not ended
+	stateDead           // being destroyed
+)
+
+// instance is a sandbox bound to one version.
+type instance struct {
+	pool  *Pool
+	group *group
+	id    string
+	asked time.Time // when the pool decided to start it
+
+	// Set by start, constant afterwards.
+	sandbox driver.Sandbox
+	conn    *guest.Conn
+	started time.Time // the runtime was ready
+	inited  time.Time // the function was loaded
+	output  []*telemetry.LineWriter
+
+	state     state     // guarded by Pool.mu
+	idleSince time.Time // guarded by Pool.mu
+	fresh     bool      // guarded by Pool.mu; has not served a call
+}
+
+// setState is the one place where an instance changes its state.
+func (i *instance) setState(s state) {
+	if i.state == stateDead {
+		panic("pool: a dead instance was used")
+	}
+	i.state = s
+}
+
+func newID() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return fmt.Sprintf("i-%x", b)
+}
+
+// lease attributes the time between asked and got. A fresh instance was made
+// because of a call, but its start may have begun before this one asked.
+func (i *instance) lease(asked, got time.Time) *Lease {
+	l := &Lease{Conn: i.conn, Instance: i.id}
+	wait := got.Sub(asked)
+	if i.fresh && wait > 0 {
+		l.Cold = true
+		l.Timings.Start = overlap(asked, got, i.asked, i.started)
+		l.Timings.Init = overlap(asked, got, i.started, i.inited)
+	}
+	l.Timings.Queue = wait - l.Timings.Start - l.Timings.Init
+	return l
+}
+
+func overlap(a0, a1, b0, b1 time.Time) time.Duration {
+	if b0.After(a0) {
+		a0 = b0
+	}
+	if b1.Before(a1) {
+		a1 = b1
+	}
+	return max(0, a1.Sub(a0))
+}
+
+// start creates the sandbox and loads the function. On an error nothing
+// remains but the output, for destroy.
+func (i *instance) start(ctx context.Context) (err error) {
+	v, cfg := &i.group.version, &i.pool.cfg
+	d, ok := cfg.Drivers[v.Config.Isolation]
+	if !ok {
+		return hearth.Errorf(hearth.CodeUnsupported, "this server has no driver %q", v.Config.Isolation).
+			WithHint("hearth doctor lists the drivers")
+	}
+	dir, err := cfg.Artifacts.ArtifactDir(v.Artifact)
+	if err != nil {
+		return err
+	}
+	stdout, stderr := i.lineWriter("stdout"), i.lineWriter("stderr")
+	i.output = []*telemetry.LineWriter{stdout, stderr}
+	secret := rand.Text()
+	startCtx, cancel := context.WithTimeout(ctx, cfg.StartTimeout)
+	defer cancel()
+	i.sandbox, err = d.Create(startCtx, driver.Spec{
+		ID:      i.id,
+		Runtime: v.Config.Runtime,
+		Env:     map[string]string{"HEARTH_SECRET": secret},
+		Mounts:  []driver.Mount{{Source: dir, Target: codeDir}},
+		Limits:  driver.Limits{Memory: int64(v.Config.Memory), CPU: v.Config.CPU},
+		Egress:  v.Config.Egress,
+		Labels:  map[string]string{"function": v.Function, "version": fmt.Sprint(v.Number)},
+		Stdout:  stdout,
+		Stderr:  stderr,
+	})
+	if err != nil {
+		return startError(startCtx, err, cfg.StartTimeout)
+	}
+	nc, err := i.sandbox.Dial(startCtx)
+	if err != nil {
+		return startError(startCtx, err, cfg.StartTimeout)
+	}
+	i.conn, _, err = guest.Connect(startCtx, nc, guest.Options{Secret: secret, OnLog: i.log})
+	if err != nil {
+		// No code of the user has run yet, so it is not the function's fault.
+		return startError(startCtx, i.explain(err), cfg.StartTimeout)
+	}
+	i.started = time.Now()
+
+	initCtx, cancel := context.WithTimeout(ctx, cfg.InitTimeout)
+	defer cancel()
+	err = i.conn.Init(initCtx, guest.Init{
+		Function: v.Function,
+		Version:  v.Number,
+		Handler:  v.Config.Handler,
+		Code:     codeDir,
+		MemoryMB: int64(v.Config.Memory) >> 20,
+		Env:      v.Config.Env,
+	})
+	if err != nil {
+		if errors.Is(initCtx.Err(), context.DeadlineExceeded) {
+			return hearth.Errorf(hearth.CodeFunction, "the function did not load within %s", hearth.Duration(cfg.InitTimeout)).
+				WithHint("look for something at the top of its files that waits or never ends")
+		}
+		if ctx.Err() != nil {
+			return errClosing()
+		}
+		return i.explain(err)
+	}
+	i.inited = time.Now()
+	return nil
+}
+
+func startError(ctx context.Context, err error, limit time.Duration) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return hearth.Errorf(hearth.CodeUnavailable, "the sandbox did not start within %s: %w", hearth.Duration(limit), err).
+			WithHint("the host may be overloaded; hearth doctor tests its drivers")
+	}
+	if ctx.Err() != nil {
+		return errClosing()
+	}
+	var he *hearth.Error
+	if errors.As(err, &he) && he.Code != hearth.CodeFunction && he.Code != hearth.CodeInternal {
+		return err
+	}
+	return hearth.Errorf(hearth.CodeUnavailable, "the sandbox did not start: %w", err).
+		WithHint("hearth doctor tests the drivers of this host")
+}
+
+// explain replaces the error of a call whose instance died by why it died.
+func (i *instance) explain(err error) error {
+	var he *hearth.Error
+	if !errors.As(err, &he) || he.Function == nil || he.Function.Type != "Runtime.ExitError" || i.sandbox == nil {
+		return err
+	}
+	// The stream may have ended a moment before the process.
+	ctx, cancel := context.WithTimeout(i.pool.background, time.Second)
+	defer cancel()
+	exit, waitErr := i.sandbox.Wait(ctx)
+	if waitErr != nil {
+		return hearth.AsError(err).WithHint("it closed its connection to Hearth but still ran; its code must not close descriptors it did not open")
+	}
+	out := *he
+	fe := *he.Function
+	switch limit := i.group.version.Config.Memory; {
+	case exit.OOM:
+		fe.Type = "Runtime.OutOfMemory"
+		fe.Message = fmt.Sprintf("the function used more than its %s of memory", limit)
+		out.Hint = "raise memory in hearth.yaml, or let it use less"
+	case exit.Signal != 0:
+		fe.Message = fmt.Sprintf("the function's process was ended by signal %d (%s)", exit.Signal, syscall.Signal(exit.Signal))
+	default:
+		fe.Message = fmt.Sprintf("the function's process exited with status %d before it answered", exit.Code)
+		out.Hint = "a handler must return; it must not call exit"
+	}
+	out.Function, out.Message = &fe, fe.Message
+	return &out
+}
+
+// destroy frees everything of the instance.
+func (i *instance) destroy() {
+	if i.conn != nil {
+		i.conn.Close()
+	}
+	if i.sandbox != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(i.pool.background), destroyTimeout)
+		defer cancel()
+		if err := i.sandbox.Destroy(ctx); err != nil {
+			i.pool.cfg.Logger.Error("a sandbox could not be destroyed", "instance", i.id, "function", i.group.version.Function, "err", err)
+		}
+	}
+	for _, w := range i.output {
+		w.Close()
+	}
+}
+
+// log takes output that the guest tagged with its call.
+func (i *instance) log(invocation string, stream int, text []byte) {
+	name := "stdout"
+	if stream == 2 {
+		name = "stderr"
+	}
+	for line := range strings.Lines(strings.ToValidUTF8(string(text), "\uFFFD")) {
+		i.append(name, invocation, strings.TrimRight(line, "\r\n"))
+	}
+}
+
+// lineWriter takes output that bypassed the guest: of child processes, native
+// libraries, the interpreter itself.
+func (i *instance) lineWriter(stream string) *telemetry.LineWriter {
+	return telemetry.NewLineWriter(func(text string) { i.append(stream, "", text) })
+}
+
+func (i *instance) append(stream, invocation, text string) {
+	v := &i.group.version
+	i.pool.cfg.Logs.Append(hearth.LogLine{
+		Time:       time.Now(),
+		Function:   v.Function,
+		Version:    v.Number,
+		Instance:   i.id,
+		Invocation: invocation,
+		Stream:     stream,
+		Text:       text,
+	})
+}
