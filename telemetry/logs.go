@@ -1,0 +1,315 @@
+// Package telemetry keeps what functions and Hearth tell about calls: log
+// lines in files, and invocation records on their way to the store. Nothing in
+// it ever makes a call wait for the disk: where output comes faster than it
+// can be kept, some is dropped, and the loss is counted and said.
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hearthrun/hearth"
+)
+
+// LogOptions bound what Logs keeps; zero fields take the default.
+type LogOptions struct {
+	// FileBytes is the size at which a new file is begun, and Files is how many
+	// a function has at most; the oldest is deleted. Defaults 8 MiB and 2.
+	FileBytes int64
+	Files     int
+	// LinesPerSecond and BytesPerSecond limit each function, with bursts of
+	// twice as much. Defaults 5,000 and 2 MiB.
+	LinesPerSecond int
+	BytesPerSecond int64
+	// QueueBytes is how much text of all functions may wait for the disk.
+	// Default 32 MiB. One function may use a quarter of it.
+	QueueBytes int64
+	// OpenFiles is how many files are kept open for writing. Default 64.
+	OpenFiles int
+	// Logger gets the errors of the disk. Required.
+	Logger *slog.Logger
+}
+
+func (o LogOptions) withDefaults() LogOptions {
+	setDefault(&o.FileBytes, 8<<20)
+	setDefault(&o.Files, 2)
+	setDefault(&o.LinesPerSecond, 5000)
+	setDefault(&o.BytesPerSecond, 2<<20)
+	setDefault(&o.QueueBytes, 32<<20)
+	setDefault(&o.OpenFiles, 64)
+	return o
+}
+
+const (
+	// writeDelay gathers lines into one write.
+	writeDelay = 5 * time.Millisecond
+	// noticeEvery is the shortest time between two lines about dropped lines.
+	noticeEvery = time.Second
+	// lineOverhead is what a line costs in the queue and of its function's rate
+	// besides its text: the other fields and JSON.
+	lineOverhead = 200
+)
+
+// Logs keeps the log lines of all functions: for each some files of JSON lines
+// named FUNCTION.NUMBER.jsonl. One goroutine writes them. Its methods may be
+// called from many goroutines.
+type Logs struct {
+	// Constant after OpenLogs.
+	dir  string
+	opts LogOptions
+	log  *slog.Logger
+	kick chan struct{}      // a stream became dirty; holds at most one token
+	jobs chan func(*writer) // work for the writer's goroutine
+	stop chan struct{}      // closed by Close
+	done chan struct{}      // closed when the writer has ended
+
+	mu      sync.Mutex // may be taken before a stream's, not after
+	closed  bool
+	streams map[string]*stream
+
+	queueMu sync.Mutex // taken last
+	queued  int64      // bytes waiting, of all streams
+	dirty   []*stream  // streams with something to write
+}
+
+// OpenLogs opens the directory, which it creates with mode 0700 if need be. No
+// other process may write there. The caller must Close it.
+// Errors: CodeUnavailable if the directory cannot be used.
+func OpenLogs(dir string, opts LogOptions) (*Logs, error) {
+	l := &Logs{
+		dir: dir, opts: opts.withDefaults(), log: opts.Logger,
+		kick: make(chan struct{}, 1), jobs: make(chan func(*writer)), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		l.streams, err = findStreams(dir)
+	}
+	if err != nil {
+		return nil, (&hearth.Error{Code: hearth.CodeUnavailable, Message: "cannot use the log directory " + dir, Err: err}).
+			WithHint("check the disk and the permissions of the data directory")
+	}
+	w := &writer{logs: l, files: map[*stream]*openFile{}, late: map[*stream]struct{}{}}
+	go w.run()
+	return l, nil
+}
+
+// Append takes a line. It never waits for the disk: over a function's rate or
+// with a full queue the line is dropped, and a line of stream "hearth" says
+// later how many were. A zero Time becomes now; text longer than MaxLine is
+// cut. A line with an invalid function name is dropped.
+func (l *Logs) Append(line hearth.LogLine) {
+	s := l.stream(line.Function, true)
+	if s == nil {
+		return
+	}
+	now := time.Now()
+	if line.Time.IsZero() {
+		line.Time = now
+	}
+	line.Time = line.Time.UTC()
+	line.Text = clipLine(line.Text)
+	cost := int64(len(line.Text)) + lineOverhead
+
+	s.mu.Lock()
+	for s.deleted { // between our look-up and now
+		s.mu.Unlock()
+		if s = l.stream(line.Function, true); s == nil {
+			return
+		}
+		s.mu.Lock()
+	}
+	defer s.mu.Unlock()
+	switch {
+	case !s.rate.take(now, cost, l.opts):
+		s.droppedLocked(line, &s.lost.rate)
+	case !l.enqueue(s, cost):
+		s.droppedLocked(line, &s.lost.queue)
+	default:
+		s.pending = append(s.pending, line)
+		s.pendingBytes += cost
+	}
+	if !s.dirty {
+		s.dirty = true
+		l.queueMu.Lock()
+		l.dirty = append(l.dirty, s)
+		l.queueMu.Unlock()
+		select {
+		case l.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// enqueue reserves room in the queue for a line of s, whose mutex is held.
+func (l *Logs) enqueue(s *stream, cost int64) bool {
+	if s.pendingBytes+cost > l.opts.QueueBytes/4 {
+		return false
+	}
+	l.queueMu.Lock()
+	defer l.queueMu.Unlock()
+	if l.queued+cost > l.opts.QueueBytes {
+		return false
+	}
+	l.queued += cost
+	return true
+}
+
+// stream returns the stream of a function, nil if the name is invalid, Logs is
+// closed, or there is none and it shall not be made.
+func (l *Logs) stream(function string, make bool) *stream {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.streams[function]
+	if s == nil && make && !l.closed && hearth.ValidateName(function) == nil {
+		s = newStream(function)
+		l.streams[function] = s
+	}
+	if l.closed {
+		return nil
+	}
+	return s
+}
+
+// Tail returns the last n lines of a function, oldest first, with everything
+// appended before the call. None is no error. Errors: CodeInvalid for a bad name.
+func (l *Logs) Tail(ctx context.Context, function string, n int) ([]hearth.LogLine, error) {
+	lines, _, err := l.tail(ctx, function, n)
+	return lines, err
+}
+
+// Follow calls fn for the last n lines of a function and then for each new one
+// as it comes, without a gap or a repetition. It returns fn's error, ctx's
+// error when ctx ends, and nil when Logs is closed. A reader so slow that
+// lines were deleted before it came to them gets a line of stream "hearth"
+// that says so. Deleting the function's logs does not end it.
+// Errors: CodeInvalid for a bad name.
+func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(hearth.LogLine) error) error {
+	if err := hearth.ValidateName(function); err != nil {
+		return err
+	}
+	s := l.watch(function)
+	if s == nil {
+		return nil
+	}
+	defer l.unwatch(s)
+	lines, pos, err := l.tail(ctx, function, n)
+	if errors.Is(err, errClosed) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	for _, line := range lines {
+		if err := fn(line); err != nil {
+			return err
+		}
+	}
+	r := &reader{dir: l.dir, stream: s, pos: pos}
+	defer r.close()
+	for {
+		changed := s.changes()
+		if err := r.read(ctx, fn); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.done:
+			return r.read(ctx, fn)
+		}
+	}
+}
+
+// watch returns the function's stream and keeps it from being forgotten; nil
+// after Close.
+func (l *Logs) watch(function string) *stream {
+	for {
+		s := l.stream(function, true)
+		if s == nil {
+			return nil
+		}
+		s.mu.Lock()
+		if !s.deleted {
+			s.watchers++
+			s.mu.Unlock()
+			return s
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (l *Logs) unwatch(s *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watchers--
+}
+
+// tail returns the last n lines and the position behind them.
+func (l *Logs) tail(ctx context.Context, function string, n int) ([]hearth.LogLine, position, error) {
+	if err := hearth.ValidateName(function); err != nil {
+		return nil, position{}, err
+	}
+	s := l.stream(function, false)
+	if s == nil {
+		return nil, position{}, nil
+	}
+	if err := l.flush(ctx, s); err != nil {
+		return nil, position{}, err
+	}
+	segments, next := s.snapshot()
+	lines, err := lastLines(ctx, l.dir, function, segments, n)
+	if err != nil {
+		return nil, position{}, err
+	}
+	end := position{number: next}
+	if k := len(segments); k > 0 {
+		end = position{segments[k-1].number, segments[k-1].size}
+	}
+	return lines, end, nil
+}
+
+// Delete removes all lines of a function. The name need not be valid.
+func (l *Logs) Delete(function string) error {
+	s := l.stream(function, false)
+	if s == nil {
+		return nil
+	}
+	err := errClosed
+	_ = l.do(context.Background(), func(w *writer) { err = w.delete(s) })
+	return err
+}
+
+// Flush returns when every line appended before the call is in its file.
+func (l *Logs) Flush(ctx context.Context) error {
+	return l.do(ctx, func(w *writer) { w.writeDirty() })
+}
+
+func (l *Logs) flush(ctx context.Context, s *stream) error {
+	return l.do(ctx, func(w *writer) { w.write(s) })
+}
+
+// Close writes what is queued, ends the followers and closes the files. Lines
+// appended later are dropped. A second Close does nothing.
+func (l *Logs) Close() error {
+	l.mu.Lock()
+	first := !l.closed
+	l.closed = true
+	l.mu.Unlock()
+	if first {
+		close(l.stop)
+	}
+	<-l.done
+	return nil
+}
+
+var errClosed = errors.New("the logs are closed")
+
+// rateText is for messages: "5000 lines or 2MiB a second".
+func (o LogOptions) rateText() string {
+	return fmt.Sprintf("%d lines or %s a second", o.LinesPerSecond, hearth.Bytes(o.BytesPerSecond))
+}

@@ -1,0 +1,321 @@
+package telemetry
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hearthrun/hearth"
+)
+
+// Sink stores invocation records; package store has one. A batch that failed
+// may be given to it again.
+type Sink interface {
+	AppendInvocations(ctx context.Context, records []hearth.Invocation) error
+}
+
+// RecorderOptions bound what a Recorder keeps; zero fields take the default.
+type RecorderOptions struct {
+	// SuccessRate is how many successful calls are recorded per second, with
+	// bursts of one second; the others are skipped. Negative means all. Errors
+	// are not limited. Default 200.
+	SuccessRate int
+	// Buffer is how many records may wait for the sink. Default 16384.
+	Buffer int
+	// Batch is how many records go to the sink at once. Default 500.
+	Batch int
+	// Interval is the longest wait of a record before it goes to the sink.
+	// Default 100 ms.
+	Interval time.Duration
+	// SinkTimeout bounds one call of the sink. Default 10 s.
+	SinkTimeout time.Duration
+}
+
+func (o RecorderOptions) withDefaults() RecorderOptions {
+	setDefault(&o.SuccessRate, 200)
+	setDefault(&o.Buffer, 16384)
+	setDefault(&o.Batch, 500)
+	setDefault(&o.Interval, 100*time.Millisecond)
+	setDefault(&o.SinkTimeout, 10*time.Second)
+	return o
+}
+
+func setDefault[T int | int64 | time.Duration](p *T, v T) {
+	if *p == 0 {
+		*p = v
+	}
+}
+
+// maxBackoff is the longest pause between attempts to reach a failing sink.
+const maxBackoff = 5 * time.Second
+
+// Recorder takes invocation records off the path of the calls and gives them
+// to a sink in batches. It would rather lose a record than hold up a call, and
+// the record of a success rather than that of an error. Its methods may be
+// called from many goroutines.
+type Recorder struct {
+	// Constant after construction.
+	sink Sink
+	opts RecorderOptions
+	log  *slog.Logger
+	kick chan struct{}      // there is work; holds at most one token
+	jobs chan chan<- error  // Flush and Close
+	done chan struct{}      // closed when the goroutine has ended
+	stop context.CancelFunc // ends sink calls when Close gives up
+
+	budget           atomic.Int64 // successes that may be recorded now
+	skipped, dropped atomic.Int64
+
+	mu        sync.Mutex
+	closed    bool
+	errors    []hearth.Invocation
+	successes []hearth.Invocation
+}
+
+// NewRecorder starts a Recorder; the caller must Close it.
+func NewRecorder(sink Sink, opts RecorderOptions, logger *slog.Logger) *Recorder {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &Recorder{
+		sink: sink, opts: opts.withDefaults(), log: logger,
+		kick: make(chan struct{}, 1), jobs: make(chan chan<- error), done: make(chan struct{}), stop: cancel,
+	}
+	r.budget.Store(int64(r.opts.SuccessRate))
+	go r.run(ctx)
+	return r
+}
+
+// Record takes the record of a call that has ended. It never blocks on the
+// sink. After Close it drops the record.
+func (r *Recorder) Record(v hearth.Invocation) {
+	failed := v.ErrorCode != ""
+	if !failed && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
+		if r.skipped.Add(1) == 1 {
+			r.wake() // so that the budget grows again
+		}
+		return
+	}
+	r.mu.Lock()
+	n := len(r.errors) + len(r.successes)
+	switch {
+	case r.closed:
+		r.dropped.Add(1)
+	case n >= r.opts.Buffer && (!failed || len(r.successes) == 0):
+		r.dropped.Add(1)
+	case failed:
+		if n >= r.opts.Buffer {
+			r.successes = r.successes[:len(r.successes)-1]
+			r.dropped.Add(1)
+		}
+		r.errors = append(r.errors, v)
+	default:
+		r.successes = append(r.successes, v)
+	}
+	r.mu.Unlock()
+	if n == 0 || n == r.opts.Batch-1 {
+		r.wake()
+	}
+}
+
+func (r *Recorder) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Dropped returns how many records were lost because the sink was too slow or
+// failed.
+func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
+
+// Skipped returns how many successful calls were not recorded because there
+// were more of them than RecorderOptions.SuccessRate.
+func (r *Recorder) Skipped() int64 { return r.skipped.Load() }
+
+// Flush returns when everything recorded before the call is with the sink, or
+// with the sink's error. Records that failed are tried again later.
+func (r *Recorder) Flush(ctx context.Context) error {
+	result := make(chan error, 1)
+	select {
+	case r.jobs <- result:
+	case <-r.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close gives the sink what is left, for at most two SinkTimeouts, and ends
+// the Recorder. It returns the sink's error if records were lost. Close the
+// sink after it. A second Close does nothing.
+func (r *Recorder) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*r.opts.SinkTimeout)
+	defer cancel()
+	err := r.Flush(ctx)
+	r.stop()
+	<-r.done
+	return err
+}
+
+// run is the goroutine that talks to the sink.
+func (r *Recorder) run(ctx context.Context) {
+	defer close(r.done)
+	var (
+		timer   *time.Timer // runs while there is something to do
+		due     <-chan time.Time
+		last    = time.Now() // when the budget was filled last
+		backoff time.Duration
+	)
+	arm := func(d time.Duration) {
+		if timer == nil {
+			timer = time.NewTimer(d)
+		} else {
+			timer.Reset(d)
+		}
+		due = timer.C
+	}
+	defer func() {
+		if timer != nil {
+			timer.Stop()
+		}
+	}()
+	for {
+		var result chan<- error
+		select {
+		case <-ctx.Done():
+			r.dropRest()
+			return
+		case result = <-r.jobs:
+		case <-r.kick:
+			if backoff > 0 || !r.full() {
+				if due == nil {
+					arm(r.opts.Interval)
+				}
+				continue
+			}
+		case <-due:
+		}
+		due = nil
+		if timer != nil {
+			timer.Stop()
+		}
+		err := r.drain(ctx)
+		if result != nil {
+			result <- err
+		}
+		now := time.Now()
+		budgetFull := r.refill(now.Sub(last))
+		last = now
+		switch {
+		case err != nil:
+			backoff = min(max(2*backoff, r.opts.Interval), maxBackoff)
+			arm(backoff)
+		case !budgetFull || !r.empty():
+			backoff = 0
+			arm(r.opts.Interval)
+		default:
+			backoff = 0
+		}
+	}
+}
+
+// refill grows the budget of successes by what the elapsed time allows and
+// tells whether it is full.
+func (r *Recorder) refill(elapsed time.Duration) bool {
+	if r.opts.SuccessRate < 0 {
+		return true
+	}
+	limit := int64(r.opts.SuccessRate)
+	add := max(1, int64(min(elapsed, time.Second))*limit/int64(time.Second))
+	for {
+		old := r.budget.Load()
+		fresh := min(limit, max(old, 0)+add)
+		if r.budget.CompareAndSwap(old, fresh) {
+			return fresh == limit
+		}
+	}
+}
+
+func (r *Recorder) full() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.errors)+len(r.successes) >= r.opts.Batch
+}
+
+func (r *Recorder) empty() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.errors)+len(r.successes) == 0
+}
+
+// drain gives the sink what was recorded up to now, errors first.
+func (r *Recorder) drain(ctx context.Context) error {
+	r.mu.Lock()
+	failures, successes := r.errors, r.successes
+	r.errors, r.successes = nil, nil
+	r.mu.Unlock()
+	for _, list := range []*[]hearth.Invocation{&failures, &successes} {
+		for len(*list) > 0 {
+			n := min(len(*list), r.opts.Batch)
+			if err := r.send(ctx, (*list)[:n]); err != nil {
+				r.putBack(failures, successes)
+				return err
+			}
+			*list = (*list)[n:]
+		}
+	}
+	return nil
+}
+
+// send gives one batch to the sink. It returns an error only if trying again
+// may help; otherwise the batch is lost.
+func (r *Recorder) send(ctx context.Context, batch []hearth.Invocation) error {
+	ctx, cancel := context.WithTimeout(ctx, r.opts.SinkTimeout)
+	defer cancel()
+	err := r.sink.AppendInvocations(ctx, batch)
+	switch hearth.ErrorCode(err) {
+	case "":
+		return nil
+	case hearth.CodeInvalid, hearth.CodeInternal:
+		r.dropped.Add(int64(len(batch)))
+		r.log.Error("invocation records are lost", "records", len(batch), "error", err)
+		return nil
+	default:
+		r.log.Warn("invocation records wait for the store", "records", len(batch), "error", err)
+		return err
+	}
+}
+
+// putBack returns records to the buffer, as far as they fit.
+func (r *Recorder) putBack(failures, successes []hearth.Invocation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	failures, successes = append(failures, r.errors...), append(successes, r.successes...)
+	if over := len(failures) - r.opts.Buffer; over > 0 {
+		failures = failures[over:]
+		r.dropped.Add(int64(over))
+	}
+	if over := len(failures) + len(successes) - r.opts.Buffer; over > 0 {
+		successes = successes[over:]
+		r.dropped.Add(int64(over))
+	}
+	r.errors, r.successes = failures, successes
+}
+
+// dropRest counts what Close could not bring to the sink.
+func (r *Recorder) dropRest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dropped.Add(int64(len(r.errors) + len(r.successes)))
+	r.errors, r.successes = nil, nil
+}

@@ -1,0 +1,195 @@
+package telemetry_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/telemetry"
+)
+
+// sink keeps records in memory and can fail.
+type sink struct {
+	mu      sync.Mutex
+	err     error
+	batches [][]hearth.Invocation
+}
+
+func (s *sink) AppendInvocations(_ context.Context, records []hearth.Invocation) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	s.batches = append(s.batches, append([]hearth.Invocation(nil), records...))
+	return nil
+}
+
+func (s *sink) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+func (s *sink) count() (ok, failed int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.batches {
+		for _, r := range b {
+			if r.ErrorCode != "" {
+				failed++
+			} else {
+				ok++
+			}
+		}
+	}
+	return ok, failed
+}
+
+func success(i int) hearth.Invocation { return hearth.Invocation{ID: fmt.Sprint("s", i)} }
+func failure(i int) hearth.Invocation {
+	return hearth.Invocation{ID: fmt.Sprint("e", i), ErrorCode: hearth.CodeFunction}
+}
+
+func TestRecorderBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{}, discard())
+		for i := range 10 {
+			r.Record(success(i))
+		}
+		synctest.Wait()
+		if ok, _ := s.count(); ok != 0 {
+			t.Fatalf("%d records came at once", ok)
+		}
+		time.Sleep(101 * time.Millisecond)
+		synctest.Wait()
+		if ok, _ := s.count(); ok != 10 || len(s.batches) != 1 {
+			t.Fatalf("%d records in %d batches", ok, len(s.batches))
+		}
+		for i := range 500 { // a full batch does not wait
+			r.Record(failure(i))
+		}
+		synctest.Wait()
+		if _, failed := s.count(); failed != 500 {
+			t.Fatalf("%d errors", failed)
+		}
+		r.Record(success(11))
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if ok, _ := s.count(); ok != 11 {
+			t.Fatalf("Close left records behind: %d", ok)
+		}
+		r.Record(success(12))
+		if r.Dropped() != 1 {
+			t.Fatalf("dropped %d", r.Dropped())
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestRecorderSamplesSuccessesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: 200}, discard())
+		const seconds, rate = 5, 2000
+		for i := range seconds * rate {
+			r.Record(success(i))
+			if i%10 == 0 {
+				r.Record(failure(i))
+			}
+			time.Sleep(time.Second / rate)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ok, failed := s.count()
+		if failed != seconds*rate/10 {
+			t.Errorf("%d errors of %d", failed, seconds*rate/10)
+		}
+		// One second's burst and then the rate.
+		if want := 200 * (seconds + 1); ok < want*8/10 || ok > want*11/10 {
+			t.Errorf("%d successes, want about %d", ok, want)
+		}
+		if int64(ok)+r.Skipped() != seconds*rate || r.Dropped() != 0 {
+			t.Errorf("%d + %d skipped, %d dropped", ok, r.Skipped(), r.Dropped())
+		}
+	})
+}
+
+func TestRecorderPrefersErrorsWhenTheSinkFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		s.fail(hearth.Errorf(hearth.CodeUnavailable, "the disk is full"))
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: -1, Buffer: 100}, discard())
+		for i := range 100 {
+			r.Record(success(i))
+		}
+		time.Sleep(time.Second) // several attempts
+		for i := range 60 {
+			r.Record(failure(i))
+		}
+		if err := r.Flush(t.Context()); hearth.ErrorCode(err) != hearth.CodeUnavailable {
+			t.Fatalf("got %v", err)
+		}
+		if r.Dropped() != 60 {
+			t.Fatalf("dropped %d", r.Dropped())
+		}
+		s.fail(nil)
+		time.Sleep(6 * time.Second) // longer than the longest pause
+		synctest.Wait()
+		if ok, failed := s.count(); ok != 40 || failed != 60 {
+			t.Fatalf("%d successes and %d errors", ok, failed)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestRecorderCloseGivesUpOnADeadSink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := telemetry.NewRecorder(deadSink{}, telemetry.RecorderOptions{}, discard())
+		r.Record(failure(1))
+		if err := r.Close(); err == nil {
+			t.Fatal("no error")
+		}
+		if r.Dropped() != 1 {
+			t.Fatalf("dropped %d", r.Dropped())
+		}
+	})
+}
+
+type deadSink struct{}
+
+func (deadSink) AppendInvocations(ctx context.Context, _ []hearth.Invocation) error {
+	<-ctx.Done()
+	return hearth.Errorf(hearth.CodeTimeout, "no answer: %w", ctx.Err())
+}
+
+func BenchmarkRecord(b *testing.B) {
+	for name, rate := range map[string]int{"sampled": 200, "all": -1} {
+		b.Run(name, func(b *testing.B) {
+			r := telemetry.NewRecorder(&nullSink{}, telemetry.RecorderOptions{SuccessRate: rate}, discard())
+			defer func() { _ = r.Close() }()
+			v := success(1)
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					r.Record(v)
+				}
+			})
+		})
+	}
+}
+
+type nullSink struct{}
+
+func (nullSink) AppendInvocations(context.Context, []hearth.Invocation) error { return nil }
