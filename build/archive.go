@@ -123,7 +123,7 @@ func readZip(src *source, t *tree) error {
 	}
 	dir.off = true
 	if len(zr.File) > t.limits.Files {
-		t.entries = t.limits.Files
+		return t.tooMany()
 	}
 	for _, f := range zr.File {
 		if err := readZipEntry(f, t); err != nil {

@@ -75,8 +75,7 @@ func (t *tree) enter(name string) (string, error) {
 		return "", canceled(err)
 	}
 	if t.entries++; t.entries > t.limits.Files {
-		return "", hearth.Errorf(hearth.CodeInvalid, "there are more than %d entries", t.limits.Files).
-			WithHint("leave out what the function does not need at run time (tests, caches, .git), or raise the server's limit")
+		return "", t.tooMany()
 	}
 	p, err := cleanPath(name)
 	if err != nil {
@@ -261,6 +260,11 @@ func (t *tree) copy(name string, w io.Writer, r io.Reader, n *node) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
+}
+
+func (t *tree) tooMany() error {
+	return hearth.Errorf(hearth.CodeInvalid, "there are more than %d entries", t.limits.Files).
+		WithHint("leave out what the function does not need at run time (tests, caches, .git), or raise the server's limit")
 }
 
 func (t *tree) fileTooLarge(name string) error {
