@@ -111,6 +111,15 @@ func (g *Gateway) CheckRoutes(function string, routes []hearth.Route) error {
 	return g.table.Load().check(function, routes)
 }
 
+// Live returns the version of a function that answers calls.
+// Errors: CodeNotFound.
+func (g *Gateway) Live(function string) (*hearth.Version, error) {
+	if v := g.table.Load().functions[function]; v != nil {
+		return v, nil
+	}
+	return nil, noFunction(function)
+}
+
 // invoke runs one call with the function's deadline. It fills rec.
 func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Call, rec *hearth.Invocation, sink guest.Sink) error {
 	err := g.cfg.Pool.Do(ctx, v, func(ctx context.Context, inst Instance) error {
@@ -185,9 +194,9 @@ func deadline(ctx context.Context, v *hearth.Version, now time.Time) (context.Co
 // InvokeEvent implements hearth.Invoker.
 func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {
 	now := time.Now()
-	v := g.table.Load().functions[r.Function]
-	if v == nil {
-		return hearth.Invocation{}, noFunction(r.Function)
+	v, err := g.Live(r.Function)
+	if err != nil {
+		return hearth.Invocation{}, err
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
@@ -204,8 +213,7 @@ func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 		call.Body, rec.BytesIn = body, int64(len(body))
 	}
 	sink := &eventSink{w: w, rec: &rec, started: started, begin: now, limit: g.cfg.MaxResponse}
-	err := g.invoke(ctx, v, call, &rec, sink)
-	if err == nil {
+	if err = g.invoke(ctx, v, call, &rec, sink); err == nil {
 		rec.Status = 200
 	}
 	g.finish(&rec, err)

@@ -6,7 +6,7 @@ import (
 	"path"
 )
 
-//go:embed python/*.py nodejs/*.mjs
+//go:embed python/*.py nodejs/*.cjs
 var shims embed.FS
 
 // Shims returns the guests for interpreted languages, one directory a
@@ -21,7 +21,7 @@ func Command(language, interpreter, dir string) []string {
 	case "python":
 		return []string{interpreter, "-I", "-S", "-B", path.Join(dir, "python/hearth_guest.py")}
 	case "nodejs":
-		return []string{interpreter, path.Join(dir, "nodejs/hearth_guest.mjs")}
+		return []string{interpreter, path.Join(dir, "nodejs/hearth_guest.cjs")}
 	}
 	return nil
 }

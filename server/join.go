@@ -1,0 +1,111 @@
+package server
+
+import (
+	"context"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/gateway"
+	"github.com/hearthrun/hearth/pool"
+	"github.com/hearthrun/hearth/store"
+	"github.com/hearthrun/hearth/telemetry"
+)
+
+// The types below fit one part's methods to what another asks for.
+
+// lender is the pool as the gateway sees it.
+type lender struct{ *pool.Pool }
+
+func (l lender) Do(ctx context.Context, v *hearth.Version, fn func(context.Context, gateway.Instance) error) error {
+	return l.Pool.Do(ctx, v, func(ctx context.Context, lease *pool.Lease) error {
+		return fn(ctx, gateway.Instance{Conn: lease.Conn, Cold: lease.Cold, Timings: lease.Timings})
+	})
+}
+
+// verifier is the pool as the API sees it.
+type verifier struct{ *pool.Pool }
+
+func (v verifier) Verify(ctx context.Context, version hearth.Version) error {
+	return v.Pool.Verify(ctx, &version)
+}
+
+func (v verifier) Discard(version hearth.Version) { v.Retire(version.Incarnation) }
+
+// instances is the pool by function name.
+type instances struct {
+	gateway *gateway.Gateway
+	pool    *pool.Pool
+}
+
+func (i instances) Evict(function string) (int, error) {
+	v, err := i.gateway.Live(function)
+	if err != nil {
+		return 0, err
+	}
+	return i.pool.Evict(v.Incarnation), nil
+}
+
+// catalog is the store as the API sees it.
+type catalog struct{ *store.Store }
+
+func (c catalog) NextVersion(ctx context.Context, function string) (int, error) {
+	return c.NextNumber(ctx, function)
+}
+
+func (c catalog) Commit(ctx context.Context, v hearth.Version, generation int64) (f hearth.Function, err error) {
+	if generation == 0 {
+		f, _, err = c.CreateFunction(ctx, v)
+	} else {
+		f, _, err = c.AddVersion(ctx, v, generation)
+	}
+	return f, err
+}
+
+func (c catalog) Delete(ctx context.Context, name string, generation int64) error {
+	return c.DeleteFunction(ctx, name, generation)
+}
+
+// artifacts is the store as the API sees it.
+type artifacts struct{ *store.Store }
+
+func (a artifacts) Put(ctx context.Context, fill func(dir string) (string, error)) error {
+	stage, err := a.Stage(ctx)
+	if err != nil {
+		return err
+	}
+	defer stage.Discard()
+	digest, err := fill(stage.Dir())
+	if err != nil {
+		return err
+	}
+	_, err = stage.Commit(ctx, digest)
+	return err
+}
+
+func (a artifacts) Dir(_ context.Context, digest string) (string, error) {
+	return a.ArtifactDir(digest)
+}
+
+// recorded reads invocation records, the newest included.
+type recorded struct {
+	*store.Store
+	recorder *telemetry.Recorder
+}
+
+func (r recorded) Invocation(ctx context.Context, id string) (hearth.Invocation, error) {
+	if err := r.recorder.Flush(ctx); err != nil {
+		return hearth.Invocation{}, err
+	}
+	return r.Store.Invocation(ctx, id)
+}
+
+func (r recorded) Invocations(ctx context.Context, function, before string, limit int) ([]hearth.Invocation, error) {
+	if err := r.recorder.Flush(ctx); err != nil {
+		return nil, err
+	}
+	return r.Store.Invocations(ctx, function, before, limit)
+}
+
+// health is the server as the API sees it.
+type health struct{ *Server }
+
+func (h health) Ready() error { return h.readiness() }

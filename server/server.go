@@ -1,0 +1,306 @@
+// Package server joins the parts of Hearth into one server: the store, the
+// drivers, the pool, the gateway and the management API. It is the only
+// package that knows all of them, and can be embedded in other programs.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/api"
+	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/gateway"
+	"github.com/hearthrun/hearth/pool"
+	"github.com/hearthrun/hearth/store"
+	"github.com/hearthrun/hearth/telemetry"
+)
+
+// Config of a Server. DataDir and Logger are required.
+type Config struct {
+	// DataDir holds everything the server keeps; one server uses it at a time.
+	DataDir string
+	// Listen is the TCP address to serve on; default 127.0.0.1:8080.
+	Listen string
+	Logger *slog.Logger
+	// Version is Hearth's own, for people.
+	Version string
+	// DrainTimeout is how long calls may go on after Run's context has ended;
+	// default 30 s.
+	DrainTimeout time.Duration
+	// AllowedHosts are names under which management is served besides
+	// localhost and loopback addresses.
+	AllowedHosts []string
+	// KeepInvocations and KeepInvocationsFor bound the records of calls;
+	// defaults 1,000,000 and 7 days.
+	KeepInvocations    int
+	KeepInvocationsFor time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.Listen == "" {
+		c.Listen = "127.0.0.1:8080"
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 30 * time.Second
+	}
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+	if c.KeepInvocations == 0 {
+		c.KeepInvocations = 1_000_000
+	}
+	if c.KeepInvocationsFor == 0 {
+		c.KeepInvocationsFor = 7 * 24 * time.Hour
+	}
+	return c
+}
+
+// Server is a Hearth server. Use New, then Run once.
+type Server struct {
+	cfg      Config
+	listener net.Listener
+	store    *store.Store
+	logs     *telemetry.Logs
+	recorder *telemetry.Recorder
+	drivers  map[string]driver.Driver
+	probes   *probes
+	pool     *pool.Pool
+	gateway  *gateway.Gateway
+	http     *http.Server
+	ready    chan struct{} // closed when calls are served
+	draining chan struct{} // closed when Run's context has ended
+	wg       sync.WaitGroup
+}
+
+// New opens the data directory and the listener. Nothing is served before Run;
+// if Run is not called, Close must be. Errors: CodeConflict if another server
+// uses the data directory or the address, CodeInvalid and CodeUnavailable as
+// the parts return them.
+func New(ctx context.Context, cfg Config) (_ *Server, err error) {
+	s := &Server{cfg: cfg.withDefaults(), ready: make(chan struct{}), draining: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.Close() //nolint:errcheck // the first error counts
+		}
+	}()
+	log := s.cfg.Logger
+	if s.store, err = store.Open(ctx, s.cfg.DataDir, log); err != nil {
+		return nil, err
+	}
+	if s.listener, err = listen(ctx, s.cfg.Listen); err != nil {
+		return nil, err
+	}
+	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), telemetry.LogOptions{Logger: log}); err != nil {
+		return nil, err
+	}
+	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{}, log)
+	if s.drivers, err = newDrivers(s.store.Dir(), s.store.Owner(), log); err != nil {
+		return nil, err
+	}
+	s.probes = newProbes(s.drivers, log)
+	s.pool = pool.New(pool.Config{Drivers: s.drivers, Artifacts: s.store, Logs: s.logs, Logger: log})
+	s.gateway = gateway.New(gateway.Config{
+		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
+	})
+	s.http = &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    256 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", addr)
+	switch {
+	case err == nil:
+		return l, nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, hearth.Errorf(hearth.CodeConflict, "the address %s is in use: %w", addr, err).
+			WithHint("stop the program that uses it, or choose another address with --listen")
+	default:
+		return nil, hearth.Errorf(hearth.CodeInvalid, "cannot listen on %s: %w", addr, err).
+			WithHint("give an address of this machine, for example --listen 127.0.0.1:8080")
+	}
+}
+
+// handler splits management from calls.
+func (s *Server) handler() http.Handler {
+	management := api.New(api.Deps{
+		Catalog:     catalog{s.store},
+		Versions:    catalog{s.store},
+		Artifacts:   artifacts{s.store},
+		Verifier:    verifier{s.pool},
+		Router:      s.gateway,
+		Invoker:     s.gateway,
+		Instances:   instances{s.gateway, s.pool},
+		Logs:        s.logs,
+		Invocations: recorded{s.store, s.recorder},
+		Drivers:     s.probes,
+		Health:      health{s},
+		Logger:      s.cfg.Logger,
+		Version:     s.cfg.Version,
+		Draining:    s.draining,
+
+		AllowedHosts: s.cfg.AllowedHosts,
+	})
+	managed := http.NewServeMux()
+	for _, p := range hearth.ReservedPaths() {
+		if p != "/fn" {
+			managed.Handle(p, management)
+			managed.Handle(p+"/", management)
+		}
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := managed.Handler(r); pattern != "" {
+			management.ServeHTTP(w, r)
+			return
+		}
+		s.gateway.ServeHTTP(w, r)
+	})
+}
+
+// Addr is the address that is served, with the port that was chosen for :0.
+func (s *Server) Addr() string { return s.listener.Addr().String() }
+
+// Ready is closed when calls are served.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Run serves until ctx ends, then lets running calls finish (see
+// Config.DrainTimeout) and closes everything. It returns nil after an orderly
+// end.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close() //nolint:errcheck // logged there
+	if err := s.clean(ctx); err != nil {
+		return err
+	}
+	if err := s.gateway.Reload(ctx); err != nil {
+		return err
+	}
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	s.wg.Go(func() { s.probes.run(background) })
+	s.wg.Go(func() { s.maintain(background) })
+	defer s.wg.Wait()
+	defer cancel()
+
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.listener) }()
+	close(s.ready)
+	s.cfg.Logger.Info("serving", "url", "http://"+s.Addr(), "data_dir", s.store.Dir())
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	close(s.draining)
+	s.cfg.Logger.Info("draining", "timeout", s.cfg.DrainTimeout)
+	drain, cancelDrain := context.WithTimeout(background, s.cfg.DrainTimeout)
+	defer cancelDrain()
+	// The pool first stops waiting for nobody: HTTP calls end, then their
+	// instances are closed. Calls that outlive the drain are broken off.
+	err := s.http.Shutdown(drain)
+	if poolErr := s.pool.Close(drain); err == nil {
+		err = poolErr
+	}
+	if err != nil {
+		s.http.Close() //nolint:errcheck // nothing is left to do
+		s.cfg.Logger.Warn("calls were broken off at the end of the drain", "err", err)
+	}
+	return nil
+}
+
+// Close frees everything. Run calls it; call it yourself only without Run.
+func (s *Server) Close() error {
+	var errs []error
+	if s.listener != nil {
+		s.listener.Close() //nolint:errcheck // the HTTP server may have done so
+	}
+	if s.pool != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()          // nobody is being served
+		s.pool.Close(ctx) //nolint:errcheck // it tells of calls that were cut off, as meant
+	}
+	for _, d := range s.drivers {
+		errs = append(errs, d.Close())
+	}
+	if s.recorder != nil {
+		errs = append(errs, s.recorder.Close())
+	}
+	if s.logs != nil {
+		errs = append(errs, s.logs.Close())
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	err := errors.Join(errs...)
+	if err != nil {
+		s.cfg.Logger.Error("closing", "err", err)
+	}
+	return err
+}
+
+// clean destroys what an earlier server with this data directory left.
+func (s *Server) clean(ctx context.Context) error {
+	for name, d := range s.drivers {
+		left, err := d.List(ctx)
+		if err != nil {
+			// A driver that does not work here has left nothing either.
+			s.cfg.Logger.Warn("cannot list sandboxes", "driver", name, "err", err)
+			continue
+		}
+		for _, sb := range left {
+			if err := sb.Destroy(ctx); err != nil {
+				return hearth.Errorf(hearth.CodeUnavailable, "a sandbox of an earlier run could not be destroyed: %s: %w", sb.ID(), err)
+			}
+		}
+		if len(left) > 0 {
+			s.cfg.Logger.Info("destroyed sandboxes of an earlier run", "driver", name, "count", len(left))
+		}
+	}
+	return nil
+}
+
+// readiness tells why calls are not served; nil when they are.
+func (s *Server) readiness() error {
+	select {
+	case <-s.draining:
+		return errors.New("the server is shutting down")
+	case <-s.ready:
+		return nil
+	default:
+		return errors.New("the server is starting")
+	}
+}
+
+// maintain removes what is too old to keep.
+func (s *Server) maintain(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		if _, err := s.store.PruneInvocations(ctx, now.Add(-s.cfg.KeepInvocationsFor), s.cfg.KeepInvocations); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Error("pruning invocation records", "err", err)
+		}
+		if _, err := s.store.PruneArtifacts(ctx, now.Add(-24*time.Hour)); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Error("pruning artifacts", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
