@@ -1,0 +1,208 @@
+package native
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hearthrun/hearth/driver"
+)
+
+// helperTasks is how many threads the helper needs besides Limits.PIDs.
+const helperTasks = 8
+
+// cgroups makes the control groups of this owner's sandboxes.
+type cgroups interface {
+	// create makes the group of a sandbox and sets its limits.
+	create(id string, l driver.Limits) (group, error)
+	// open returns the group of a sandbox of an earlier process.
+	open(id string) group
+	// list returns the ids of all existing groups.
+	list() []string
+	// enforces tells which limits work, and what to do about the others.
+	enforces() (memory, cpu, pids bool, remedy string)
+	// close removes what is shared, if it is empty.
+	close()
+}
+
+// group is the control group of one sandbox.
+type group interface {
+	// spawn calls start so that the process it starts is born in the group.
+	spawn(attr *syscall.SysProcAttr, start func() error) error
+	// kill kills every process in the group, also frozen ones.
+	kill()
+	freeze(ctx context.Context, on bool) error
+	// oomKilled tells whether the kernel killed a process for the memory limit.
+	oomKilled() bool
+	stats() (memory, peak int64, cpu time.Duration, pids int)
+	procs() []int
+	// remove frees the group once its processes are gone.
+	remove(ctx context.Context) error
+}
+
+// findCgroups picks the hierarchy of this host: v2, v1, or none at all.
+func findCgroups(owner string) cgroups {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return noCgroups{}
+	}
+	self, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return noCgroups{}
+	}
+	own := map[string]string{} // controller, "" for v2 → path of this process
+	for line := range strings.Lines(string(self)) {
+		if p := strings.SplitN(strings.TrimSpace(line), ":", 3); len(p) == 3 {
+			for c := range strings.SplitSeq(p[1], ",") {
+				own[c] = p[2]
+			}
+		}
+	}
+	v1, v2 := map[string]string{}, ""
+	for s := bufio.NewScanner(bytes.NewReader(mounts)); s.Scan(); {
+		head, tail, ok := strings.Cut(s.Text(), " - ")
+		h, t := strings.Fields(head), strings.Fields(tail)
+		if !ok || len(h) < 5 || len(t) < 3 {
+			continue
+		}
+		switch t[0] {
+		case "cgroup2":
+			v2 = ownGroup(h[4], h[3], own[""])
+		case "cgroup":
+			for c := range strings.SplitSeq(t[2], ",") {
+				if slices.Contains(v1Controllers, c) && v1[c] == "" {
+					v1[c] = ownGroup(h[4], h[3], own[c])
+				}
+			}
+		}
+	}
+	if v1["memory"] == "" && v2 != "" {
+		return newCgroups2(v2, owner)
+	}
+	if len(v1) > 0 {
+		return newCgroups1(v1, owner)
+	}
+	return noCgroups{}
+}
+
+// ownGroup is the directory of the group at path in the hierarchy of which
+// root is mounted at mount.
+func ownGroup(mount, root, path string) string {
+	rel, err := filepath.Rel(root, path)
+	if err != nil || strings.HasPrefix(rel, "..") {
+		return mount
+	}
+	return filepath.Join(mount, rel)
+}
+
+func writeCgroup(dir, file, value string) error {
+	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0)
+}
+
+func readCgroup(dir, file string) string {
+	b, _ := os.ReadFile(filepath.Join(dir, file))
+	return strings.TrimSpace(string(b))
+}
+
+func readInt(dir, file string) int64 {
+	n, _ := strconv.ParseInt(readCgroup(dir, file), 10, 64)
+	return n
+}
+
+// readKey reads the number behind a key in a file of "key number" lines.
+func readKey(dir, file, key string) int64 {
+	for line := range strings.Lines(readCgroup(dir, file)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), " "); ok && k == key {
+			n, _ := strconv.ParseInt(v, 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+func readPIDs(dir string) []int {
+	var pids []int
+	for f := range strings.FieldsSeq(readCgroup(dir, "cgroup.procs")) {
+		if n, err := strconv.Atoi(f); err == nil && n > 0 {
+			pids = append(pids, n)
+		}
+	}
+	return pids
+}
+
+// killListed kills the processes that list returns. A number may have gone to
+// a stranger between reading it and opening it: so it counts only if it is
+// still listed once its process is held by a descriptor.
+func killListed(list func() []int) {
+	for range 16 {
+		pids := list()
+		if len(pids) == 0 {
+			return
+		}
+		held := map[int]int{}
+		for _, pid := range pids {
+			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+				held[pid] = fd
+			}
+		}
+		still := list()
+		for pid, fd := range held {
+			if slices.Contains(still, pid) {
+				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			}
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// removeGroup removes an empty group. Processes leave their group a moment
+// after they were reaped, so it tries until ctx ends.
+func removeGroup(ctx context.Context, dir string) error {
+	for wait := 200 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		err := unix.Rmdir(dir)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+		}
+		select {
+		case <-ctx.Done():
+			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+		case <-time.After(wait):
+		}
+	}
+}
+
+// noCgroups is a host, or a user, without control groups.
+type noCgroups struct{}
+
+func (noCgroups) create(string, driver.Limits) (group, error) { return noGroup{}, nil }
+func (noCgroups) open(string) group                           { return noGroup{} }
+func (noCgroups) list() []string                              { return nil }
+func (noCgroups) close()                                      {}
+func (noCgroups) enforces() (memory, cpu, pids bool, remedy string) {
+	return false, false, false, "run hearth as root, or in a delegated group: systemd-run --user --scope -p Delegate=yes hearth serve"
+}
+
+type noGroup struct{}
+
+func (noGroup) spawn(_ *syscall.SysProcAttr, start func() error) error { return start() }
+func (noGroup) kill()                                                  {}
+func (noGroup) freeze(context.Context, bool) error                     { return errors.ErrUnsupported }
+func (noGroup) oomKilled() bool                                        { return false }
+func (noGroup) stats() (memory, peak int64, cpu time.Duration, pids int) {
+	return 0, 0, 0, 0
+}
+func (noGroup) procs() []int                 { return nil }
+func (noGroup) remove(context.Context) error { return nil }

@@ -1,0 +1,237 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hearthrun/hearth/driver"
+)
+
+// v1Controllers are the controllers a sandbox is put into, where they exist.
+var v1Controllers = []string{"memory", "cpu", "cpuacct", "pids", "freezer"}
+
+// cgroups1 are control groups of version 1, each controller in a hierarchy of
+// its own or shared with another.
+type cgroups1 struct {
+	own    map[string]string // controller → directory of the server's group
+	shared map[string]string // controller → directory that holds the sandboxes
+	remedy string
+}
+
+func newCgroups1(own map[string]string, owner string) cgroups {
+	c := &cgroups1{own: map[string]string{}, shared: map[string]string{}}
+	for _, name := range v1Controllers {
+		dir, ok := own[name]
+		if !ok {
+			continue
+		}
+		shared := filepath.Join(dir, "hearth-"+owner)
+		if err := os.Mkdir(shared, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			c.remedy = "run hearth as root: groups of version 1 cannot be delegated safely"
+			continue
+		}
+		c.own[name], c.shared[name] = dir, shared
+	}
+	if len(c.shared) == 0 {
+		return noCgroups{}
+	}
+	return c
+}
+
+func (c *cgroups1) enforces() (memory, cpu, pids bool, remedy string) {
+	remedy = c.remedy
+	if remedy == "" {
+		remedy = "boot the host with this controller enabled"
+	}
+	return c.shared["memory"] != "", c.shared["cpu"] != "", c.shared["pids"] != "", remedy
+}
+
+// dirs returns the directories of a sandbox, without repetition where
+// controllers share a hierarchy.
+func (c *cgroups1) group(id string) *group1 {
+	g := &group1{dir: map[string]string{}}
+	for _, name := range v1Controllers {
+		shared, ok := c.shared[name]
+		if !ok {
+			continue
+		}
+		dir := filepath.Join(shared, id)
+		g.dir[name] = dir
+		if !slices.Contains(g.dirs, dir) {
+			g.dirs = append(g.dirs, dir)
+			g.home = append(g.home, c.own[name])
+		}
+	}
+	return g
+}
+
+func (c *cgroups1) open(id string) group { return c.group(id) }
+
+func (c *cgroups1) create(id string, l driver.Limits) (group, error) {
+	g := c.group(id)
+	err := func() error {
+		for _, dir := range g.dirs {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return err
+			}
+		}
+		if dir := g.dir["memory"]; dir != "" {
+			limit := strconv.FormatInt(l.Memory, 10)
+			if err := writeCgroup(dir, "memory.limit_in_bytes", limit); err != nil {
+				return err
+			}
+			// Without swap: memory and swap together get the same limit. A kernel
+			// without swap accounting lacks the file.
+			if err := writeCgroup(dir, "memory.memsw.limit_in_bytes", limit); err != nil {
+				if err := writeCgroup(dir, "memory.swappiness", "0"); err != nil {
+					return err
+				}
+			}
+		}
+		if dir := g.dir["cpu"]; dir != "" {
+			if err := writeCgroup(dir, "cpu.cfs_quota_us", strconv.Itoa(max(int(l.CPU*cpuPeriod), 1000))); err != nil {
+				return err
+			}
+		}
+		if dir := g.dir["pids"]; dir != "" {
+			return writeCgroup(dir, "pids.max", strconv.Itoa(l.PIDs+helperTasks))
+		}
+		return nil
+	}()
+	if err != nil {
+		_ = g.remove(context.Background())
+		return nil, err
+	}
+	return g, nil
+}
+
+// cpuPeriod is the kernel's default period of the CPU quota in µs.
+const cpuPeriod = 100_000
+
+func (c *cgroups1) list() []string {
+	var ids []string
+	for _, shared := range c.shared {
+		entries, _ := os.ReadDir(shared)
+		for _, e := range entries {
+			if e.IsDir() && !slices.Contains(ids, e.Name()) {
+				ids = append(ids, e.Name())
+			}
+		}
+	}
+	return ids
+}
+
+func (c *cgroups1) close() {
+	for _, dir := range c.shared {
+		_ = unix.Rmdir(dir)
+	}
+}
+
+type group1 struct {
+	dir  map[string]string // controller → directory
+	dirs []string          // each directory once
+	home []string          // for each of dirs, the group the server lives in
+}
+
+// spawn moves this thread alone into the group, starts the process from it, and
+// moves back. A new process belongs to the groups of the thread that made it;
+// moving the process itself would stop every fork on the host for milliseconds.
+func (g *group1) spawn(_ *syscall.SysProcAttr, start func() error) error {
+	runtime.LockOSThread()
+	var moved int
+	defer func() {
+		for i := range moved {
+			if err := writeCgroup(g.home[i], "tasks", "0"); err != nil {
+				return // the thread ends with its goroutine, as it stays locked
+			}
+		}
+		runtime.UnlockOSThread()
+	}()
+	for i, dir := range g.dirs {
+		moved = i + 1
+		if err := writeCgroup(dir, "tasks", "0"); err != nil {
+			return fmt.Errorf("enter the control group: %w", err)
+		}
+	}
+	return start()
+}
+
+func (g *group1) procs() []int {
+	for _, dir := range g.dirs {
+		if pids := readPIDs(dir); len(pids) > 0 {
+			return pids
+		}
+	}
+	return nil
+}
+
+func (g *group1) kill() {
+	killListed(g.procs)
+	if dir := g.dir["freezer"]; dir != "" {
+		_ = writeCgroup(dir, "freezer.state", "THAWED") // frozen processes cannot die
+	}
+}
+
+func (g *group1) freeze(ctx context.Context, on bool) error {
+	dir := g.dir["freezer"]
+	if dir == "" {
+		return errors.ErrUnsupported
+	}
+	want := "THAWED"
+	if on {
+		want = "FROZEN"
+	}
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
+		if err := writeCgroup(dir, "freezer.state", want); err != nil {
+			return err
+		}
+		if readCgroup(dir, "freezer.state") == want {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			_ = writeCgroup(dir, "freezer.state", "THAWED")
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (g *group1) oomKilled() bool {
+	dir := g.dir["memory"]
+	return dir != "" && readKey(dir, "memory.oom_control", "oom_kill") > 0
+}
+
+func (g *group1) stats() (memory, peak int64, cpu time.Duration, pids int) {
+	if dir := g.dir["memory"]; dir != "" {
+		memory, peak = readInt(dir, "memory.usage_in_bytes"), readInt(dir, "memory.max_usage_in_bytes")
+	}
+	if dir := g.dir["cpuacct"]; dir != "" {
+		cpu = time.Duration(readInt(dir, "cpuacct.usage"))
+	}
+	if dir := g.dir["pids"]; dir != "" {
+		pids = int(readInt(dir, "pids.current"))
+	} else if len(g.dirs) > 0 {
+		pids = len(strings.Fields(readCgroup(g.dirs[0], "tasks")))
+	}
+	return memory, peak, cpu, pids
+}
+
+func (g *group1) remove(ctx context.Context) error {
+	var errs []error
+	for _, dir := range g.dirs {
+		errs = append(errs, removeGroup(ctx, dir))
+	}
+	return errors.Join(errs...)
+}

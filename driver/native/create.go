@@ -1,0 +1,166 @@
+package native
+
+import (
+	"context"
+	"math"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
+)
+
+var (
+	idRE  = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
+	envRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+)
+
+// Create implements driver.Driver.
+func (d *Driver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, error) {
+	spec.Limits = spec.Limits.WithDefaults()
+	if err := validate(spec); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	views, argv, bin, err := d.runtime(spec)
+	if err != nil {
+		return nil, err
+	}
+	s := &sandbox{
+		driver: d, id: spec.ID, argv0: argv[0], group: noGroup{},
+		stdout: spec.Stdout, stderr: spec.Stderr,
+		started: make(chan error, 2), done: make(chan struct{}),
+	}
+	if err := d.reserve(s); err != nil {
+		return nil, err
+	}
+	if err := d.bring(ctx, s, d.compose(spec, views, argv, environment(spec.Env, bin), "/tmp")); err != nil {
+		if derr := s.Destroy(ctx); derr != nil {
+			d.log.Error("native: a sandbox that failed to start remains", "sandbox", s.id, "err", derr)
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+// bring starts the reserved sandbox. After an error the caller destroys it.
+func (d *Driver) bring(ctx context.Context, s *sandbox, p *plan) error {
+	g, err := d.cgroups.create(s.id, p.limits)
+	if err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "make the control group of sandbox %s: %w", s.id, err)
+	}
+	s.group = g
+	if err := d.spawn(s); err != nil {
+		return hearth.AsError(err)
+	}
+	if err := d.remember(s.id, s.process.Pid); err != nil {
+		go s.watch()
+		return hearth.Errorf(hearth.CodeUnavailable, "write the state of sandbox %s: %w", s.id, err)
+	}
+	return s.start(ctx, p)
+}
+
+// environment is the guest's: nothing of the host's gets in.
+func environment(extra map[string]string, bin string) []string {
+	search := "/usr/local/bin:/usr/bin:/bin"
+	if bin != "" && !slices.Contains(strings.Split(search, ":"), bin) {
+		search = bin + ":" + search
+	}
+	env := map[string]string{"PATH": search, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+	for k, v := range extra {
+		env[k] = v
+	}
+	env["HEARTH_FD"] = "3"
+	list := make([]string, 0, len(env))
+	for k, v := range env {
+		list = append(list, k+"="+v)
+	}
+	sort.Strings(list)
+	return list
+}
+
+// reserved are the places inside a sandbox that no mount may hide or replace.
+var reserved = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/tmp", "/nix", "/hearth/guest"}
+
+// validate checks a spec with its defaults filled in.
+func validate(spec driver.Spec) error {
+	bad := func(format string, args ...any) error {
+		return hearth.Errorf(hearth.CodeInvalid, format, args...)
+	}
+	l := spec.Limits
+	switch {
+	case !idRE.MatchString(spec.ID):
+		return bad("sandbox id %q is not valid: use 1 to 40 of a-z, 0-9 and -", spec.ID)
+	case l.Memory < 4<<20 || l.Memory > 1<<50:
+		return bad("memory limit of %d bytes is out of range", l.Memory)
+	case math.IsNaN(l.CPU) || l.CPU < 0.01 || l.CPU > 4096:
+		return bad("cpu limit of %v cores is out of range", l.CPU)
+	case l.PIDs < 1 || l.PIDs > 1<<20:
+		return bad("limit of %d processes is out of range", l.PIDs)
+	case l.Disk < 4096 || l.Disk > 1<<50:
+		return bad("disk limit of %d bytes is out of range", l.Disk)
+	case spec.Egress != "" && spec.Egress != hearth.EgressNone && spec.Egress != hearth.EgressInternet:
+		return bad("egress %q is not valid", string(spec.Egress))
+	}
+	total := 0
+	for k, v := range spec.Env {
+		total += len(k) + len(v)
+		if !envRE.MatchString(k) || strings.ContainsRune(v, 0) {
+			return bad("environment variable %q is not valid", k)
+		}
+	}
+	for _, a := range spec.Command {
+		total += len(a)
+		if strings.ContainsRune(a, 0) {
+			return bad("the command contains a NUL byte")
+		}
+	}
+	if total > 1<<20 {
+		return bad("environment and command have %d bytes, more than 1 MiB", total)
+	}
+	if len(spec.Command) > 0 && !path.IsAbs(spec.Command[0]) {
+		return bad("command %q is not an absolute path", spec.Command[0])
+	}
+	for i, m := range spec.Mounts {
+		switch {
+		case !filepath.IsAbs(m.Source) || strings.ContainsRune(m.Source, 0):
+			return bad("mount source %q is not an absolute path", m.Source)
+		case !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || m.Target == "/" || strings.ContainsRune(m.Target, 0):
+			return bad("mount target %q is not a clean absolute path", m.Target)
+		}
+		for _, r := range reserved {
+			if overlap(m.Target, r) {
+				return bad("mount target %s overlaps %s", m.Target, r)
+			}
+		}
+		for _, o := range spec.Mounts[:i] {
+			if overlap(m.Target, o.Target) {
+				return bad("mount targets %s and %s overlap", o.Target, m.Target)
+			}
+		}
+	}
+	return nil
+}
+
+// overlap tells whether one path is the other or lies below it.
+func overlap(a, b string) bool {
+	return a == b || strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/")
+}
+
+// runtime returns what the spec's runtime needs: mounts, command, and the
+// directory of its programs.
+func (d *Driver) runtime(spec driver.Spec) (views []view, argv []string, bin string, err error) {
+	if spec.Runtime == "provided" {
+		if len(spec.Command) == 0 {
+			return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "the runtime provided needs a command")
+		}
+		return hostViews(), spec.Command, "", nil
+	}
+	return nil, nil, "", hearth.Errorf(hearth.CodeNotFound, "there is no runtime %q", spec.Runtime)
+}

@@ -1,0 +1,6 @@
+package native
+
+import _ "embed"
+
+//go:embed initbin/init_linux_arm64
+var helperBinary []byte

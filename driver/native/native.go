@@ -1,0 +1,180 @@
+// Package native is the built-in driver: sandboxes made of Linux namespaces,
+// control groups, seccomp and Landlock, with a read-only view of the host's
+// interpreters as their root file system. It needs no daemon and no image.
+//
+// The driver composes a plan (plan.go, rootfs.go, seccomp.go), clones a tiny
+// helper into new namespaces (spawn.go), and sends it the plan. The helper
+// (directory init) becomes pid 1 of the sandbox. docs/isolation-native.md
+// explains what protects against what.
+package native
+
+import (
+	"context"
+	"hash/fnv"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
+)
+
+// Config configures the driver.
+type Config struct {
+	// Dir is the driver's own directory below the data directory.
+	Dir string
+	// Owner is the random id of the data directory: letters, digits and '-'.
+	// Everything on the host is named after it.
+	Owner  string
+	Logger *slog.Logger
+}
+
+// Driver makes sandboxes on this host. It implements driver.Driver.
+type Driver struct {
+	// Constant after New.
+	dir        string
+	log        *slog.Logger
+	cgroups    cgroups
+	helper     *os.File
+	helperPath string
+	filter     []byte // the seccomp program
+	landlock   int    // version of the kernel's Landlock, 0 without
+	root       bool
+	users      userRange
+
+	mu        sync.Mutex
+	sandboxes map[string]*sandbox // guarded by mu
+	next      uint32              // guarded by mu: where to look for a free user
+	taken     map[uint32]bool     // guarded by mu: offsets of users in use
+}
+
+var _ driver.Driver = (*Driver)(nil)
+
+// New prepares the driver: its directories, helper and control groups. It does
+// not check whether the host allows sandboxes; Probe does. The caller calls
+// Close. Errors: CodeInvalid, CodeUnavailable.
+func New(cfg Config) (*Driver, error) {
+	if !idRE.MatchString(cfg.Owner) || !filepath.IsAbs(cfg.Dir) {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "native driver: owner %q or directory %q is not valid", cfg.Owner, cfg.Dir)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	d := &Driver{
+		dir: cfg.Dir, log: cfg.Logger, root: os.Geteuid() == 0, landlock: landlockVersion(),
+		users:     newUserRange(cfg.Owner),
+		sandboxes: map[string]*sandbox{}, taken: map[uint32]bool{},
+	}
+	unavailable := func(err error) error {
+		return hearth.Errorf(hearth.CodeUnavailable, "native driver: %w", err).
+			WithHint("make %s writable for the user that runs hearth", cfg.Dir)
+	}
+	for _, sub := range []string{"", rootDir, runDir} {
+		if err := os.MkdirAll(filepath.Join(d.dir, sub), 0o711); err != nil {
+			return nil, unavailable(err)
+		}
+	}
+	var err error
+	if d.filter, err = seccompFilter(); err != nil {
+		return nil, hearth.Errorf(hearth.CodeInternal, "native driver: %w", err)
+	}
+	if err := d.writeEtc(); err != nil {
+		return nil, unavailable(err)
+	}
+	if d.helper, d.helperPath, err = openHelper(d.dir); err != nil {
+		return nil, unavailable(err)
+	}
+	d.cgroups = findCgroups(cfg.Owner)
+	return d, nil
+}
+
+// Close releases the helper and the shared control groups.
+func (d *Driver) Close() error {
+	d.cgroups.close()
+	return d.helper.Close()
+}
+
+const (
+	rootDir = "root" // empty; the root file system of each sandbox is mounted on it, out of sight of the host
+	runDir  = "run"  // one state file for each sandbox
+	etcDir  = "etc"  // the sandboxes' /etc
+)
+
+// userRange is the range of the host's user and group ids that belong to the
+// sandboxes of one owner. Each live sandbox has one of its own, so that none
+// can signal, trace or use up the limits of another.
+type userRange struct{ base uint32 }
+
+// The ranges lie above those of systemd-nspawn, container engines and
+// /etc/subuid, and below 2^31, where some tools stop.
+const (
+	firstUser  = 0x70000000
+	usersEach  = 0x10000
+	userRanges = 0x0fff
+)
+
+func newUserRange(owner string) userRange {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(owner))
+	return userRange{firstUser + h.Sum32()%userRanges*usersEach}
+}
+
+// reserve registers a new sandbox under its id and gives it a user.
+func (d *Driver) reserve(s *sandbox) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.sandboxes[s.id]; ok {
+		return hearth.Errorf(hearth.CodeConflict, "a sandbox %q exists already", s.id)
+	}
+	if len(d.taken) >= usersEach/2 {
+		return hearth.Errorf(hearth.CodeExhausted, "%d sandboxes are the most this driver can run", usersEach/2)
+	}
+	for d.taken[d.next%usersEach] {
+		d.next++
+	}
+	s.user = d.next % usersEach
+	d.next++
+	d.taken[s.user] = true
+	d.sandboxes[s.id] = s
+	return nil
+}
+
+// release undoes reserve.
+func (d *Driver) release(s *sandbox) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.sandboxes[s.id] == s {
+		delete(d.sandboxes, s.id)
+		delete(d.taken, s.user)
+	}
+}
+
+// List returns the sandboxes of this process and those that an earlier one
+// left behind: known by a state file or a control group.
+func (d *Driver) List(context.Context) ([]driver.Sandbox, error) {
+	entries, err := os.ReadDir(filepath.Join(d.dir, runDir))
+	if err != nil {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "native driver: list sandboxes: %w", err)
+	}
+	ids := map[string]bool{}
+	for _, id := range d.cgroups.list() {
+		ids[id] = true
+	}
+	for _, e := range entries {
+		if idRE.MatchString(e.Name()) {
+			ids[e.Name()] = true
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []driver.Sandbox
+	for id, s := range d.sandboxes {
+		delete(ids, id)
+		list = append(list, s)
+	}
+	for id := range ids {
+		list = append(list, d.orphan(id))
+	}
+	return list, nil
+}

@@ -1,0 +1,319 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/egress"
+)
+
+// freeTimeout bounds how long Destroy waits for the kernel.
+const freeTimeout = 20 * time.Second
+
+// sandbox is one sandbox of this process, or one that an earlier process left.
+type sandbox struct {
+	// Constant after Create.
+	driver         *Driver
+	id             string
+	user           uint32 // offset in the owner's range
+	argv0          string
+	group          group
+	stdout, stderr io.Writer
+	process        *os.Process
+	control        *net.UnixConn
+	phases         [3]time.Duration // monotonic clock: helper began, assembled, guest started
+	orphan         *record          // set for one that an earlier process left
+
+	output  output
+	started chan error    // one value: nil once the guest runs, or why it does not
+	done    chan struct{} // closed when every process is gone and exit is set
+
+	freeing sync.Mutex // held while freeing; freed is guarded by it
+	freed   bool
+
+	mu         sync.Mutex
+	stream     *net.UnixConn // guarded by mu; nil once it was dialled
+	egress     *egress.Stack // guarded by mu
+	exit       driver.Exit   // guarded by mu until done
+	destroying bool          // guarded by mu
+}
+
+var (
+	_ driver.Sandbox = (*sandbox)(nil)
+	_ driver.Pauser  = (*sandbox)(nil)
+)
+
+// ID returns Spec.ID.
+func (s *sandbox) ID() string { return s.id }
+
+// Dial implements driver.Sandbox.
+func (s *sandbox) Dial(context.Context) (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.destroying {
+		return nil, errDestroyed(s.id)
+	}
+	if s.stream == nil {
+		return nil, hearth.Errorf(hearth.CodeConflict, "sandbox %s: its stream is taken", s.id)
+	}
+	c := s.stream
+	s.stream = nil
+	return c, nil
+}
+
+// Wait implements driver.Sandbox.
+func (s *sandbox) Wait(ctx context.Context) (driver.Exit, error) {
+	select {
+	case <-s.done:
+	default:
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			return driver.Exit{}, ctx.Err()
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.exit, nil
+}
+
+// Pause implements driver.Pauser.
+func (s *sandbox) Pause(ctx context.Context) error { return s.freeze(ctx, true) }
+
+// Resume implements driver.Pauser.
+func (s *sandbox) Resume(ctx context.Context) error { return s.freeze(ctx, false) }
+
+func (s *sandbox) freeze(ctx context.Context, on bool) error {
+	s.freeing.Lock() // a sandbox must not be frozen after it was killed
+	defer s.freeing.Unlock()
+	if s.isDestroying() {
+		return errDestroyed(s.id)
+	}
+	err := s.group.freeze(ctx, on)
+	switch {
+	case err == nil, ctx.Err() != nil:
+		return err
+	case errors.Is(err, errors.ErrUnsupported):
+		return hearth.Errorf(hearth.CodeUnsupported, "sandbox %s cannot be paused: the host gives no freezer", s.id)
+	}
+	return hearth.Errorf(hearth.CodeUnavailable, "pause or resume sandbox %s: %w", s.id, err)
+}
+
+// Stats implements driver.Sandbox.
+func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
+	if s.isDestroying() {
+		return driver.Stats{}, errDestroyed(s.id)
+	}
+	pids := s.group.procs()
+	if len(pids) == 0 && s.process != nil {
+		select {
+		case <-s.done:
+		default:
+			pids = descendants(s.process.Pid)
+		}
+	}
+	var st driver.Stats
+	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.stats()
+	var cpu time.Duration
+	var threads int
+	for _, pid := range pids {
+		pss, t, n := processStats(pid)
+		st.PSS, cpu, threads = st.PSS+pss, cpu+t, threads+n
+	}
+	if st.CPU == 0 {
+		st.CPU = cpu
+	}
+	if st.PIDs == 0 {
+		st.PIDs = threads
+	}
+	if st.Memory == 0 {
+		st.Memory = st.PSS
+	}
+	return st, nil
+}
+
+func (s *sandbox) isDestroying() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.destroying
+}
+
+func errDestroyed(id string) error {
+	return hearth.Errorf(hearth.CodeNotFound, "sandbox %s was destroyed", id)
+}
+
+// Destroy implements driver.Sandbox.
+func (s *sandbox) Destroy(ctx context.Context) error {
+	s.mu.Lock()
+	s.destroying = true
+	s.mu.Unlock()
+	s.output.stop() // a writer that blocks must not keep anything alive
+	s.freeing.Lock()
+	defer s.freeing.Unlock()
+	if s.freed {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freeTimeout)
+	defer cancel()
+	if err := s.free(ctx); err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "sandbox %s is not wholly freed: %w", s.id, err).
+			WithHint("destroy it again; if that fails too, look at the kernel's log for processes that cannot be killed")
+	}
+	s.freed = true
+	s.driver.release(s)
+	return nil
+}
+
+// free kills everything inside and frees what the host holds. It can be
+// repeated after an error.
+func (s *sandbox) free(ctx context.Context) error {
+	if s.process != nil {
+		_ = s.process.Kill() // the rest dies with pid 1
+	}
+	s.group.kill()
+	if s.orphan != nil {
+		s.orphan.kill()
+	}
+	if s.control != nil {
+		_ = s.control.Close()
+	}
+	s.mu.Lock()
+	stream, stack := s.stream, s.egress
+	s.stream, s.egress = nil, nil
+	s.mu.Unlock()
+	if stream != nil {
+		_ = stream.Close()
+	}
+	if s.process != nil {
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			return errors.New("its processes do not die")
+		}
+	} else if s.orphan != nil && !s.orphan.gone(ctx) {
+		return errors.New("its processes do not die")
+	}
+	if stack != nil {
+		_ = stack.Close()
+	}
+	s.output.wait()
+	if err := s.group.remove(ctx); err != nil {
+		return err
+	}
+	if s.orphan != nil && s.process == nil {
+		select {
+		case <-s.done:
+		default:
+			s.exit = driver.Exit{Code: -1, Signal: 9, Destroyed: true}
+			close(s.done)
+		}
+	}
+	return s.driver.forget(s.id)
+}
+
+// output copies what the guest's processes write to the caller's writers.
+type output struct {
+	mu      sync.Mutex
+	stopped bool // guarded by mu
+	readers []*os.File
+	wg      sync.WaitGroup
+}
+
+// add copies r to w until every process has closed its end, or stop.
+func (o *output) add(r *os.File, w io.Writer) {
+	o.readers = append(o.readers, r)
+	o.wg.Go(func() {
+		defer r.Close()
+		buf := make([]byte, 16<<10)
+		for {
+			n, err := r.Read(buf)
+			if n > 0 {
+				o.mu.Lock()
+				stopped := o.stopped
+				o.mu.Unlock()
+				if stopped {
+					return
+				}
+				if _, werr := w.Write(buf[:n]); werr != nil {
+					w = io.Discard // the sandbox must not stop for that
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+}
+
+// stop ends the copying; a Write under way is left to return.
+func (o *output) stop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stopped = true
+	for _, r := range o.readers {
+		_ = r.Close()
+	}
+}
+
+// wait returns when no Write is under way any more.
+func (o *output) wait() { o.wg.Wait() }
+
+// descendants lists a process and everything that descends from it.
+func descendants(pid int) []int {
+	pids := []int{pid}
+	for i := 0; i < len(pids) && i < 100_000; i++ {
+		tasks, _ := os.ReadDir("/proc/" + strconv.Itoa(pids[i]) + "/task")
+		for _, t := range tasks {
+			b, _ := os.ReadFile("/proc/" + strconv.Itoa(pids[i]) + "/task/" + t.Name() + "/children")
+			for f := range strings.FieldsSeq(string(b)) {
+				if n, err := strconv.Atoi(f); err == nil {
+					pids = append(pids, n)
+				}
+			}
+		}
+	}
+	return pids
+}
+
+// processStats reads one process's share of memory, its CPU time and its
+// number of threads.
+func processStats(pid int) (pss int64, cpu time.Duration, threads int) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	pss = readKB(dir + "/smaps_rollup")
+	b, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return pss, 0, 0
+	}
+	// The command may contain anything; what follows it does not.
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(f) > 17 {
+		user, _ := strconv.ParseInt(f[11], 10, 64)
+		system, _ := strconv.ParseInt(f[12], 10, 64)
+		cpu = time.Duration(user+system) * time.Second / ticksPerSecond
+		threads, _ = strconv.Atoi(f[17])
+	}
+	return pss, cpu, threads
+}
+
+// ticksPerSecond is the unit of CPU times in /proc, the same everywhere Go runs.
+const ticksPerSecond = 100
+
+func readKB(path string) int64 {
+	b, _ := os.ReadFile(path)
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			return n << 10
+		}
+	}
+	return 0
+}

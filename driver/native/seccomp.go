@@ -1,0 +1,3 @@
+package native
+
+func seccompFilter() ([]byte, error) { return nil, nil }
