@@ -119,6 +119,7 @@ type Deps struct {
 	Versions    Versions
 	Artifacts   Artifacts
 	Verifier    Verifier
+	Instances   Instances
 	Router      Router
 	Invoker     hearth.Invoker
 	Logs        Logs
@@ -176,6 +177,7 @@ func New(d Deps) http.Handler {
 	s.huma = newHuma(s)
 	s.registerFunctions()
 	s.registerVersions()
+	s.registerInstances()
 	s.registerArtifacts()
 	s.registerInvocations()
 	s.registerLogs()

@@ -21,15 +21,6 @@ func (l lender) Do(ctx context.Context, v *hearth.Version, fn func(context.Conte
 	})
 }
 
-// verifier is the pool as the API sees it.
-type verifier struct{ *pool.Pool }
-
-func (v verifier) Verify(ctx context.Context, version hearth.Version) error {
-	return v.Pool.Verify(ctx, &version)
-}
-
-func (v verifier) Discard(version hearth.Version) { v.Retire(version.Incarnation) }
-
 // instances is the pool by function name.
 type instances struct {
 	gateway *gateway.Gateway

@@ -142,7 +142,7 @@ func (s *Server) handler() http.Handler {
 		Catalog:     catalog{s.store},
 		Versions:    catalog{s.store},
 		Artifacts:   artifacts{s.store},
-		Verifier:    verifier{s.pool},
+		Verifier:    s.pool,
 		Router:      s.gateway,
 		Invoker:     s.gateway,
 		Instances:   instances{s.gateway, s.pool},
