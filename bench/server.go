@@ -1,0 +1,150 @@
+package bench
+
+import (
+	"context"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
+)
+
+const (
+	// readyTimeout is how long a server may take to become ready.
+	readyTimeout = 30 * time.Second
+	// readyPoll is the time between two looks, and so the error of ReadyTime.
+	readyPoll = 2 * time.Millisecond
+	// drainTimeout is how long a server may take to end after SIGTERM.
+	drainTimeout = 30 * time.Second
+)
+
+// Server is a hearth serve that StartServer started.
+type Server struct {
+	// URL is where it listens, PID its process.
+	URL string
+	PID int
+	// ReadyTime is from the start of its process to its first 200 on /readyz.
+	ReadyTime time.Duration
+
+	cmd    *exec.Cmd
+	dir    string
+	exited chan struct{}
+	once   sync.Once
+	err    error
+}
+
+// StartServer starts "binary serve" on a free port of 127.0.0.1 with a data
+// directory of its own and returns when it is ready. args are added to the
+// command line. The caller stops it; on an error nothing remains. Errors:
+// CodeUnavailable with the server's last words if it does not become ready.
+func StartServer(ctx context.Context, binary string, args ...string) (*Server, error) {
+	dir, err := os.MkdirTemp("", "hearth-bench-")
+	if err != nil {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "make a data directory: %w", err)
+	}
+	s := &Server{dir: dir, exited: make(chan struct{})}
+	// The server's own choice of a port could not be known before it says so in
+	// a log line, whose wording is not an interface.
+	addr, err := freeAddress(ctx)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	s.URL = "http://" + addr
+	args = append([]string{"serve", "--data-dir", filepath.Join(dir, "data"), "--listen", addr}, args...)
+	var words tail
+	s.cmd = exec.Command(binary, args...)
+	s.cmd.Stdout, s.cmd.Stderr = &words, &words
+	// Ctrl-C in a terminal reaches the whole foreground group; the server ends
+	// when Stop says so, after the functions were deleted.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	c, err := client.New(s.URL)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	defer c.Close()
+	begin := time.Now()
+	if err := s.cmd.Start(); err != nil {
+		os.RemoveAll(dir)
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "start %s: %w", binary, err)
+	}
+	s.PID = s.cmd.Process.Pid
+	go func() {
+		defer close(s.exited)
+		_ = s.cmd.Wait()
+	}()
+	wait, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for {
+		if c.Ready(wait) == nil {
+			s.ReadyTime = time.Since(begin)
+			return s, nil
+		}
+		t := time.NewTimer(readyPoll)
+		select {
+		case <-t.C:
+			continue
+		case <-s.exited:
+			err = hearth.Errorf(hearth.CodeUnavailable, "%s serve ended at once: %s", binary, words.String()).
+				WithHint("run it by hand to see what it needs")
+		case <-wait.Done():
+			if err = ctx.Err(); err == nil {
+				err = hearth.Errorf(hearth.CodeUnavailable, "%s serve was not ready after %s: %s", binary, readyTimeout, words.String()).
+					WithHint("run it by hand to see what it waits for")
+			}
+		}
+		t.Stop()
+		_ = s.Stop(ctx)
+		return nil, err
+	}
+}
+
+// Stop ends the server in good order, by force if that takes too long, and
+// removes its data. It goes on after ctx has ended, and may be called twice.
+// Errors: CodeInternal if force was needed or the data remains.
+func (s *Server) Stop(ctx context.Context) error {
+	s.once.Do(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		_ = s.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-s.exited:
+		case <-ctx.Done():
+			_ = s.cmd.Process.Kill()
+			<-s.exited
+			s.err = hearth.Errorf(hearth.CodeInternal, "the server did not end within %s and was killed", drainTimeout)
+		}
+		if err := os.RemoveAll(s.dir); err != nil && s.err == nil {
+			s.err = hearth.Errorf(hearth.CodeInternal, "remove the server's data: %w", err)
+		}
+	})
+	return s.err
+}
+
+// ServeReady returns how long "binary serve" takes until GET /readyz is 200,
+// with an empty data directory. It leaves nothing behind. Errors: as
+// StartServer and Stop.
+func ServeReady(ctx context.Context, binary string) (time.Duration, error) {
+	s, err := StartServer(ctx, binary)
+	if err != nil {
+		return 0, err
+	}
+	return s.ReadyTime, s.Stop(ctx)
+}
+
+// freeAddress returns an address of 127.0.0.1 that nobody listens on now.
+func freeAddress(ctx context.Context) (string, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", hearth.Errorf(hearth.CodeUnavailable, "find a free port: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
