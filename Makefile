@@ -1,0 +1,67 @@
+# Hearth's make targets. `make help` lists them.
+#
+# Everything a target needs and the machine lacks is installed by
+# scripts/setup.sh from package managers; nothing else is downloaded.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+export PATH := $(PATH):/usr/local/go/bin
+export CGO_ENABLED ?= 0
+
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+BIN       := bin/hearth
+TOOLS     := bin/tools
+FUZZTIME  ?= 10s
+BENCHARGS ?=
+
+step = printf '\n==> %s\n' "$(1)"
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing (Debian, Ubuntu) or say what is
+	@scripts/setup.sh
+
+.PHONY: generate
+generate: # the embedded pid 1 of the native driver
+	@driver/native/build-init.sh
+
+.PHONY: build
+build: generate ## build bin/hearth
+	@$(call step,building $(BIN) $(VERSION))
+	@mkdir -p bin
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/hearth
+
+.PHONY: run
+run: ## install, build, serve on 127.0.0.1:8080, deploy and call the examples
+	@scripts/run.sh
+
+.PHONY: check
+check: generate ## formatting, lint, import table, cross-build: fast, no root needed
+	@scripts/check.sh
+
+.PHONY: test
+test: ## everything, also what needs root
+	@scripts/test.sh
+
+.PHONY: fuzz
+fuzz: generate ## every fuzz target for FUZZTIME (10s) each
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: build ## measure isolation technologies on this machine (BENCHARGS=…)
+	@$(BIN) bench $(BENCHARGS)
+
+.PHONY: docs
+docs: generate ## write the generated documentation (docs/cli.md)
+	@go test ./cmd/hearth -run '^TestReference$$' -count=1 -update
+	@echo docs/cli.md
+
+.PHONY: clean
+clean: ## remove what the targets made
+	@rm -rf bin driver/native/initbin

@@ -1,0 +1,338 @@
+package client
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/hearthrun/hearth"
+)
+
+// ManifestName is the name of the file that describes a function.
+const ManifestName = "hearth.yaml"
+
+// maxManifest bounds a manifest file.
+const maxManifest = 256 << 10
+
+// Manifest is what hearth.yaml says.
+type Manifest struct {
+	Name string `yaml:"name"`
+	// Config has what was written, defaults are not filled in.
+	hearth.Config `yaml:",inline"`
+}
+
+// Validate checks m as LoadManifest does. Errors: CodeInvalid.
+func (m Manifest) Validate() error {
+	if err := hearth.ValidateName(m.Name); err != nil {
+		return err
+	}
+	return m.WithDefaults().Validate()
+}
+
+// LoadManifest reads and checks the manifest at path, a file or a directory
+// with a hearth.yaml in it. Reading is strict: unknown and repeated keys,
+// aliases and values that make no sense are refused with file and line.
+// Errors: CodeNotFound if there is no file, CodeInvalid.
+func LoadManifest(path string) (Manifest, error) {
+	file := path
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		file = filepath.Join(path, ManifestName)
+	}
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Manifest{}, hearth.Errorf(hearth.CodeNotFound, "there is no %s", file).
+			WithHint("hearth init %s makes one", filepath.Dir(file))
+	} else if err != nil {
+		return Manifest{}, unreadable(err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
+	if err != nil {
+		return Manifest{}, unreadable(err)
+	}
+	return ParseManifest(file, b)
+}
+
+// ParseManifest is LoadManifest for the content of a file; file is its name
+// for errors. Errors: CodeInvalid.
+func ParseManifest(file string, content []byte) (Manifest, error) {
+	p := parser{file: file}
+	if len(content) > maxManifest {
+		return Manifest{}, p.err(0, "put large data into files of the function", "the file is larger than %s", hearth.Bytes(maxManifest))
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(content))
+	var doc yaml.Node
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return Manifest{}, p.err(0, "write at least name and runtime", "the file is empty")
+	} else if err != nil {
+		return Manifest{}, p.syntax(err)
+	}
+	var more yaml.Node
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		return Manifest{}, p.err(more.Line, "write one function in each file", "the file has more than one document")
+	}
+	if err := p.plain(&doc); err != nil {
+		return Manifest{}, err
+	}
+	return p.manifest(doc.Content[0])
+}
+
+// parser makes a Manifest of YAML nodes.
+type parser struct{ file string }
+
+// err is an error at a line (0: of the file as a whole).
+func (p parser) err(line int, hint, format string, args ...any) error {
+	where := p.file
+	if line > 0 {
+		where = fmt.Sprintf("%s:%d", p.file, line)
+	}
+	return (&hearth.Error{Code: hearth.CodeInvalid, Message: where + ": " + fmt.Sprintf(format, args...)}).WithHint("%s", hint)
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: line (\d+): (.*)$`)
+
+// syntax puts the file's name and line into an error of the YAML reader.
+func (p parser) syntax(err error) error {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	where := p.file
+	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
+		where, text = p.file+":"+m[1], m[2]
+	}
+	return (&hearth.Error{Code: hearth.CodeInvalid, Message: where + ": not valid YAML: " + text}).
+		WithHint("write one key a line, for example: runtime: python")
+}
+
+// plain refuses aliases and anchors, with which a small file can stand for a
+// huge one, and custom tags.
+func (p parser) plain(n *yaml.Node) error {
+	if n.Kind == yaml.AliasNode || n.Anchor != "" {
+		return p.err(n.Line, "write the value out", "anchors and aliases are not allowed")
+	}
+	if n.Style&yaml.TaggedStyle != 0 {
+		return p.err(n.Line, "write the value without it", "the tag %s is not allowed", n.Tag)
+	}
+	for _, c := range n.Content {
+		if err := p.plain(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// manifest reads the keys in their order and checks the configuration after
+// each, so that an error knows its line.
+func (p parser) manifest(n *yaml.Node) (Manifest, error) {
+	if n.Kind != yaml.MappingNode {
+		return Manifest{}, p.err(n.Line, "write for example: name: hello", "expected keys and values")
+	}
+	var m Manifest
+	known := fields(reflect.ValueOf(&m).Elem())
+	// checked is a valid configuration with only what was read so far replaced.
+	checked := hearth.Config{Runtime: "python"}.WithDefaults()
+	checkedFields := fields(reflect.ValueOf(&checked).Elem())
+	lines := map[string]int{}
+	for i := 0; i < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		field, ok := known[key.Value]
+		if !ok {
+			return Manifest{}, p.unknown(key, known)
+		}
+		if before := lines[key.Value]; before > 0 {
+			return Manifest{}, p.err(key.Line, "remove one of them", "%s was already given in line %d", key.Value, before)
+		}
+		lines[key.Value] = key.Line
+		if err := p.value(key, value, field); err != nil {
+			return Manifest{}, err
+		}
+		err := error(nil)
+		if key.Value == "name" {
+			err = hearth.ValidateName(m.Name)
+		} else {
+			checkedFields[key.Value].Set(field)
+			err = checked.Validate()
+		}
+		if err != nil {
+			return Manifest{}, p.at(key.Line, err)
+		}
+	}
+	for _, err := range []error{hearth.ValidateName(m.Name), m.WithDefaults().Validate()} {
+		if err != nil {
+			return Manifest{}, p.at(0, err)
+		}
+	}
+	return m, nil
+}
+
+// at puts file and line before an error of the vocabulary.
+func (p parser) at(line int, err error) error {
+	e := hearth.AsError(err)
+	return p.err(line, e.Hint, "%s", e.Message)
+}
+
+// unknown is the error for a key that does not exist.
+func (p parser) unknown(key *yaml.Node, known map[string]reflect.Value) error {
+	names := make([]string, 0, len(known))
+	for name := range known {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	hint := "the keys are " + strings.Join(names, ", ")
+	if near := nearest(key.Value, names); near != "" {
+		hint = fmt.Sprintf("did you mean %q?", near)
+	}
+	return p.err(key.Line, hint, "unknown key %q", clip(key.Value))
+}
+
+// value decodes one value into its field.
+func (p parser) value(key, value *yaml.Node, field reflect.Value) error {
+	if value.Tag == "!!null" {
+		return p.err(key.Line, "give it one, or remove the line", "%s has no value", key.Value)
+	}
+	if want, ok := shape(value, field.Type()); !ok {
+		return p.err(value.Line, "see hearth config check --help", "%s must be %s", key.Value, want)
+	}
+	if field.Kind() == reflect.Map {
+		if err := p.unique(key, value); err != nil {
+			return err
+		}
+	}
+	err := value.Decode(field.Addr().Interface())
+	var h *hearth.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &h):
+		return p.err(value.Line, h.Hint, "%s: %s", key.Value, h.Message)
+	default:
+		return p.err(value.Line, "write "+example(field.Type()), "%s cannot be %q", key.Value, clip(value.Value))
+	}
+}
+
+// unique refuses a key that is twice in a map such as env.
+func (p parser) unique(key, value *yaml.Node) error {
+	lines := map[string]int{}
+	for i := 0; i < len(value.Content); i += 2 {
+		k, v := value.Content[i], value.Content[i+1]
+		if k.Kind != yaml.ScalarNode || v.Kind != yaml.ScalarNode {
+			return p.err(k.Line, "write NAME: text", "%s must have texts as keys and values", key.Value)
+		}
+		if before := lines[k.Value]; before > 0 {
+			return p.err(k.Line, "remove one of them", "%s: %q was already given in line %d", key.Value, clip(k.Value), before)
+		}
+		lines[k.Value] = k.Line
+	}
+	return nil
+}
+
+// shape tells whether a node has the form that a field of type t needs, and
+// which form that is.
+func shape(n *yaml.Node, t reflect.Type) (want string, ok bool) {
+	switch t.Kind() {
+	case reflect.Map:
+		return "a list of NAME: text, indented below it", n.Kind == yaml.MappingNode
+	case reflect.Slice:
+		if n.Kind != yaml.SequenceNode {
+			return "a list, each entry with a hyphen", false
+		}
+		for _, c := range n.Content {
+			if c.Kind != yaml.ScalarNode || c.Tag == "!!null" {
+				return "a list of texts", false
+			}
+		}
+		return "", true
+	default:
+		return "a single value", n.Kind == yaml.ScalarNode
+	}
+}
+
+// example says in words what a field of type t takes.
+func example(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Int:
+		return "a whole number"
+	case reflect.Float64:
+		return "a number, for example 0.5"
+	default:
+		return "a text"
+	}
+}
+
+// fields maps the YAML keys of a struct to its fields.
+func fields(v reflect.Value) map[string]reflect.Value {
+	out := map[string]reflect.Value{}
+	for i := range v.NumField() {
+		name, opts, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+		if opts == "inline" {
+			for k, f := range fields(v.Field(i)) {
+				out[k] = f
+			}
+		} else if name != "" {
+			out[name] = v.Field(i)
+		}
+	}
+	return out
+}
+
+// nearest returns the name most like s, "" if none is.
+func nearest(s string, names []string) string {
+	best, least := "", 3
+	if len(s) <= 3 {
+		least = 2
+	}
+	for _, n := range names {
+		if d := distance(strings.ToLower(clip(s)), n); d < least {
+			best, least = n, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to insert, delete, replace or swap with their
+// neighbour to make b of a.
+func distance(a, b string) int {
+	row := make([][]int, len(a)+1)
+	for i := range row {
+		row[i] = make([]int, len(b)+1)
+		row[i][0] = i
+	}
+	for j := range row[0] {
+		row[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			replace := row[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				replace++
+			}
+			row[i][j] = min(row[i-1][j]+1, row[i][j-1]+1, replace)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[i][j] = min(row[i][j], row[i-2][j-2]+1)
+			}
+		}
+	}
+	return row[len(a)][len(b)]
+}
+
+// unreadable is the error for a file of the user's that cannot be read.
+func unreadable(err error) error {
+	return (&hearth.Error{Code: hearth.CodeInvalid, Message: err.Error(), Err: err}).
+		WithHint("check that the file exists and that you may read it")
+}
+
+// clip shortens a user's value for an error message.
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
+)
+
+// overrides are the flags of deploy that win over hearth.yaml.
+type overrides struct {
+	name, isolation string
+	env             []string
+}
+
+func (a *app) deployCmd() *cobra.Command {
+	var o overrides
+	var onlyNew bool
+	cmd := &cobra.Command{
+		Use:   "deploy [DIR]",
+		Short: "Deploy the function in a directory",
+		Long: `Deploy uploads the code in DIR (default: the current directory) as a new
+version of the function its hearth.yaml describes, waits until that version
+answers calls, and prints its URL. If it fails, the version that was live stays
+live.
+
+What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
+.svn, .venv and __pycache__ always are.`,
+		Example: `  hearth deploy hello
+  hearth deploy . --name hello-staging --env STAGE=staging
+  hearth deploy . --isolation native -o json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := "."
+			if len(args) > 0 {
+				dir = args[0]
+			}
+			env, err := parseEnv(o.env)
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			f, err := c.Deploy(cmd.Context(), dir, client.DeployOptions{
+				New:      onlyNew,
+				Progress: a.progress(),
+				Override: func(m *client.Manifest) { o.apply(m, env) },
+			})
+			if err != nil {
+				return err
+			}
+			for _, w := range f.Warnings {
+				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(w))
+			}
+			if a.json() {
+				return a.printJSON(f)
+			}
+			_, err = fmt.Fprintln(a.stdout, printable(f.URL))
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&o.name, "name", "", "name of the function instead of that in hearth.yaml")
+	cmd.Flags().StringVar(&o.isolation, "isolation", "", "isolation technology instead of that in hearth.yaml")
+	cmd.Flags().StringArrayVar(&o.env, "env", nil, "environment variable `NAME=VALUE` besides those in hearth.yaml (repeatable)")
+	cmd.Flags().BoolVar(&onlyNew, "new", false, "fail if the function exists")
+	return a.talks(a.prints(cmd))
+}
+
+func (o overrides) apply(m *client.Manifest, env map[string]string) {
+	if o.name != "" {
+		m.Name = o.name
+	}
+	if o.isolation != "" {
+		m.Isolation = o.isolation
+	}
+	if len(env) > 0 && m.Env == nil {
+		m.Env = map[string]string{}
+	}
+	maps.Copy(m.Env, env)
+}
+
+func parseEnv(list []string) (map[string]string, error) {
+	env := map[string]string{}
+	for _, s := range list {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok {
+			return nil, &usageError{fmt.Errorf("--env %q has no =\n\nwrite for example --env STAGE=test", s)}
+		}
+		env[k] = v
+	}
+	return env, nil
+}
+
+// progress prints the steps of a deploy on a terminal.
+func (a *app) progress() func(client.Step) {
+	if !isTerminal(a.stderr) {
+		return nil
+	}
+	return func(s client.Step) {
+		var text string
+		switch s.Stage {
+		case client.StagePack:
+			text = "packing " + s.Manifest.Name
+		case client.StageUpload:
+			text = fmt.Sprintf("uploading %d files, %d bytes", s.Files, s.Bytes)
+		case client.StageStart:
+			text = "starting it with " + s.Manifest.Runtime + " on " + s.Manifest.WithDefaults().Isolation
+		case client.StageDone:
+			text = a.colour(a.stderr, green, "live after "+s.Took.Round(time.Millisecond).String())
+		}
+		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), text)
+	}
+}
+
+func (a *app) configCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "config",
+		Short:   "Check a function's configuration",
+		Long:    `Config has commands about hearth.yaml, the file that describes a function.`,
+		Example: `  hearth config check hello`,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	check := &cobra.Command{
+		Use:   "check [DIR|FILE]",
+		Short: "Check hearth.yaml and show it with its defaults",
+		Long: `Check reads hearth.yaml in DIR (default: the current directory) or FILE as
+deploy would, and shows the configuration with all defaults filled in. It needs
+no server; what depends on the host, such as which runtimes there are, is
+checked by deploy. The keys are:
+
+` + keys(),
+		Example: `  hearth config check
+  hearth config check hello/hearth.yaml -o json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			path := "."
+			if len(args) > 0 {
+				path = args[0]
+			}
+			m, err := client.LoadManifest(path)
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(struct {
+					Name string `json:"name"`
+					hearth.Config
+				}{m.Name, m.WithDefaults()})
+			}
+			return a.printPairs(append([][2]string{{"name", m.Name}}, configPairs(m.WithDefaults())...))
+		},
+	}
+	cmd.AddCommand(a.prints(check))
+	return cmd
+}

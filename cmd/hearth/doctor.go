@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
+)
+
+func (a *app) doctorCmd() *cobra.Command {
+	return a.talks(a.prints(&cobra.Command{
+		Use:   "doctor",
+		Short: "Tell which isolation technologies work on this host",
+		Long: `Doctor tries each isolation technology and says whether it works, what it
+protects with, what it cannot enforce, and what is missing and how to get it.
+
+It asks the server at --url, whose host may be another one.`,
+		Example: `  hearth doctor
+  hearth doctor -o json | jq '.[] | select(.works) | .name'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			drivers, err := a.drivers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				err = a.printJSON(drivers)
+			} else {
+				a.printDrivers(drivers)
+			}
+			if err != nil {
+				return err
+			}
+			for _, d := range drivers {
+				if d.Works {
+					return nil
+				}
+			}
+			return hearth.Errorf(hearth.CodeUnsupported, "no isolation technology works on this host").
+				WithHint("install what is missing above")
+		},
+	}))
+}
+
+// drivers asks the server what works on its host.
+func (a *app) drivers(ctx context.Context) ([]client.Driver, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Drivers(ctx)
+}
+
+func (a *app) printDrivers(drivers []client.Driver) {
+	line := func(mark, style, text string) {
+		fmt.Fprintf(a.stdout, "  %s %s\n", a.colour(a.stdout, style, mark), printable(text))
+	}
+	for _, d := range drivers {
+		state := a.colour(a.stdout, green, "works")
+		if !d.Works {
+			state = a.colour(a.stdout, red, "does not work")
+		}
+		fmt.Fprintf(a.stdout, "%s %s (%s)\n", a.colour(a.stdout, bold, printable(d.Name)), state, printable(d.Summary))
+		for _, p := range d.Missing {
+			line("✗", red, problemText(p))
+		}
+		for _, r := range d.Runtimes {
+			line("•", dim, fmt.Sprintf("runtime %s: %s %s from %s", r.Name, r.Language, r.Version, r.Source))
+		}
+		for _, e := range d.Enforced {
+			line("✓", green, e)
+		}
+		for _, p := range d.Limitations {
+			line("!", yellow, problemText(p))
+		}
+	}
+}
+
+func problemText(p client.Problem) string {
+	if p.Remedy == "" {
+		return p.What
+	}
+	return strings.TrimRight(p.What, ".") + "; " + p.Remedy
+}

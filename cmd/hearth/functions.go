@@ -1,0 +1,195 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hearthrun/hearth"
+)
+
+func (a *app) listCmd() *cobra.Command {
+	return a.talks(a.prints(&cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the functions",
+		Long:    `List shows every function with its live version, runtime, isolation and URL.`,
+		Example: `  hearth list
+  hearth list -o json | jq -r '.[].name'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			fs, err := c.AllFunctions(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(fs)
+			}
+			if len(fs) == 0 {
+				fmt.Fprintln(a.stderr, "There are no functions yet. Make one: hearth init hello && hearth deploy hello")
+				return nil
+			}
+			rows := [][]string{{"NAME", "VERSION", "RUNTIME", "ISOLATION", "UPDATED", "URL"}}
+			for _, f := range fs {
+				rows = append(rows, []string{f.Name, strconv.Itoa(f.Live), f.Config.Runtime, f.Config.Isolation, ago(f.UpdatedAt, time.Now()), f.URL})
+			}
+			return a.printTable(rows)
+		},
+	}))
+}
+
+func (a *app) getCmd() *cobra.Command {
+	return a.talks(a.prints(&cobra.Command{
+		Use:   "get NAME",
+		Short: "Show a function",
+		Long:  `Get shows a function with the configuration of its live version.`,
+		Example: `  hearth get hello
+  hearth get hello -o json | jq .config`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			f, err := c.Function(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(f)
+			}
+			pairs := [][2]string{
+				{"name", f.Name},
+				{"url", f.URL},
+				{"version", strconv.Itoa(f.Live)},
+				{"artifact", f.Artifact},
+				{"created", f.CreatedAt.Local().Format(time.DateTime)},
+				{"updated", f.UpdatedAt.Local().Format(time.DateTime)},
+			}
+			pairs = append(pairs, configPairs(f.Config)...)
+			for _, w := range f.Warnings {
+				pairs = append(pairs, [2]string{"warning", w})
+			}
+			return a.printPairs(pairs)
+		},
+	}))
+}
+
+func (a *app) deleteCmd() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:     "delete NAME",
+		Aliases: []string{"rm"},
+		Short:   "Delete a function",
+		Long: `Delete removes a function with all its versions. Calls that are running end
+normally. On a terminal it asks first; otherwise it needs --yes.`,
+		Example: `  hearth delete hello
+  hearth delete hello --yes`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				if err := a.confirm("Delete the function " + args[0] + " with all its versions?"); err != nil {
+					return err
+				}
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if err := c.DeleteFunction(cmd.Context(), args[0], 0); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "Deleted %s\n", args[0])
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return a.talks(cmd)
+}
+
+// confirm asks a question on the terminal; nil means yes.
+func (a *app) confirm(question string) error {
+	in, ok := a.stdin.(io.Writer)
+	if !ok || !isTerminal(in) || !isTerminal(a.stderr) {
+		return &usageError{errors.New("this needs a confirmation\n\nsay --yes")}
+	}
+	fmt.Fprintf(a.stderr, "%s [y/N] ", question)
+	line, err := bufio.NewReader(a.stdin).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if s := strings.ToLower(strings.TrimSpace(line)); s != "y" && s != "yes" {
+		return hearth.Errorf(hearth.CodeCanceled, "nothing was deleted")
+	}
+	return nil
+}
+
+// configPairs lists a configuration for people.
+func configPairs(c hearth.Config) [][2]string {
+	pairs := [][2]string{
+		{"runtime", c.Runtime},
+		{"handler", c.Handler},
+		{"isolation", c.Isolation},
+		{"timeout", c.Timeout.String()},
+		{"memory", c.Memory.String()},
+		{"cpu", strconv.FormatFloat(c.CPU, 'g', -1, 64)},
+		{"concurrency", strconv.Itoa(c.Concurrency)},
+	}
+	if c.Egress != "" {
+		pairs = append(pairs, [2]string{"egress", string(c.Egress)})
+	}
+	for _, r := range c.Routes {
+		pairs = append(pairs, [2]string{"route", string(r)})
+	}
+	for _, m := range []struct {
+		word   string
+		values map[string]string
+	}{{"env", c.Env}, {"label", c.Labels}} {
+		for _, k := range slices.Sorted(maps.Keys(m.values)) {
+			pairs = append(pairs, [2]string{m.word, k + "=" + m.values[k]})
+		}
+	}
+	return pairs
+}
+
+// printPairs prints names and values in two columns.
+func (a *app) printPairs(pairs [][2]string) error {
+	rows := make([][]string, len(pairs))
+	for i, p := range pairs {
+		rows[i] = []string{p[0], strings.ReplaceAll(p[1], "\n", `\n`)}
+	}
+	return a.printTable(rows)
+}
+
+// keys lists the keys of hearth.yaml from the vocabulary itself.
+func keys() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "  %-12s %s\n", "name", "Name of the function: lower-case letters, digits, hyphens")
+	t := reflect.TypeFor[hearth.Config]()
+	for i := range t.NumField() {
+		f := t.Field(i)
+		key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		fmt.Fprintf(&b, "  %-12s %s", key, f.Tag.Get("doc"))
+		if e := f.Tag.Get("example"); e != "" {
+			fmt.Fprintf(&b, "; for example %s", e)
+		}
+		b.WriteByte('\n')
+	}
+	return strings.TrimRight(b.String(), "\n")
+}

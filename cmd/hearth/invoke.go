@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
+)
+
+func (a *app) invokeCmd() *cobra.Command {
+	var data string
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "invoke NAME",
+		Short: "Call a function with a JSON event",
+		Long: `Invoke calls a function with a JSON event and writes its answer, and only
+that, to standard output as it comes. Without --data the event is null.
+
+When the function's own code fails, its error and stack go to standard error and
+the exit code is 9; other exit codes mean that Hearth could not do the call.`,
+		Example: `  hearth invoke hello --data '{"name":"you"}'
+  hearth invoke hello --data @event.json -v
+  echo '[1,2]' | hearth invoke hello --data -`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			event, err := a.event(data)
+			if err != nil {
+				return err
+			}
+			if f, ok := event.(io.Closer); ok {
+				defer f.Close()
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			out := &lastByte{w: a.stdout}
+			call, err := c.Invoke(cmd.Context(), args[0], event, out)
+			if out.last != '\n' && out.last != 0 && isTerminal(a.stdout) {
+				fmt.Fprintln(a.stdout)
+			}
+			if verbose && call.InvocationID != "" {
+				a.printCall(call)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVarP(&data, "data", "d", "", "the event: JSON, `@FILE`, or - for standard input")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the invocation's id and timings on standard error")
+	return a.talks(cmd)
+}
+
+// event opens what --data means; nil is no event.
+func (a *app) event(data string) (io.Reader, error) {
+	switch {
+	case data == "":
+		return nil, nil
+	case data == "-":
+		return io.NopCloser(a.stdin), nil
+	case strings.HasPrefix(data, "@"):
+		f, err := os.Open(data[1:])
+		if err != nil {
+			return nil, hearth.Errorf(hearth.CodeInvalid, "%w", err).WithHint("--data @FILE reads the event from a file")
+		}
+		return f, nil
+	}
+	var v any
+	if err := json.Unmarshal([]byte(data), &v); err != nil {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "--data is not JSON: %w", err).
+			WithHint(`write for example --data '{"name":"you"}', or @FILE, or - for standard input`)
+	}
+	return bytes.NewReader([]byte(data)), nil
+}
+
+// printCall prints what is known of a call besides its answer.
+func (a *app) printCall(call client.Call) {
+	start := "warm"
+	if call.Cold {
+		start = "cold"
+	}
+	t := call.Timings
+	fmt.Fprintf(a.stderr, "invocation %s  %s  queue %s  start %s  init %s  run %s\n",
+		printable(call.InvocationID), start, ms(t.Queue), ms(t.Start), ms(t.Init), ms(t.Run))
+}
+
+// lastByte remembers the last byte written.
+type lastByte struct {
+	w    io.Writer
+	last byte
+}
+
+func (l *lastByte) Write(b []byte) (int, error) {
+	if len(b) > 0 {
+		l.last = b[len(b)-1]
+	}
+	return l.w.Write(b)
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hearthrun/hearth"
+)
+
+func (a *app) logsCmd() *cobra.Command {
+	var follow bool
+	var tail int
+	cmd := &cobra.Command{
+		Use:   "logs NAME",
+		Short: "Show what a function wrote",
+		Long: `Logs shows the last lines a function wrote, and lines Hearth wrote about it.
+With --follow it goes on with new lines until Ctrl-C or until the server ends.
+
+Each line has its time, the last letters of the invocation's id (- for output
+outside of any call), the stream and the text; -o json prints one object a line.`,
+		Example: `  hearth logs hello
+  hearth logs hello -f -n 10
+  hearth logs hello -o json | jq -r .text`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if tail < 0 {
+				return &usageError{fmt.Errorf("--tail %d is negative", tail)}
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if follow {
+				err := c.FollowLogs(cmd.Context(), args[0], tail, a.printLine)
+				if cmd.Context().Err() != nil {
+					return nil // Ctrl-C is how one leaves
+				}
+				return err
+			}
+			lines, err := c.Logs(cmd.Context(), args[0], tail)
+			if err != nil {
+				return err
+			}
+			for _, l := range lines {
+				if err := a.printLine(l); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new lines")
+	cmd.Flags().IntVarP(&tail, "tail", "n", 100, "how many of the last lines to show")
+	return a.talks(a.prints(cmd))
+}
+
+func (a *app) printLine(l hearth.LogLine) error {
+	if a.json() {
+		return json.NewEncoder(a.stdout).Encode(l)
+	}
+	id := "-"
+	if n := len(l.Invocation); n > 0 {
+		id = l.Invocation[max(0, n-8):]
+	}
+	style := dim
+	switch l.Stream {
+	case "stderr":
+		style = yellow
+	case "hearth":
+		style = bold
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s %-8s %s %s\n",
+		a.colour(a.stdout, dim, l.Time.Local().Format("2006-01-02 15:04:05.000")), id,
+		a.colour(a.stdout, style, fmt.Sprintf("%-6s", l.Stream)), printable(l.Text))
+	return err
+}

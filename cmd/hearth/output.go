@@ -1,0 +1,138 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/hearthrun/hearth"
+)
+
+// outputValue is the value of -o: "table" (or empty) or "json".
+type outputValue struct{ s *string }
+
+func (v *outputValue) String() string {
+	if v.s == nil || *v.s == "" {
+		return "table"
+	}
+	return *v.s
+}
+
+func (v *outputValue) Type() string { return "FORMAT" }
+
+func (v *outputValue) Set(s string) error {
+	if s != "json" && s != "table" {
+		return errors.New("choose json or table")
+	}
+	*v.s = s
+	return nil
+}
+
+// json tells whether the user wants JSON.
+func (a *app) json() bool { return a.output == "json" }
+
+// printJSON writes v for programs.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// printTable writes rows in columns; the first row is the heading.
+func (a *app) printTable(rows [][]string) error {
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, r := range rows {
+		for i, cell := range r {
+			r[i] = printable(cell)
+		}
+		fmt.Fprintln(w, strings.Join(r, "\t"))
+	}
+	return w.Flush()
+}
+
+// isTerminal tells whether w is a terminal.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// Colours of the terminal.
+const (
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+	bold   = "1"
+	dim    = "2"
+)
+
+// colour wraps s for w if that is a terminal and the user has not said NO_COLOR.
+func (a *app) colour(w io.Writer, style, s string) string {
+	if a.getenv("NO_COLOR") != "" || a.getenv("TERM") == "dumb" || !isTerminal(w) {
+		return s
+	}
+	return "\x1b[" + style + "m" + s + "\x1b[0m"
+}
+
+func (a *app) printError(message, hint string) {
+	fmt.Fprintln(a.stderr, a.colour(a.stderr, red, "error:"), printable(message))
+	if hint != "" {
+		a.printHint(hint)
+	}
+}
+
+func (a *app) printHint(hint string) {
+	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "hint:"), printable(hint))
+}
+
+// printFunctionError prints what the user's code raised, the stack below it.
+func (a *app) printFunctionError(f *hearth.FunctionError) {
+	text := f.Message
+	if f.Type != "" {
+		text = f.Type + ": " + f.Message
+	}
+	a.printError(text, "")
+	for _, line := range f.Stack {
+		fmt.Fprintln(a.stderr, printable(strings.TrimRight(line, "\n")))
+	}
+}
+
+// printable replaces control characters, so that text from a function or a
+// server cannot steer the terminal. Line ends and tabs stay.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && (r < ' ' || r >= 0x7f && r < 0xa0) {
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}
+
+// ago writes how long t was before now, coarsely.
+func ago(t, now time.Time) string {
+	d := now.Sub(t)
+	switch {
+	case t.IsZero():
+		return "-"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+	}
+}
+
+// ms writes a duration in milliseconds.
+func ms(d time.Duration) string {
+	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+}
