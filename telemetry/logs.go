@@ -161,30 +161,32 @@ func (l *Logs) enqueue(s *stream, cost int64) bool {
 
 // stream returns the stream of a function, nil if the name is invalid, Logs is
 // closed, or there is none and it shall not be made.
-func (l *Logs) stream(function string, make bool) *stream {
+func (l *Logs) stream(function string, create bool) *stream {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.streams[function]
-	if s == nil && make && !l.closed && hearth.ValidateName(function) == nil {
-		s = newStream(function)
-		l.streams[function] = s
-	}
 	if l.closed {
 		return nil
+	}
+	s := l.streams[function]
+	if s == nil && create && hearth.ValidateName(function) == nil {
+		s = newStream(function)
+		l.streams[function] = s
 	}
 	return s
 }
 
 // Tail returns the last n lines of a function, oldest first, with everything
-// appended before the call. None is no error. Errors: CodeInvalid for a bad name.
+// appended before the call. None is no error. Errors: CodeInvalid for a bad
+// name, CodeUnavailable after Close.
 func (l *Logs) Tail(ctx context.Context, function string, n int) ([]hearth.LogLine, error) {
 	lines, _, err := l.tail(ctx, function, n)
 	return lines, err
 }
 
 // Follow calls fn for the last n lines of a function and then for each new one
-// as it comes, without a gap or a repetition. It returns fn's error, ctx's
-// error when ctx ends, and nil when Logs is closed. A reader so slow that
+// as it comes, without a gap or a repetition. It returns fn's error, an error
+// that wraps ctx's (CodeCanceled or CodeTimeout) when ctx ends, and nil when
+// Logs is closed. A reader so slow that
 // lines were deleted before it came to them gets a line of stream "hearth"
 // that says so. Deleting the function's logs does not end it.
 // Errors: CodeInvalid for a bad name.
@@ -218,7 +220,7 @@ func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(heart
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return ctxError(ctx)
 		case <-l.done:
 			return r.read(ctx, fn)
 		}
@@ -256,6 +258,9 @@ func (l *Logs) tail(ctx context.Context, function string, n int) ([]hearth.LogLi
 	}
 	s := l.stream(function, false)
 	if s == nil {
+		if l.isClosed() {
+			return nil, position{}, errClosed
+		}
 		return nil, position{}, nil
 	}
 	if err := l.flush(ctx, s); err != nil {
@@ -279,9 +284,9 @@ func (l *Logs) Delete(function string) error {
 	if s == nil {
 		return nil
 	}
-	err := errClosed
-	_ = l.do(context.Background(), func(w *writer) { err = w.delete(s) })
-	return err
+	var failed error
+	err := l.do(context.Background(), func(w *writer) { failed = w.delete(s) })
+	return errors.Join(err, failed)
 }
 
 // Flush returns when every line appended before the call is in its file.
@@ -307,7 +312,24 @@ func (l *Logs) Close() error {
 	return nil
 }
 
-var errClosed = errors.New("the logs are closed")
+// ctxError is why ctx ended, with a code.
+func ctxError(ctx context.Context) error {
+	code := hearth.CodeCanceled
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		code = hearth.CodeTimeout
+	}
+	return hearth.Errorf(code, "waiting for telemetry: %w", ctx.Err())
+}
+
+func (l *Logs) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
+// errClosed is what calls get after Close.
+var errClosed error = hearth.Errorf(hearth.CodeUnavailable, "the logs are closed").
+	WithHint("the server is stopping; try again when it is back")
 
 // rateText is for messages: "5000 lines or 2MiB a second".
 func (o LogOptions) rateText() string {

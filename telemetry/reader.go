@@ -46,8 +46,8 @@ func lastOfSegment(ctx context.Context, path string, size int64, n int) ([]heart
 	}
 	defer func() { _ = f.Close() }()
 	for window := int64(64 << 10); ; window *= 4 {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+		if ctx.Err() != nil {
+			return nil, ctxError(ctx)
 		}
 		from := max(0, size-window)
 		b := make([]byte, size-from)
@@ -166,8 +166,8 @@ func (r *reader) readTo(ctx context.Context, end int64, fn func(hearth.LogLine) 
 	}
 	in := bufio.NewReaderSize(io.NewSectionReader(r.file, r.pos.offset, end-r.pos.offset), 32<<10)
 	for {
-		if err := ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return ctxError(ctx)
 		}
 		raw, err := in.ReadBytes('\n')
 		r.pos.offset += int64(len(raw))

@@ -91,9 +91,7 @@ func NewRecorder(sink Sink, opts RecorderOptions, logger *slog.Logger) *Recorder
 func (r *Recorder) Record(v hearth.Invocation) {
 	failed := v.ErrorCode != ""
 	if !failed && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
-		if r.skipped.Add(1) == 1 {
-			r.wake() // so that the budget grows again
-		}
+		r.skipped.Add(1)
 		return
 	}
 	r.mu.Lock()
@@ -142,13 +140,13 @@ func (r *Recorder) Flush(ctx context.Context) error {
 	case <-r.done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return ctxError(ctx)
 	}
 	select {
 	case err := <-result:
 		return err
 	case <-ctx.Done():
-		return ctx.Err()
+		return ctxError(ctx)
 	}
 }
 
@@ -221,6 +219,8 @@ func (r *Recorder) run(ctx context.Context) {
 			backoff = min(max(2*backoff, r.opts.Interval), maxBackoff)
 			arm(backoff)
 		case !budgetFull || !r.empty():
+			// Whoever used the budget left a record, and so woke us: it is full
+			// again before we sleep.
 			backoff = 0
 			arm(r.opts.Interval)
 		default:

@@ -35,13 +35,13 @@ func (l *Logs) do(ctx context.Context, fn func(w *writer)) error {
 	case <-l.done:
 		return errClosed
 	case <-ctx.Done():
-		return ctx.Err()
+		return ctxError(ctx)
 	}
 	select {
 	case <-ran:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return ctxError(ctx)
 	}
 }
 
