@@ -209,9 +209,7 @@ func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir
 	if d.landlock > 0 {
 		p.step('L', landlockRules(d.landlock)...)
 	}
-	if len(d.filter) > 0 {
-		p.step('s', string(d.filter))
-	}
+	p.step('s', string(d.filter))
 	p.list('e', env)
 	p.list('a', argv)
 	p.step('w', dir)
