@@ -160,31 +160,36 @@ func (c *call) take(b *batch) {
 	b.credit, c.credit = c.credit, 0
 }
 
-// exchange is what Invoke needs for one call; pooled.
+// exchange is what Invoke needs for one call. A connection keeps a spare one,
+// as most have one call at a time.
 type exchange struct {
 	call  *call
 	batch batch
 }
 
-// exchanges keeps buffers between calls. It holds no state of any call.
-var exchanges = sync.Pool{New: func() any {
-	return &exchange{call: &call{notify: make(chan struct{}, 1)}}
-}}
+// maxSpare bounds the buffers an idle connection keeps, in bytes.
+const maxSpare = 16 << 10
 
-// recycle returns x for use by another call, unless the reader may still hold
-// its call or its buffers have grown large.
-func (x *exchange) recycle() {
-	if cap(x.call.buf)+cap(x.batch.buf) > 2*chunkSize {
+func (c *Conn) newExchange() *exchange {
+	if x := c.spare.Swap(nil); x != nil {
+		return x
+	}
+	return &exchange{call: &call{notify: make(chan struct{}, 1)}}
+}
+
+// recycle keeps x for another call. The call must have ended: then the reader
+// only wakes it once more at most, which the next one survives.
+func (c *Conn) recycle(x *exchange) {
+	if cap(x.call.buf)+cap(x.batch.buf) > maxSpare {
 		return
 	}
 	select {
 	case <-x.call.notify:
 	default:
 	}
-	c := x.call
-	c.frames, c.buf = c.frames[:0], c.buf[:0]
-	c.id, c.err, c.ended, c.started, c.received, c.credit, c.dropped = "", nil, false, false, 0, 0, false
-	exchanges.Put(x)
+	*x.call = call{notify: x.call.notify, frames: x.call.frames[:0], buf: x.call.buf[:0]}
+	x.batch = batch{frames: x.batch.frames[:0], buf: x.batch.buf[:0]}
+	c.spare.Store(x)
 }
 
 // Invoke runs one call and passes its response to sink. It returns when the
@@ -194,7 +199,7 @@ func (x *exchange) recycle() {
 // CodeFunction if the handler failed or its process ended, CodeTimeout and
 // CodeCanceled after ctx; an error of Rest or sink is returned as it is.
 func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
-	x := exchanges.Get().(*exchange)
+	x := c.newExchange()
 	x.call.id = in.ID
 	if err := c.open(x.call); err != nil {
 		return err
@@ -239,7 +244,7 @@ func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 	}
 	err = c.receive(ctx, x, up, sink)
 	if x.batch.ended && up == nil {
-		x.recycle()
+		c.recycle(x)
 	}
 	return err
 }

@@ -37,6 +37,7 @@ type Conn struct {
 	wmu  sync.Mutex // serialises frames; held while writing
 	wbuf []byte     // guarded by wmu
 
+	spare    atomic.Pointer[exchange]    // for the next call
 	lastHead atomic.Pointer[decodedHead] // the newest RESPONSE head; most repeat
 
 	mu      sync.Mutex

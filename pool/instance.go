@@ -64,13 +64,13 @@ func newID() string {
 	return fmt.Sprintf("i-%x", b)
 }
 
-// lease attributes the time between asked and got. A fresh instance was made
-// because of a call, but its start may have begun before this one asked.
+// lease attributes the time between asked and got for a call that waited. A
+// fresh instance was made because of a call, but its start may have begun
+// before this one asked.
 func (i *instance) lease(asked, got time.Time) *Lease {
-	l := &Lease{Conn: i.conn, Instance: i.id}
+	l := &Lease{Conn: i.conn, Instance: i.id, Cold: i.fresh}
 	wait := got.Sub(asked)
-	if i.fresh && wait > 0 {
-		l.Cold = true
+	if i.fresh {
 		l.Timings.Start = overlap(asked, got, i.asked, i.started)
 		l.Timings.Init = overlap(asked, got, i.started, i.inited)
 	}

@@ -262,7 +262,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version) (*instance, *Leas
 		g.idle = g.idle[:n-1]
 		inst.setState(stateLent)
 		p.mu.Unlock()
-		return inst, inst.lease(asked, asked), nil
+		return inst, &Lease{Conn: inst.conn, Instance: inst.id}, nil
 	}
 	if len(g.waiters) >= p.cfg.MaxQueue {
 		p.mu.Unlock()
