@@ -12,6 +12,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/guest"
 )
 
 var (
@@ -28,10 +29,15 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	views, argv, bin, err := d.runtime(spec)
+	views, argv, bin, err := d.runtime(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
+	return d.create(ctx, spec, views, argv, bin)
+}
+
+// create makes a sandbox with the given views of the host and command.
+func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, argv []string, bin string) (driver.Sandbox, error) {
 	s := &sandbox{
 		driver: d, id: spec.ID, argv0: argv[0], group: noGroup{},
 		stdout: spec.Stdout, stderr: spec.Stderr,
@@ -86,7 +92,7 @@ func environment(extra map[string]string, bin string) []string {
 }
 
 // reserved are the places inside a sandbox that no mount may hide or replace.
-var reserved = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/tmp", "/nix", "/hearth/guest"}
+var reserved = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/tmp", "/nix", shimTarget}
 
 // validate checks a spec with its defaults filled in.
 func validate(spec driver.Spec) error {
@@ -153,14 +159,34 @@ func overlap(a, b string) bool {
 	return a == b || strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/")
 }
 
-// runtime returns what the spec's runtime needs: mounts, command, and the
-// directory of its programs.
-func (d *Driver) runtime(spec driver.Spec) (views []view, argv []string, bin string, err error) {
+// runtime returns what the spec's runtime needs: views of the host, command,
+// and the directory of its programs.
+func (d *Driver) runtime(ctx context.Context, spec driver.Spec) (views []view, argv []string, bin string, err error) {
 	if spec.Runtime == "provided" {
 		if len(spec.Command) == 0 {
 			return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "the runtime provided needs a command")
 		}
 		return hostViews(), spec.Command, "", nil
 	}
-	return nil, nil, "", hearth.Errorf(hearth.CodeNotFound, "there is no runtime %q", spec.Runtime)
+	it, ok := d.interpreterFor(ctx, spec.Runtime)
+	if !ok {
+		return nil, nil, "", hearth.Errorf(hearth.CodeNotFound, "this host has no runtime %q", spec.Runtime).
+			WithHint("hearth doctor lists those it has; install another with your package manager and restart hearth")
+	}
+	argv = spec.Command
+	if len(argv) == 0 {
+		argv = guest.Command(it.Language, it.Exe, shimTarget)
+	}
+	views = append(it.views(), view{source: d.shims, target: shimTarget})
+	for _, v := range it.Views {
+		for _, m := range spec.Mounts {
+			if overlap(m.Target, v) {
+				return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "mount target %s overlaps the runtime's %s", m.Target, v)
+			}
+		}
+	}
+	return views, argv, filepath.Dir(it.Exe), nil
 }
+
+// shimTarget is where the guests' files are inside a sandbox.
+const shimTarget = "/hearth/guest"

@@ -42,11 +42,15 @@ type Driver struct {
 	landlock   int    // version of the kernel's Landlock, 0 without
 	root       bool
 	users      userRange
+	shims      string // directory of the guests' files
+
+	found found
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox // guarded by mu
 	next      uint32              // guarded by mu: where to look for a free user
 	taken     map[uint32]bool     // guarded by mu: offsets of users in use
+	tries     int                 // guarded by mu: sandboxes made by Probe
 }
 
 var _ driver.Driver = (*Driver)(nil)
@@ -80,6 +84,9 @@ func New(cfg Config) (*Driver, error) {
 		return nil, hearth.Errorf(hearth.CodeInternal, "native driver: %w", err)
 	}
 	if err := d.writeEtc(); err != nil {
+		return nil, unavailable(err)
+	}
+	if d.shims, err = d.writeShims(); err != nil {
 		return nil, unavailable(err)
 	}
 	if d.helper, d.helperPath, err = openHelper(d.dir); err != nil {

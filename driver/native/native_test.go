@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 )
 
@@ -71,4 +74,50 @@ func TestCommand(t *testing.T) {
 	if exit.Code != 3 {
 		t.Errorf("exit: %+v", exit)
 	}
+}
+
+func TestProbe(t *testing.T) {
+	d := newDriver(t)
+	for range 2 {
+		began := time.Now()
+		info, err := d.Probe(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%v: %+v", time.Since(began), info)
+	}
+	e, err := New(Config{Dir: d.dir, Owner: "again"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	began := time.Now()
+	_, _ = e.Probe(t.Context())
+	t.Logf("cached: %v", time.Since(began))
+}
+
+func TestPhases(t *testing.T) {
+	d := newDriver(t)
+	for _, policy := range []string{"none", "internet"} {
+		for i := range 6 {
+			began := monotonic()
+			s, err := d.Create(t.Context(), driver.Spec{ID: "a", Runtime: "provided", Command: []string{"/bin/sleep", "100"}, Egress: hearth.Egress(policy)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			end := monotonic()
+			p := s.(*sandbox).phases
+			began2 := time.Now()
+			if err := s.Destroy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			t.Log(policy, i, "helper's main", p[0]-began, "assembled", p[1]-p[0], "guest started", p[2]-p[1], "Create returns", end-p[2], "total", end-began, "destroy", time.Since(began2))
+		}
+	}
+}
+
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return time.Duration(ts.Nano())
 }

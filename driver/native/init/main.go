@@ -39,6 +39,7 @@ func main() {
 	runtime.LockOSThread() // capabilities, filters and rules belong to a thread
 	h := helper{began: now()}
 	unix.CloseOnExec(controlFD)
+	unix.Umask(0) // the plan gives exact modes
 	plan, err := readPlan()
 	if err != nil {
 		unix.Exit(125)

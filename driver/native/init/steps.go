@@ -307,6 +307,7 @@ func (h *helper) start() error {
 		return unix.EINVAL
 	}
 	assembled := now()
+	unix.Umask(0o022)
 	pid, err := syscall.ForkExec(h.argv[0], h.argv, &syscall.ProcAttr{
 		Dir:   h.dir,
 		Env:   h.env,
