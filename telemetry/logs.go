@@ -186,9 +186,9 @@ func (l *Logs) Tail(ctx context.Context, function string, n int) ([]hearth.LogLi
 // Follow calls fn for the last n lines of a function and then for each new one
 // as it comes, without a gap or a repetition. It returns fn's error, an error
 // that wraps ctx's (CodeCanceled or CodeTimeout) when ctx ends, and nil when
-// Logs is closed. A reader so slow that
-// lines were deleted before it came to them gets a line of stream "hearth"
-// that says so. Deleting the function's logs does not end it.
+// Logs is closed. A reader so slow that lines were deleted before it came to
+// them gets a line of stream "hearth" that says so. Deleting the function's
+// logs does not end it.
 // Errors: CodeInvalid for a bad name.
 func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(hearth.LogLine) error) error {
 	if err := hearth.ValidateName(function); err != nil {
@@ -245,10 +245,17 @@ func (l *Logs) watch(function string) *stream {
 	}
 }
 
+// unwatch ends a watch, and forgets a stream in which there never was a line.
 func (l *Logs) unwatch(s *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watchers--
+	if s.watchers == 0 && !s.deleted && len(s.segments) == 0 && !s.dirty && s.lost == (losses{}) {
+		s.deleted = true
+		delete(l.streams, s.function)
+	}
 }
 
 // tail returns the last n lines and the position behind them.
