@@ -157,6 +157,35 @@ func TestRunBadServer(t *testing.T) {
 	}
 }
 
+// TestColdOnly: a warm answer is no cold start.
+func TestColdOnly(t *testing.T) {
+	i := installed(t, "python")
+	cold := func(evicts func(n int64) bool) *ColdStart {
+		t.Helper()
+		f := newFakeHearth(t)
+		f.evicts = evicts
+		r, err := newRun(t.Context(), Options{BaseURL: f.URL, Interpreter: i.Path, ColdIterations: 2}.withDefaults(), io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.close(t.Context())
+		name, err := r.deploy(t.Context(), "bench-echo", "main.handler")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.coldStarts(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		return r.report.Cold
+	}
+	if c := cold(func(n int64) bool { return n%2 == 0 }); c.Iterations != 2 || c.Warm != 1 || c.Problem != "" {
+		t.Errorf("every other call is cold: %+v", c)
+	}
+	if c := cold(func(int64) bool { return false }); c.Iterations != 1 || c.Warm != 5 || c.Problem != "only 1 of 6 calls were cold" {
+		t.Errorf("only the first call is cold: %+v", c)
+	}
+}
+
 func TestRunRefuses(t *testing.T) {
 	f := newFakeHearth(t)
 	free, err := freeAddress(t.Context())

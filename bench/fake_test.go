@@ -69,8 +69,11 @@ func fakeServe(args []string) int {
 // real idle processes, so that memory can be measured.
 type fakeHearth struct {
 	*httptestServer
-	calls    atomic.Int64
-	noEvict  bool
+	calls   atomic.Int64
+	noEvict bool
+	// evicts tells whether the nth eviction, from 0, is carried out; nil always.
+	evicts   func(n int64) bool
+	evicted  atomic.Int64
 	broken   atomic.Bool // answers calls with 503
 	mu       sync.Mutex
 	idle     map[string][]*exec.Cmd // guarded by mu; by function
@@ -108,7 +111,9 @@ func newFakeHearth(t *testing.T) *fakeHearth {
 			w.WriteHeader(404)
 			return
 		}
-		f.evict(r.PathValue("name"))
+		if n := f.evicted.Add(1) - 1; f.evicts == nil || f.evicts(n) {
+			f.evict(r.PathValue("name"))
+		}
 		w.WriteHeader(204)
 	})
 	mux.HandleFunc("POST /fn/{name}/{$}", f.call)
@@ -186,7 +191,7 @@ func (f *fakeHearth) call(w http.ResponseWriter, r *http.Request) {
 	f.calls.Add(1)
 	if f.broken.Load() {
 		w.Header().Set("Hearth-Error", "unavailable")
-		http.Error(w, "out of order", 503)
+		http.Error(w, "out of order", http.StatusServiceUnavailable)
 		return
 	}
 	name := r.PathValue("name")

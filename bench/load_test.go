@@ -134,7 +134,7 @@ func TestGenerateProblems(t *testing.T) {
 		h    http.HandlerFunc
 		want string
 	}{
-		"status": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no room", 429) }, "status 429: no room"},
+		"status": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no room", http.StatusTooManyRequests) }, "status 429: no room"},
 		"body":   {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "other") }, `wrong body "other"`},
 		"hang up": {func(http.ResponseWriter, *http.Request) {
 			panic(http.ErrAbortHandler)
