@@ -50,6 +50,19 @@ function pick(exports, handler, attribute) {
     : `handler ${handler}: ${attribute} is of type ${typeof found}, not a function`);
 }
 
+/** Loads an ES module without the warning that some versions print for it. */
+function requireQuietly(path) {
+  const { emitWarning } = process;
+  process.emitWarning = (warning, ...rest) => {
+    if (rest[0] !== 'ExperimentalWarning') emitWarning.call(process, warning, ...rest);
+  };
+  try {
+    return require(path);
+  } finally {
+    process.emitWarning = emitWarning;
+  }
+}
+
 module.exports = function load(code, handler) {
   code = code.replace(/\/+$/, '');
   const dot = handler.lastIndexOf('.');
@@ -57,6 +70,14 @@ module.exports = function load(code, handler) {
   const path = find(code, handler, handler.slice(0, dot));
   if (path.endsWith('.cjs') || (path.endsWith('.js') && !isModule(code, path))) {
     return pick(require(path), handler, attribute);
+  }
+  if (process.features.require_module) {
+    // Three times as fast as import(); a module with a top-level await needs that.
+    try {
+      return pick(requireQuietly(path), handler, attribute);
+    } catch (e) {
+      if (e?.code !== 'ERR_REQUIRE_ASYNC_MODULE' && e?.code !== 'ERR_REQUIRE_CYCLE_MODULE') throw e;
+    }
   }
   const { href } = require('url').pathToFileURL(path);
   return import(href).then((exports) => pick(exports, handler, attribute), (e) => {

@@ -8,10 +8,9 @@ import sys
 WINDOW_SIZE = g.WINDOW_SIZE  # noqa: F821
 CHUNK = g.CHUNK  # noqa: F821
 g = g  # noqa: F821
-OURS = (g.main.__code__.co_filename, (lambda: 0).__code__.co_filename)
+OURS = (g.main.__code__.co_filename, (lambda: 0).__code__.co_filename, g.read_code.__code__.co_filename)
 BURST = 256 << 10  # bytes written at a time
-PRELOAD = ("select", "os", "json", "linecache", "traceback", "base64", "datetime", "logging")
-TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+PRELOAD = ("select", "os", "json", "linecache", "traceback", "base64", "datetime", "logging", "asyncio")
 
 preloaded = set()  # modules that were imported before the function was known
 loop = None  # the asyncio loop, in async mode
@@ -267,52 +266,6 @@ def log_exception(e):
 
 # ---- responses ----
 
-def encode_head(result, status, kind):
-    """Encodes the head of a response with its headers checked."""
-    if status < 200 or status > 599:
-        raise g.InvalidResponse("statusCode must be from 200 to 599, not %d" % status)
-    pairs = []
-
-    def add(name, value):
-        if type(name) is not str or not name or not TOKEN.issuperset(name.lower()):
-            raise g.InvalidResponse("%.80r is no valid name of a header" % (name,))
-        if isinstance(value, bool):
-            value = "true" if value else "false"
-        elif isinstance(value, (int, float)):
-            value = str(value)
-        elif not isinstance(value, str):
-            raise g.InvalidResponse("header %s must be a str, not %s" % (name, type(value).__name__))
-        if "\n" in value or "\r" in value or "\0" in value:
-            raise g.InvalidResponse("header %s contains a line break or a NUL" % name)
-        pairs.append((name.lower(), value))
-
-    for key, many in (("headers", False), ("multiValueHeaders", True)):
-        headers = result.get(key)
-        if headers is None:
-            continue
-        if not isinstance(headers, dict):
-            raise g.InvalidResponse("%s must be a dict, not %s" % (key, type(headers).__name__))
-        for name, value in headers.items():
-            if many:
-                if not isinstance(value, (list, tuple)):
-                    raise g.InvalidResponse("multiValueHeaders: %s must be a list" % name)
-                if isinstance(name, str):  # it wins over the one in headers
-                    pairs[:] = [p for p in pairs if p[0] != name.lower()]
-                for v in value:
-                    add(name, v)
-            else:
-                add(name, value)
-    cookies = result.get("cookies")
-    if cookies is not None:
-        if not isinstance(cookies, (list, tuple)):
-            raise g.InvalidResponse("cookies must be a list, not %s" % type(cookies).__name__)
-        for c in cookies:
-            add("set-cookie", c)
-    if kind is not None and all(name != "content-type" for name, _ in pairs):
-        pairs.append(("content-type", kind))
-    return g.dumps({"status": status, "headers": pairs}).encode()
-
-
 def stream_head(call, result, item):
     """Returns the head of a streamed response whose first item is given."""
     if not call.http:
@@ -500,8 +453,7 @@ def request_body(call):
 
 # ---- async mode ----
 
-def serve():
-    """Serves calls in an asyncio loop; never returns."""
+def make_loop():
     global loop, current
     import asyncio
     from contextvars import ContextVar
@@ -509,6 +461,12 @@ def serve():
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     g.find_current = current.get
+
+
+def serve():
+    """Serves calls in an asyncio loop; never returns."""
+    if loop is None:
+        make_loop()
     g.on_ready = start_call
     loop.add_reader(g.fd, g.pump)
     waiting, g.ready[:] = list(g.ready), []

@@ -1,0 +1,855 @@
+"""Hearth's guest for Python 3.9 and later.
+
+It speaks docs/guest-protocol.md on the descriptor named by HEARTH_FD.
+hearth_guest.py loads it. This file is what every start pays for, so it imports
+only modules that the interpreter has loaded anyway or that are built in; what
+only some calls need (streams, async handlers, tracebacks, archives) is in
+hearth_guest_more.py and loaded when first needed.
+
+One thread does everything. Sync handlers run in the loop of main(), one call
+after the other; the first handler that returns an awaitable or an async
+generator moves the guest into an asyncio loop for the rest of its life.
+"""
+
+import posix
+import sys
+from _io import _TextIOBase
+from _thread import allocate_lock, get_ident
+from time import time
+
+# Frame types.
+HELLO, INIT, INVOKE, DATA, END, CANCEL, PING, SHUTDOWN, WINDOW = range(1, 10)
+READY, INIT_ERROR, RESPONSE, ERROR, LOG, PONG = range(0x11, 0x17)
+
+MAX_PAYLOAD = 1 << 20
+WINDOW_SIZE = 1 << 20
+CHUNK = 64 << 10
+PROTOCOL_ERROR = 70  # exit status
+
+HEAD_JSON = b'{"status":200,"headers":[["content-type","application/json"]]}'
+HEAD_TEXT = b'{"status":200,"headers":[["content-type","text/plain; charset=utf-8"]]}'
+HEAD_BYTES = b'{"status":200,"headers":[["content-type","application/octet-stream"]]}'
+BYTES = (bytes, bytearray, memoryview)
+TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+
+
+class Call:
+    """One call, from INVOKE to its END or ERROR."""
+
+    __slots__ = (
+        "sid", "id", "deadline", "http", "event", "parts", "complete", "streams",
+        "window", "credit", "consumed", "canceled", "done", "text", "task", "begun", "waiter",
+    )
+
+    def __init__(self, sid, id, deadline, http, event, body):
+        self.sid = sid
+        self.id = id
+        self.deadline = deadline
+        self.http = http
+        self.event = event
+        self.parts = [] if body else None  # chunks of the body
+        self.complete = not body  # END has arrived
+        self.streams = False  # the handler reads the body as a stream
+        self.window = WINDOW_SIZE  # bytes that may be sent
+        self.credit = WINDOW_SIZE  # bytes the host may send
+        self.consumed = 0  # bytes taken since the last WINDOW
+        self.canceled = None  # the reason, once CANCEL has arrived
+        self.done = False
+        self.text = ["", "", ""]  # unfinished lines of stdout (1) and stderr (2)
+        self.task = None  # asyncio.Task
+        self.begun = False  # the task has run
+        self.waiter = None  # asyncio.Event set on more window or body
+
+
+class Context:
+    """What a handler gets as its second argument."""
+
+    function_name = ""
+    function_version = ""
+    memory_limit_in_mb = 0
+    invoked_function_arn = ""
+    log_group_name = ""
+    log_stream_name = ""
+    client_context = None
+    identity = None
+    body = None
+
+    def __init__(self, call):
+        self.aws_request_id = call.id
+        self._deadline = call.deadline
+
+    def get_remaining_time_in_millis(self):
+        return max(0, int(self._deadline - time() * 1000))
+
+    def __repr__(self):
+        return "Context(aws_request_id=%r, function_name=%r, function_version=%r)" % (
+            self.aws_request_id, self.function_name, self.function_version)
+
+
+class InvalidResponse(Exception):
+    """The handler's value is no valid response."""
+
+
+# ---- state ----
+
+fd = -1
+secret = ""
+buffer = b""  # received, not yet dispatched
+missing = 0  # bytes the frame at the start of buffer still lacks
+greeted = False  # HELLO has arrived
+init = None  # the head of INIT
+archive = None  # chunks of the archive while it arrives
+archive_complete = False
+calls = {}  # stream id -> Call, from INVOKE to END or ERROR
+ready = []  # calls that can be run
+last_sid = 0
+stopping = False
+handler = None
+request_stream = False
+on_ready = ready.append  # what to do with a call that can be run
+idle = Call(0, "", 0, False, None, False)  # owns the output outside of calls
+current = idle  # the call that runs, in sync mode
+find_current = None  # returns the call of the asyncio task
+heads = {}  # encoded heads of recent responses
+more = None  # hearth_guest_more
+forked = False  # this process is a child made by the handler
+
+
+def load_more():
+    """Loads the part of the guest that most calls do without."""
+    global more
+    if more is None:
+        module = type(sys)("hearth_guest_more")
+        module.g = sys.modules[__name__]
+        exec(read_code("hearth_guest_more"), module.__dict__)  # read_code: set by hearth_guest.py
+        more = module
+    return more
+
+
+# ---- JSON: what json.loads and json.dumps do by default, without importing
+# json, which would double the start-up time ----
+
+def _default(o):
+    raise TypeError("Object of type %s is not JSON serializable" % o.__class__.__name__)
+
+
+try:
+    import _json
+
+    class _Scanner:
+        strict = True
+        object_hook = object_pairs_hook = None
+        parse_float = float
+        parse_int = int
+        parse_constant = {
+            "-Infinity": float("-inf"), "Infinity": float("inf"), "NaN": float("nan"),
+        }.__getitem__
+        memo = {}
+
+    _markers = {}
+    _scan = _json.make_scanner(_Scanner)
+    _encode = _json.make_encoder(
+        _markers, _default, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
+
+    def loads(data):
+        s = str(data, "utf-8")
+        try:
+            value, end = _scan(s, 0)
+            if end == len(s):
+                return value
+        except StopIteration:
+            pass
+        from json import loads  # white space around the value, or an error
+        return loads(s)
+
+    def dumps(value):
+        try:
+            return "".join(_encode(value, 0))
+        except BaseException:
+            _markers.clear()
+            raise
+
+except (ImportError, AttributeError, TypeError):
+    from json import dumps, loads as _loads
+
+    def loads(data):
+        return _loads(str(data, "utf-8"))
+
+
+# ---- output ----
+
+lock = allocate_lock()  # guards the writing side and the unfinished lines
+owner = 0  # the thread that holds lock
+late = []  # frames of a signal handler that interrupted the owner
+
+
+def header(kind, sid, size):
+    return (size << 40 | kind << 32 | sid).to_bytes(9, "big")
+
+
+def frame(kind, sid, payload=b""):
+    return (len(payload) << 40 | kind << 32 | sid).to_bytes(9, "big") + payload
+
+
+def acquire():
+    """Takes lock; false if this thread has it already (in a signal handler)."""
+    global owner
+    me = get_ident()
+    if owner == me:
+        return False
+    lock.acquire()
+    owner = me
+    return True
+
+
+def release():
+    global owner
+    while late:
+        write_all(late.pop(0))
+    owner = 0
+    lock.release()
+
+
+def write_all(data):
+    try:
+        n = posix.write(fd, data)
+        if n < len(data):
+            view = memoryview(data)
+            while n < len(data):
+                n += posix.write(fd, view[n:])
+    except OSError as e:
+        # The host is gone, or the handler closed the descriptor.
+        posix._exit(0 if isinstance(e, ConnectionError) else PROTOCOL_ERROR)
+
+
+def send(data):
+    """Writes whole frames."""
+    if acquire():
+        try:
+            write_all(data)
+        finally:
+            release()
+    else:
+        late.append(data)
+
+
+def send_log(call, k, data):
+    """Writes text of a call in frames of bounded size; lock must be held."""
+    sid = 0 if call.done else call.sid
+    if len(data) < CHUNK:
+        return write_all(frame(LOG, sid, b"%c%b" % (k, data)))
+    for i in range(0, len(data), CHUNK - 1):
+        write_all(frame(LOG, sid, b"%c%b" % (k, data[i:i + CHUNK - 1])))
+
+
+def finish(call, data):
+    """Ends a call with the last of its frames, after what it has printed."""
+    if forked:
+        posix._exit(0)  # a child of the handler came back through it
+    if calls.pop(call.sid, None) is None:
+        return
+    locked = acquire()
+    try:
+        text = call.text
+        for k in (1, 2):
+            if text[k]:
+                send_log(call, k, text[k].encode("utf-8", "backslashreplace"))
+                text[k] = ""
+        call.done = True
+        write_all(data)
+    finally:
+        if locked:
+            release()
+
+
+class Output(_TextIOBase):
+    """sys.stdout or sys.stderr: whole lines become LOG frames of their call."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+    newlines = None
+    line_buffering = True
+    write_through = False
+    mode = "w"
+
+    def __init__(self, k):
+        self._k = k
+        self.name = ("", "<stdout>", "<stderr>")[k]
+
+    def write(self, s):
+        if not isinstance(s, str):
+            raise TypeError("write() argument must be str, not " + type(s).__name__)
+        k = self._k
+        call = find_current() if find_current is not None else current
+        if forked:
+            posix.write(k, s.encode("utf-8", "backslashreplace"))
+            return len(s)
+        if not acquire():
+            data = s.encode("utf-8", "backslashreplace")[:CHUNK - 1]
+            late.append(frame(LOG, 0 if call.done else call.sid, b"%c%b" % (k, data)))
+            return len(s)
+        try:
+            if call.done:
+                call = idle
+            text = call.text[k]
+            i = s.rfind("\n") + 1
+            if i:
+                text += s[:i]
+                call.text[k] = s[i:]
+                send_log(call, k, text.encode("utf-8", "backslashreplace"))
+            else:
+                text += s
+                if len(text) >= CHUNK // 4:
+                    send_log(call, k, text.encode("utf-8", "backslashreplace"))
+                    text = ""
+                call.text[k] = text
+        finally:
+            release()
+        return len(s)
+
+    def flush(self):
+        if forked or not acquire():
+            return
+        try:
+            call = find_current() if find_current is not None else current
+            if call.done:
+                call = idle
+            text = call.text[self._k]
+            if text:
+                call.text[self._k] = ""
+                send_log(call, self._k, text.encode("utf-8", "backslashreplace"))
+        finally:
+            release()
+
+    @property
+    def buffer(self):
+        return load_more().binary_output(self)
+
+    def fileno(self):
+        return self._k
+
+    def writable(self):
+        return True
+
+    def isatty(self):
+        return False
+
+    def close(self):
+        self.flush()
+
+    def detach(self):
+        return self.buffer
+
+    def reconfigure(self, **_):
+        pass
+
+
+# ---- input ----
+
+def protocol_error(why):
+    """Ends the guest because the host broke a rule."""
+    try:
+        posix.write(2, ("hearth: protocol error: %s\n" % why).encode("utf-8", "replace"))
+    except OSError:
+        pass
+    posix._exit(PROTOCOL_ERROR)
+
+
+def pump():
+    """Reads what has arrived, waiting for some, and dispatches whole frames."""
+    global buffer, missing
+    data = posix.read(fd, missing if missing > 65536 else 65536)
+    if not data:
+        posix._exit(0)
+    if buffer:
+        data = buffer + data
+    size = len(data)
+    pos = 0
+    from_bytes = int.from_bytes
+    while size - pos >= 9:
+        head = from_bytes(data[pos:pos + 9], "big")
+        n = head >> 40
+        if n > MAX_PAYLOAD:
+            protocol_error("a frame of %d bytes" % n)
+        start = pos + 9
+        pos = start + n
+        if pos > size:
+            pos = start - 9
+            missing = start + n - size
+            break
+        dispatch(head >> 32 & 0xFF, head & 0xFFFFFFFF, data[start:start + n])
+    else:
+        missing = 0
+    buffer = data[pos:] if pos < size else b""
+
+
+def parse(payload, what):
+    try:
+        head = loads(payload)
+    except (ValueError, RecursionError):
+        head = None
+    if type(head) is not dict:
+        protocol_error(what + " is no JSON object")
+    return head
+
+
+def dispatch(kind, sid, payload):
+    global last_sid, stopping, greeted, init, archive, archive_complete
+    if kind == INVOKE:
+        if init is None:
+            protocol_error("INVOKE before INIT")
+        if not sid & 1 or sid <= last_sid:
+            protocol_error("bad stream id %d of INVOKE" % sid)
+        if stopping:
+            protocol_error("INVOKE after SHUTDOWN")
+        head = parse(payload, "INVOKE")
+        get = head.get
+        id, deadline, body, event, invoked = (
+            get("id"), get("deadline_ms"), get("body", False), get("event"), get("kind"))
+        http = invoked == "http"
+        if (type(id) is not str or type(deadline) not in (int, float) or type(body) is not bool
+                or not http and invoked != "event" or http and type(event) is not dict):
+            protocol_error("INVOKE lacks a field or has a wrong one")
+        last_sid = sid
+        call = calls[sid] = Call(sid, id, deadline, http, event, body)
+        if request_stream:
+            call.streams = True
+            on_ready(call)
+        elif not body:
+            on_ready(call)
+    elif kind == DATA or kind == END:
+        if sid == 0:
+            if archive is None or archive_complete:
+                protocol_error("DATA or END on stream 0 without an archive")
+            if kind == DATA:
+                archive.append(payload)
+            else:
+                if payload:
+                    protocol_error("END with a payload")
+                archive_complete = True
+            return
+        call = calls.get(sid)
+        if call is None:
+            if sid > last_sid or not sid & 1:
+                protocol_error("DATA or END of the unknown stream %d" % sid)
+            return  # crossed the end of the call
+        if call.complete:
+            protocol_error("DATA or END after END")
+        if kind == DATA:
+            n = len(payload)
+            call.credit -= n
+            if call.credit < 0:
+                protocol_error("the window was exceeded")
+            call.parts.append(payload)
+            if call.waiter is not None:
+                call.waiter.set()
+            if not call.streams:
+                consume(call, n)
+        else:
+            if payload:
+                protocol_error("END with a payload")
+            call.complete = True
+            if call.waiter is not None:
+                call.waiter.set()
+            if not call.streams:
+                on_ready(call)
+    elif kind == WINDOW:
+        if len(payload) != 4:
+            protocol_error("WINDOW without a number")
+        call = calls.get(sid)
+        if call is None:
+            if sid > last_sid or not sid & 1:
+                protocol_error("WINDOW of the unknown stream %d" % sid)
+            return
+        call.window += int.from_bytes(payload, "big")
+        if call.waiter is not None:
+            call.waiter.set()
+    elif kind == CANCEL:
+        head = parse(payload, "CANCEL")
+        call = calls.get(sid)
+        if call is None:
+            if sid > last_sid or not sid & 1:
+                protocol_error("CANCEL of the unknown stream %d" % sid)
+            return
+        call.canceled = str(head.get("reason"))
+        if call.task is not None:
+            more.cancel(call)
+        elif not call.complete and not call.streams:
+            on_ready(call)  # its body is of no more interest; it ends canceled
+    elif kind == PING and sid == 0 and greeted:
+        if len(payload) > 64:
+            protocol_error("a PING of %d bytes" % len(payload))
+        send(frame(PONG, 0, payload))
+    elif kind == HELLO and sid == 0 and not greeted:
+        head = parse(payload, "HELLO")
+        if head.get("protocol") != 1 or head.get("secret", "") != secret:
+            protocol_error("HELLO with another protocol or secret")
+        greeted = True
+        v = sys.version_info
+        send(frame(READY, 0, b'{"protocol":1,"runtime":"python%d.%d.%d","pid":%d}' % (
+            v[0], v[1], v[2], posix.getpid())))
+    elif kind == INIT and sid == 0 and greeted and init is None:
+        init = parse(payload, "INIT")
+        if init.get("archive"):
+            archive = []
+    elif kind == SHUTDOWN and sid == 0 and greeted:
+        parse(payload, "SHUTDOWN")
+        stopping = True
+        if find_current is not None:
+            more.check_stop()
+    else:
+        protocol_error("unexpected frame of type %#x on stream %d" % (kind, sid))
+
+
+def consume(call, n):
+    """Gives the host window for n bytes that were taken."""
+    call.consumed += n
+    if call.consumed >= WINDOW_SIZE // 2 and not call.complete:
+        call.credit += call.consumed
+        send(frame(WINDOW, call.sid, call.consumed.to_bytes(4, "big")))
+        call.consumed = 0
+
+
+# ---- calls ----
+
+def make_event(call):
+    """Returns the event the handler gets."""
+    event = call.event
+    parts = call.parts
+    if call.streams:
+        return event
+    if call.http:
+        if parts is not None:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            if not event.get("isBase64Encoded"):
+                try:
+                    event["body"] = str(body, "utf-8")
+                    return event
+                except UnicodeDecodeError:
+                    event["isBase64Encoded"] = True
+            from binascii import b2a_base64
+            event["body"] = b2a_base64(body, newline=False).decode()
+        return event
+    if parts is not None:
+        return loads(parts[0] if len(parts) == 1 else b"".join(parts))
+    return None
+
+
+def run(call):
+    """Runs one call in sync mode."""
+    global current
+    if call.done:
+        return
+    if call.canceled is not None:
+        return load_more().fail_canceled(call)
+    current = call
+    try:
+        try:
+            event = make_event(call)
+        except (ValueError, RecursionError) as e:
+            return load_more().fail_event(call, e)
+        context = Context(call)
+        if request_stream:
+            context.body = load_more().request_body(call)
+        result = handler(event, context)
+        t = type(result)
+        if t is not dict and t is not str and (hasattr(t, "__await__") or hasattr(t, "__aiter__")):
+            return load_more().go_async(call, result)
+        respond(call, result)
+    except BaseException as e:
+        load_more().fail(call, e)
+    finally:
+        current = idle
+
+
+def respond(call, result):
+    """Sends the handler's value, unless it is to be streamed asynchronously."""
+    t = type(result)
+    if call.http:
+        if t is dict and "statusCode" in result or isinstance(result, dict) and "statusCode" in result:
+            head, body = http_response(result)
+            if head is None:
+                return load_more().stream(call, result, body)
+        elif t is str:
+            head = HEAD_TEXT
+            body = result.encode("utf-8", "replace")
+        elif t is bytes or isinstance(result, BYTES):
+            head = HEAD_BYTES
+            body = result
+        elif hasattr(t, "__next__"):
+            return load_more().stream(call, None, result)
+        else:
+            head = HEAD_JSON
+            body = marshal(call, result)
+    else:
+        if t is not dict and hasattr(t, "__next__"):
+            return load_more().stream(call, None, result)
+        head = b"{}"
+        body = marshal(call, result)
+    if body is None:
+        return
+    sid = call.sid
+    n = len(body)
+    if n == 0:
+        finish(call, frame(RESPONSE, sid, head) + header(END, sid, 0))
+    elif n <= CHUNK:
+        finish(call, b"".join((
+            header(RESPONSE, sid, len(head)), head,
+            header(DATA, sid, n), body, header(END, sid, 0))))
+    else:
+        load_more().send_large(call, head, body)
+
+
+def marshal(call, result):
+    """Returns the value as JSON; after a failure None, with the call ended."""
+    try:
+        return dumps(result).encode()
+    except (TypeError, ValueError, RecursionError) as e:
+        load_more().fail_marshal(call, e)
+
+
+def http_response(result):
+    """Returns the head and body of a dict with statusCode.
+
+    The head is None if the body is a generator: its first item may decide on
+    the content type, so the head is made when that is there.
+    """
+    status = result["statusCode"]
+    if type(status) is not int:
+        raise InvalidResponse("statusCode must be an int, not %s" % type(status).__name__)
+    get = result.get
+    body = get("body")
+    t = type(body)
+    if t is str:
+        kind = "application/json"
+        if get("isBase64Encoded"):
+            from binascii import a2b_base64
+            try:
+                body = a2b_base64(body)
+            except ValueError as e:
+                raise InvalidResponse("isBase64Encoded is true but body is no base64: %s" % e) from None
+        else:
+            body = body.encode("utf-8", "replace")
+    elif body is None:
+        kind = None
+        body = b""
+    elif isinstance(body, str):
+        kind = "application/json"
+        body = str(body).encode("utf-8", "replace")
+    elif isinstance(body, BYTES):
+        kind = "application/octet-stream"
+    elif hasattr(t, "__next__") or hasattr(t, "__aiter__"):
+        return None, body
+    else:
+        raise InvalidResponse(
+            "body must be a str, bytes or a generator, not %s (use json.dumps)" % t.__name__)
+    return http_head(result, status, kind), body
+
+
+def http_head(result, status, kind):
+    """Encodes the head of a response; kind is the default content type."""
+    get = result.get
+    headers = get("headers")
+    key = None
+    if type(headers) is dict and "cookies" not in result and "multiValueHeaders" not in result:
+        try:
+            key = (status, kind, *headers, *headers.values())
+            head = heads.get(key)
+        except TypeError:
+            key = head = None
+        if head is not None:
+            return head
+        for v in headers.values():
+            if type(v) is not str:
+                key = None  # 1, 1.0 and True are the same key
+    head = encode_head(result, status, kind)
+    if key is not None:
+        if len(heads) >= 64:
+            heads.clear()
+        heads[key] = head
+    return head
+
+
+def encode_head(result, status, kind):
+    """Encodes the head of a response with its headers checked."""
+    if status < 200 or status > 599:
+        raise InvalidResponse("statusCode must be from 200 to 599, not %d" % status)
+    pairs = []
+
+    def add(name, value):
+        if type(name) is not str or not name or not TOKEN.issuperset(name.lower()):
+            raise InvalidResponse("%.80r is no valid name of a header" % (name,))
+        if isinstance(value, bool):
+            value = "true" if value else "false"
+        elif isinstance(value, (int, float)):
+            value = str(value)
+        elif not isinstance(value, str):
+            raise InvalidResponse("header %s must be a str, not %s" % (name, type(value).__name__))
+        if "\n" in value or "\r" in value or "\0" in value:
+            raise InvalidResponse("header %s contains a line break or a NUL" % name)
+        pairs.append((name.lower(), value))
+
+    for key, many in (("headers", False), ("multiValueHeaders", True)):
+        headers = result.get(key)
+        if headers is None:
+            continue
+        if not isinstance(headers, dict):
+            raise InvalidResponse("%s must be a dict, not %s" % (key, type(headers).__name__))
+        for name, value in headers.items():
+            if many:
+                if not isinstance(value, (list, tuple)):
+                    raise InvalidResponse("multiValueHeaders: %s must be a list" % name)
+                if isinstance(name, str):  # it wins over the one in headers
+                    pairs[:] = [p for p in pairs if p[0] != name.lower()]
+                for v in value:
+                    add(name, v)
+            else:
+                add(name, value)
+    cookies = result.get("cookies")
+    if cookies is not None:
+        if not isinstance(cookies, (list, tuple)):
+            raise InvalidResponse("cookies must be a list, not %s" % type(cookies).__name__)
+        for c in cookies:
+            add("set-cookie", c)
+    if kind is not None and all(name != "content-type" for name, _ in pairs):
+        pairs.append(("content-type", kind))
+    return dumps({"status": status, "headers": pairs}).encode()
+
+
+# ---- life ----
+
+def start():
+    """Takes what the environment says and what must not be inherited."""
+    global fd, secret
+    env = posix.environ
+
+    def take(name):
+        value = env.pop(name, b"")
+        try:
+            posix.unsetenv(name)
+        except OSError:
+            pass
+        return value.decode("utf-8", "surrogateescape")
+
+    number = take(b"HEARTH_FD")
+    secret = take(b"HEARTH_SECRET")
+    try:
+        fd = int(number)
+        posix.set_inheritable(fd, False)
+        posix.set_blocking(fd, True)
+    except (ValueError, OSError):
+        posix.write(2, b"hearth: HEARTH_FD names no open descriptor; start this program through Hearth\n")
+        posix._exit(64)
+    posix.register_at_fork(after_in_child=after_fork)
+    sys.stdout = Output(1)
+    sys.stderr = Output(2)
+
+
+def after_fork():
+    """Cuts a child of the handler off the stream."""
+    global forked, fd, lock, owner
+    forked = True
+    lock = allocate_lock()
+    owner = 0
+    try:
+        posix.close(fd)
+    except OSError:
+        pass
+    fd = -1
+
+
+def load():
+    """Loads the handler as INIT says and answers READY or INIT_ERROR."""
+    global handler, request_stream
+    get = init.get
+    code = get("code")
+    name = get("handler")
+    env = get("env") or {}
+    if type(code) is not str or type(name) is not str or type(env) is not dict:
+        protocol_error("INIT lacks a field or has a wrong one")
+    try:
+        if archive is not None:
+            load_more().unpack(code)
+        environ = posix.environ
+        for k, v in env.items():
+            k, v = str(k), str(v)
+            if "os" in sys.modules:
+                sys.modules["os"].environ[k] = v
+            else:
+                k, v = k.encode("utf-8", "surrogateescape"), v.encode("utf-8", "surrogateescape")
+                environ[k] = v
+                posix.putenv(k, v)
+        Context.function_name = str(get("function"))
+        Context.function_version = str(get("version"))
+        Context.memory_limit_in_mb = get("memory_mb")
+        Context.invoked_function_arn = "arn:hearth:lambda:local:0:function:%s:%s" % (
+            get("function"), get("version"))
+        posix.chdir(code)
+        sys.path.insert(0, code)
+        if "PYTHONPATH" in env:
+            sys.path[1:1] = [p for p in str(env["PYTHONPATH"]).split(":") if p]
+        if more is not None:
+            more.forget_shadowed(code)
+        module, dot, attribute = name.rpartition(".")
+        module = module.replace("/", ".")
+        __import__(module)
+        handler = getattr(sys.modules[module], attribute, None)
+        if not callable(handler):
+            return load_more().fail_handler(name, module, attribute)
+    except BaseException as e:
+        return load_more().fail_init(e, name, code)
+    if is_async(handler):
+        load_more().make_loop()
+    request_stream = getattr(handler, "request_stream", False) is True
+    if request_stream:
+        for call in calls.values():  # those that did not wait for READY
+            if call.parts is not None and not call.streams:
+                call.streams = True
+                if not call.complete:
+                    ready.append(call)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    send(frame(READY, 0, b'{"request_stream":true}' if request_stream else b'{"request_stream":false}'))
+    return True
+
+
+def stop():
+    """Exits after SHUTDOWN."""
+    load_more().run_exit_functions()
+    posix._exit(0)
+
+
+def main():
+    start()
+    while init is None:
+        if greeted and more is None:
+            wait_in_stem_cell()
+        pump()
+    if not load():
+        while True:  # the host ends the sandbox
+            pump()
+    if find_current is not None:
+        load_more().serve()
+    while True:
+        while ready:
+            run(ready.pop(0))
+        if stopping and not calls:
+            stop()
+        try:
+            pump()
+        except Exception as e:  # raised by a signal handler of the function
+            load_more().log_exception(e)
+
+
+def wait_in_stem_cell():
+    """Uses the time before INIT, if there is some, to load what calls need."""
+    from select import POLLIN, poll
+    poll = poll()
+    poll.register(fd, POLLIN)
+    if not poll.poll(50):
+        load_more().preload(poll)
+
+
+def is_async(f):
+    code = getattr(f, "__code__", None) or getattr(getattr(f, "__call__", None), "__code__", None)
+    return code is not None and code.co_flags & 0x280 != 0  # coroutine, async generator
