@@ -7,13 +7,13 @@ SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-export PATH := $(PATH):/usr/local/go/bin
-export CGO_ENABLED ?= 0
+# .cache/go is where scripts/setup.sh puts a Go that is new enough if the
+# machine has none.
+export PATH := $(CURDIR)/.cache/go/bin:$(PATH):/usr/local/go/bin
 
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 BIN       := bin/hearth
-TOOLS     := bin/tools
 FUZZTIME  ?= 10s
 BENCHARGS ?=
 
@@ -32,10 +32,10 @@ generate: # the embedded pid 1 of the native driver
 	@driver/native/build-init.sh
 
 .PHONY: build
-build: generate ## build bin/hearth
+build: generate ## build bin/hearth, one static binary
 	@$(call step,building $(BIN) $(VERSION))
 	@mkdir -p bin
-	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/hearth
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/hearth
 
 .PHONY: run
 run: ## install, build, serve on 127.0.0.1:8080, deploy and call the examples

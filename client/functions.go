@@ -4,7 +4,9 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/hearthrun/hearth"
 )
@@ -18,7 +20,16 @@ type Function struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Code is where a function's code comes from: exactly one field is set.
+// located makes f's URL absolute: the server tells it as a path.
+func (c *Client) located(f Function) Function {
+	if u, err := url.Parse(f.URL); err == nil && f.URL != "" && !u.IsAbs() {
+		f.URL = strings.TrimRight(c.URL(), "/") + u.EscapedPath()
+	}
+	return f
+}
+
+// Code is where a function's code comes from: exactly one field is set, or none
+// to keep the code the function has.
 type Code struct {
 	// Artifact is the digest that UploadArtifact returned.
 	Artifact string `json:"artifact,omitempty"`
@@ -49,6 +60,8 @@ func (c *Client) UploadArtifact(ctx context.Context, targz io.Reader, size int64
 	_, err := c.call(ctx, request{
 		method: http.MethodPost, path: []string{"v1", "artifacts"},
 		body: targz, size: size, contentType: "application/gzip",
+		// A server that refuses the size says so before it is sent in vain.
+		header: http.Header{"Expect": {"100-continue"}},
 	}, &a)
 	return a, err
 }
@@ -62,7 +75,7 @@ func (c *Client) CreateFunction(ctx context.Context, name string, cfg hearth.Con
 		method: http.MethodPost, path: []string{"v1", "functions"},
 		in: functionInput{Name: name, Config: cfg, Code: &code},
 	}, &f)
-	return f, err
+	return c.located(f), err
 }
 
 // PutFunction makes a function, or a new version of it if it exists, and
@@ -72,17 +85,17 @@ func (c *Client) CreateFunction(ctx context.Context, name string, cfg hearth.Con
 func (c *Client) PutFunction(ctx context.Context, name string, cfg hearth.Config, code Code, generation int64) (f Function, created bool, err error) {
 	r := request{
 		method: http.MethodPut, path: []string{"v1", "functions", name},
-		in: functionInput{Config: cfg, Code: &code}, header: ifMatch(generation),
+		in: functionInput{Config: cfg, Code: code.orNil()}, header: ifMatch(generation),
 	}
 	resp, err := c.call(ctx, r, &f)
-	return f, err == nil && resp.StatusCode == http.StatusCreated, err
+	return c.located(f), err == nil && resp.StatusCode == http.StatusCreated, err
 }
 
 // Function returns one function. Errors: CodeNotFound.
 func (c *Client) Function(ctx context.Context, name string) (Function, error) {
 	var f Function
 	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "functions", name}}, &f)
-	return f, err
+	return c.located(f), err
 }
 
 // Functions returns up to limit functions (0: the server's choice) whose names
@@ -95,13 +108,17 @@ func (c *Client) Functions(ctx context.Context, limit int, after string) (fs []F
 	_, err = c.call(ctx, request{
 		method: http.MethodGet, path: []string{"v1", "functions"}, query: page(limit, "after", after),
 	}, &out)
+	for i, f := range out.Functions {
+		out.Functions[i] = c.located(f)
+	}
 	return out.Functions, out.Next, err
 }
 
 // AllFunctions returns every function, sorted by name.
 func (c *Client) AllFunctions(ctx context.Context) ([]Function, error) {
 	all := []Function{}
-	for after := ""; ; {
+	after := ""
+	for {
 		fs, next, err := c.Functions(ctx, 0, after)
 		if err != nil {
 			return nil, err
@@ -220,4 +237,12 @@ func ifMatch(generation int64) http.Header {
 		return nil
 	}
 	return http.Header{"If-Match": {`"` + strconv.FormatInt(generation, 10) + `"`}}
+}
+
+// orNil returns nil if c names no code.
+func (c Code) orNil() *Code {
+	if c.Artifact == "" && c.Files == nil {
+		return nil
+	}
+	return &c
 }

@@ -21,7 +21,7 @@ import (
 // Limits of Pack unless PackOptions says otherwise. They are those of the
 // server, so that it need not receive what it would refuse.
 const (
-	DefaultMaxBytes = 256 << 20
+	DefaultMaxBytes = 250 << 20
 	DefaultMaxFiles = 20000
 )
 

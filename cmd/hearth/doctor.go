@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log/slog"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/client"
+	"github.com/hearthrun/hearth/server"
 )
 
 func (a *app) doctorCmd() *cobra.Command {
@@ -18,12 +22,14 @@ func (a *app) doctorCmd() *cobra.Command {
 		Long: `Doctor tries each isolation technology and says whether it works, what it
 protects with, what it cannot enforce, and what is missing and how to get it.
 
-It asks the server at --url, whose host may be another one.`,
+It asks the server at --url or HEARTH_URL, whose host may be another one. If
+neither is given and no server answers at the usual address, it tries them
+itself, as the user it runs as.`,
 		Example: `  hearth doctor
   hearth doctor -o json | jq '.[] | select(.works) | .name'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			drivers, err := a.drivers(cmd.Context())
+			drivers, err := a.drivers(cmd.Context(), cmd.Flags().Changed("url"))
 			if err != nil {
 				return err
 			}
@@ -46,14 +52,35 @@ It asks the server at --url, whose host may be another one.`,
 	}))
 }
 
-// drivers asks the server what works on its host.
-func (a *app) drivers(ctx context.Context) ([]client.Driver, error) {
+// drivers asks the server what works on its host or, if none answers and none
+// was named, finds out itself.
+func (a *app) drivers(ctx context.Context, named bool) ([]client.Driver, error) {
 	c, err := a.client()
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return c.Drivers(ctx)
+	drivers, err := c.Drivers(ctx)
+	if named || hearth.ErrorCode(err) != hearth.CodeUnavailable {
+		return drivers, err
+	}
+	dir, err := os.MkdirTemp("", "hearth-doctor-")
+	if err != nil {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "cannot make a temporary directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	infos, err := server.Probe(ctx, dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(a.stderr, "No server answers at "+c.URL()+"; this is what works for the user you are.")
+	// The client's type is the JSON of the driver's: the command line knows
+	// drivers only as a server shows them.
+	b, err := json.Marshal(infos)
+	if err != nil {
+		return nil, err
+	}
+	return drivers, json.Unmarshal(b, &drivers)
 }
 
 func (a *app) printDrivers(drivers []client.Driver) {

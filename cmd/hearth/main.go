@@ -8,12 +8,15 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/hearthrun/hearth/bench"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
+	bench.MaybeServeReference()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
