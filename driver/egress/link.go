@@ -28,6 +28,7 @@ const (
 	largeBuffer = 512 << 10
 	copyBuffer  = 32 << 10
 	nic         = 1
+	fragment6   = 44 // the extension header of an IPv6 fragment
 )
 
 // How long the stack keeps connections that are over for the sandbox or the
@@ -136,7 +137,11 @@ func accepts(p []byte) bool {
 		if src != guest6 || dst.IsMulticast() {
 			return false
 		}
-		switch tcpip.TransportProtocolNumber(p[6]) {
+		next := tcpip.TransportProtocolNumber(p[6])
+		if next == fragment6 && len(p) > header.IPv6MinimumSize && tcpip.TransportProtocolNumber(p[header.IPv6MinimumSize]) == header.UDPProtocolNumber {
+			next = header.UDPProtocolNumber // a part of a large datagram
+		}
+		switch next {
 		case header.TCPProtocolNumber, header.UDPProtocolNumber:
 			return true
 		case header.ICMPv6ProtocolNumber:
