@@ -30,7 +30,8 @@ type functionInput struct {
 // newFunction is functionInput with a name.
 type newFunction struct {
 	Name string `json:"name" doc:"At most 63 lower-case letters, digits and hyphens" example:"hello"`
-	functionInput
+	hearth.Config
+	Code *code `json:"code,omitempty" doc:"Where the source is"`
 }
 
 // functionItem is a function in a list.
@@ -41,7 +42,8 @@ type functionItem struct {
 
 // functionBody is a function as the API shows it.
 type functionBody struct {
-	functionItem
+	hearth.Function
+	URL      string   `json:"url" doc:"Path under which the function answers" example:"/fn/hello/"`
 	Warnings []string `json:"warnings" doc:"What of the configuration this host cannot enforce"`
 }
 
@@ -155,7 +157,7 @@ func (s *server) listFunctions(ctx context.Context, in *listInput) (*functionLis
 		out.Body.Next = list[in.Limit-1].Name
 	}
 	for _, f := range list {
-		out.Body.Functions = append(out.Body.Functions, item(f))
+		out.Body.Functions = append(out.Body.Functions, functionItem{Function: f, URL: urlOf(f)})
 	}
 	return out, nil
 }
@@ -191,9 +193,7 @@ func (s *server) function(ctx context.Context, name string) (hearth.Function, er
 	return f, err
 }
 
-func item(f hearth.Function) functionItem {
-	return functionItem{Function: f, URL: "/fn/" + f.Name + "/"}
-}
+func urlOf(f hearth.Function) string { return "/fn/" + f.Name + "/" }
 
 // deployed is a function after a deploy.
 type deployed struct {
@@ -206,7 +206,7 @@ func (d deployed) output() *functionOutput {
 	out := &functionOutput{
 		Status: http.StatusOK,
 		ETag:   etag(d.function.Generation),
-		Body:   functionBody{functionItem: item(d.function), Warnings: d.warnings},
+		Body:   functionBody{Function: d.function, URL: urlOf(d.function), Warnings: d.warnings},
 	}
 	if out.Body.Warnings == nil {
 		out.Body.Warnings = []string{}

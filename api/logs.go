@@ -34,7 +34,7 @@ func (s *server) registerLogs() {
 	s.registerRaw(huma.Operation{
 		OperationID: "read-logs", Method: http.MethodGet, Path: "/v1/functions/{name}/logs", Tags: []string{"Logs"},
 		Summary:     "Read or follow the log of a function",
-		Description: "With follow=true the answer is a stream of server-sent events named line, each with a LogLine as JSON in its data; it goes on until the client or the server ends it.",
+		Description: "With follow=true the answer is a stream of server-sent events named line, each with a LogLine as JSON in its data; it goes on until the client or the server ends it. An event named error has a problem in its data and is the last one.",
 		Parameters: []*huma.Param{
 			{Name: "name", In: "path", Required: true, Description: "Name of the function", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello"},
 			{Name: "tail", In: "query", Description: "How many of the newest lines", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: &zero, Maximum: &most, Default: defaultTail}},
@@ -138,7 +138,10 @@ func (s *server) followLogs(w http.ResponseWriter, r *http.Request, function str
 		return out.send("event: line\ndata: " + string(b) + "\n\n")
 	})
 	if err != nil && ctx.Err() == nil {
-		s.Logger.DebugContext(ctx, "following a log ended", "function", function, "error", err)
+		// The status is gone; an event can still tell.
+		if b, jerr := json.Marshal(s.problemOf(ctx, err)); jerr == nil {
+			_ = out.send("event: error\ndata: " + string(b) + "\n\n")
+		}
 	}
 	return nil
 }

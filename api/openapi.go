@@ -2,22 +2,31 @@ package api
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
 )
 
 // newHuma makes the huma API on s.mux. Its built-in pages are off: they load
 // scripts from elsewhere, and its errors become problems.
 func newHuma(s *server) huma.API {
-	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	registry := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Duration](), reflect.TypeFor[durationSchema]())
 	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Bytes](), reflect.TypeFor[bytesSchema]())
+	// huma forgets where it is in a body when a key has a dot, as file names do.
+	// Maps are left to the JSON decoder, whose errors decode translates.
+	registry.RegisterTypeAlias(reflect.TypeFor[map[string]string](), reflect.TypeFor[stringsSchema]())
+	format := huma.Format{Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: decode}
 	a := humago.New(s.mux, huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI: "3.1.0",
@@ -37,8 +46,8 @@ func newHuma(s *server) huma.API {
 			},
 		},
 		Formats: map[string]huma.Format{
-			"application/json": huma.DefaultJSONFormat,
-			"json":             huma.DefaultJSONFormat,
+			"application/json": format,
+			"json":             format,
 		},
 		DefaultFormat:                "application/json",
 		RejectUnknownQueryParameters: true,
@@ -48,9 +57,46 @@ func newHuma(s *server) huma.API {
 	return a
 }
 
+// schemaName names a type in the document.
+func schemaName(t reflect.Type, hint string) string {
+	switch t {
+	case reflect.TypeFor[driver.Problem]():
+		return "DriverProblem"
+	case reflect.TypeFor[driver.Info]():
+		return "Driver"
+	}
+	return huma.DefaultSchemaNamer(t, hint)
+}
+
 // humaContext is huma.Context under a name that does not hide its own method
 // Context when it is embedded.
 type humaContext huma.Context
+
+// decode is json.Unmarshal with errors for users instead of Go programmers.
+func decode(data []byte, v any) error {
+	err := json.Unmarshal(data, v)
+	var wrong *json.UnmarshalTypeError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &wrong):
+		want := "another type"
+		switch wrong.Type.Kind() {
+		case reflect.String:
+			want = "string"
+		case reflect.Map, reflect.Struct:
+			want = "object"
+		case reflect.Slice:
+			want = "array"
+		case reflect.Int, reflect.Int64, reflect.Float64:
+			want = "number"
+		}
+		field := strings.TrimPrefix(wrong.Field, "Config.") // an embedded struct
+		return fmt.Errorf("%s: expected %s instead of %s", field, want, wrong.Value)
+	case errors.As(err, &syntax):
+		return fmt.Errorf("not valid JSON: %w at byte %d", syntax, syntax.Offset)
+	}
+	return err
+}
 
 // opContext lets the transformer problems change the status of an answer.
 type opContext struct {
@@ -159,6 +205,18 @@ func (durationSchema) Schema(huma.Registry) *huma.Schema {
 		Description: "A duration: a number with ms, s, m or h, several of them, or a bare number of seconds",
 		Pattern:     `^-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$|^-?[0-9]+(\.[0-9]+)?$`,
 		Examples:    []any{"30s", "500ms", "1m30s"},
+	}
+}
+
+// stringsSchema stands for map[string]string in the document.
+type stringsSchema struct{}
+
+// Schema implements huma.SchemaProvider.
+func (stringsSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type: huma.TypeObject,
+		// As an extension it is in the document, but huma does not look at it.
+		Extensions: map[string]any{"additionalProperties": map[string]any{"type": "string"}},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -127,6 +128,7 @@ func (s *server) send(w http.ResponseWriter, p *problem) {
 // problems.
 func fromHuma(status int, m *huma.ErrorModel) *problem {
 	p := &problem{Type: "about:blank", Status: status, Detail: m.Detail, Code: hearth.CodeInvalid}
+	m.Errors = slices.DeleteFunc(m.Errors, func(d *huma.ErrorDetail) bool { return d == nil })
 	switch status {
 	case http.StatusUnprocessableEntity:
 		p.Status = http.StatusBadRequest
@@ -146,10 +148,9 @@ func fromHuma(status int, m *huma.ErrorModel) *problem {
 		return p
 	}
 	var parts []string
+	// Unknown fields come in no order of their own.
+	slices.SortStableFunc(m.Errors, func(a, b *huma.ErrorDetail) int { return strings.Compare(a.Location, b.Location) })
 	for _, d := range m.Errors {
-		if d == nil {
-			continue
-		}
 		f := fieldError{Location: d.Location, Message: plain(d)}
 		p.Errors = append(p.Errors, f)
 		parts = append(parts, f.Location+": "+f.Message)
@@ -162,6 +163,9 @@ func fromHuma(status int, m *huma.ErrorModel) *problem {
 	}
 	if len(parts) > 0 {
 		p.Detail = strings.Join(parts, "; ")
+	}
+	if p.Hint == "" {
+		p.Hint = "the operations and their fields are described at /docs"
 	}
 	return p
 }
@@ -206,8 +210,8 @@ func hintFor(d *huma.ErrorDetail) string {
 		return "give the digest that POST /v1/artifacts returned"
 	case strings.Contains(d.Message, "property runtime "):
 		return `add for example "runtime": "python"`
-	case strings.HasPrefix(d.Location, "body.env"):
-		return `environment variables are strings: write "1" instead of 1`
+	case d.Location == "body" && (strings.HasPrefix(d.Message, "env") || strings.HasPrefix(d.Message, "labels")):
+		return `environment variables and labels are strings: write "1" instead of 1`
 	case d.Location == "body":
 		return "check the JSON; the fields are described at /docs"
 	}

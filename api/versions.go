@@ -12,7 +12,7 @@ import (
 type versionsInput struct {
 	Name   string `path:"name" doc:"Name of the function" example:"hello"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"50" doc:"Greatest number of versions"`
-	Before int    `query:"before" minimum:"1" doc:"Only versions with lower numbers"`
+	Before int    `query:"before" minimum:"0" doc:"Only versions with lower numbers"`
 }
 
 type versionList struct {

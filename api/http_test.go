@@ -1,0 +1,398 @@
+package api_test
+
+import (
+	"archive/tar"
+	"archive/zip"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/api"
+	"github.com/hearthrun/hearth/build"
+)
+
+func TestGuard(t *testing.T) {
+	h := newHost(t, func(d *api.Deps) { d.AllowedHosts = []string{"hearth.example"} })
+	for _, c := range []struct {
+		headers []string
+		ok      bool
+	}{
+		{nil, true},
+		{[]string{"RemoteAddr", "[::1]:99", "Host", "[::1]:8080"}, true},
+		{[]string{"RemoteAddr", "[::ffff:127.0.0.1]:99", "Host", "localhost"}, true},
+		{[]string{"Host", "LOCALHOST:1"}, true},
+		{[]string{"Host", "127.8.8.8"}, true},
+		{[]string{"Host", "hearth.example:8080"}, true},
+		{[]string{"RemoteAddr", "192.0.2.7:99"}, false},
+		{[]string{"RemoteAddr", "nonsense"}, false},
+		{[]string{"Host", "evil.example"}, false},
+		{[]string{"Host", "127.0.0.1.evil.example"}, false},
+		{[]string{"Host", "localhost.evil.example"}, false},
+		{[]string{"Host", ""}, false},
+		{[]string{"X-Forwarded-For", "127.0.0.1"}, false},
+		{[]string{"Forwarded", "for=127.0.0.1"}, false},
+	} {
+		for _, path := range []string{"/v1/functions", "/openapi.json", "/docs"} {
+			a := h.do("GET", path, nil, c.headers...)
+			if c.ok {
+				if a.Code != 200 {
+					t.Errorf("%s with %v: %d %s", path, c.headers, a.Code, a.Body)
+				}
+				continue
+			}
+			if p := a.problem(403, hearth.CodeDenied); p.Hint == "" {
+				t.Errorf("%s with %v: no hint", path, c.headers)
+			}
+		}
+		if a := h.do("GET", "/healthz", nil, c.headers...); a.Code != 200 {
+			t.Errorf("healthz with %v: %d", c.headers, a.Code)
+		}
+	}
+	for _, headers := range [][]string{
+		{"Sec-Fetch-Site", "cross-site"},
+		{"Sec-Fetch-Site", "same-site"},
+		{"Origin", "http://evil.example"},
+	} {
+		h.do("POST", "/v1/functions", hello(), headers...).problem(403, hearth.CodeDenied, "origins")
+		h.do("DELETE", "/v1/functions/hello", nil, headers...).problem(403, hearth.CodeDenied, "origins")
+	}
+	for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/json, text/plain"} {
+		h.do("POST", "/v1/functions", hello(), "Content-Type", ct).problem(415, hearth.CodeInvalid, "application/json")
+	}
+	h.do("POST", "/v1/functions", hello(), "Content-Type", "application/json; charset=utf-8", "Sec-Fetch-Site", "same-origin").json(201, &function{})
+	a := h.do("GET", "/v1/functions", nil)
+	for name, want := range map[string]string{
+		"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+		"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Referrer-Policy": "no-referrer",
+	} {
+		if got := a.Header().Get(name); got != want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+func TestUnknownPathsAndMethods(t *testing.T) {
+	h := newHost(t)
+	for _, p := range []string{"/v1", "/v1/", "/v1/nothing", "/v2/functions", "/", "/docs/x.js", "/openapi-3.0.json", "/schemas/Function.json"} {
+		h.do("GET", p, nil).problem(404, hearth.CodeNotFound, "nothing at", "/docs")
+	}
+	a := h.do("PATCH", "/v1/functions/hello", "{}")
+	a.problem(405, hearth.CodeInvalid, "PATCH", "GET")
+	if allow := a.Header().Get("Allow"); !strings.Contains(allow, "PUT") || !strings.Contains(allow, "DELETE") {
+		t.Errorf("Allow: %q", allow)
+	}
+	h.do("DELETE", "/v1/drivers", nil).problem(405, hearth.CodeInvalid)
+}
+
+func TestHealthAndDrivers(t *testing.T) {
+	h := newHost(t)
+	var s struct{ Status string }
+	h.do("GET", "/healthz", nil).json(200, &s)
+	h.do("GET", "/readyz", nil).json(200, &s)
+	h.ready = errors.New("draining")
+	h.do("GET", "/readyz", nil).problem(503, hearth.CodeUnavailable, "draining")
+	h.do("GET", "/healthz", nil).json(200, &s)
+	var d struct{ Drivers []struct{ Name string } }
+	if h.do("GET", "/v1/drivers", nil).json(200, &d); len(d.Drivers) != 3 || d.Drivers[0].Name != "native" || s.Status != "ok" {
+		t.Errorf("got %+v, %+v", d, s)
+	}
+}
+
+func tarOf(t testing.TB, files ...string) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for i := 0; i < len(files); i += 2 {
+		if err := w.WriteHeader(&tar.Header{Name: files[i], Mode: 0o644, Size: int64(len(files[i+1])), Typeflag: tar.TypeReg}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, files[i+1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func TestArtifacts(t *testing.T) {
+	h := newHost(t, func(d *api.Deps) { d.Limits = build.Limits{Compressed: 4000, Unpacked: 10_000} })
+	tarred := tarOf(t, "main.py", python)
+	var zipped, gzipped bytes.Buffer
+	zw := zip.NewWriter(&zipped)
+	f, err := zw.Create("main.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(f, python)
+	_ = zw.Close()
+	gw := gzip.NewWriter(&gzipped)
+	_, _ = gw.Write(tarred)
+	_ = gw.Close()
+	type artifact struct {
+		Digest string
+		Files  int
+		Bytes  int64
+	}
+	var first artifact
+	for ct, data := range map[string][]byte{"application/zip": zipped.Bytes(), "application/x-tar": tarred, "application/gzip": gzipped.Bytes(), "application/x-gzip": gzipped.Bytes()} {
+		var a artifact
+		h.do("POST", "/v1/artifacts", data, "Content-Type", ct).json(201, &a)
+		if first.Digest == "" {
+			first = a
+		}
+		if a != first || a.Files != 1 || a.Bytes != int64(len(python)) {
+			t.Errorf("%s: %+v, first %+v", ct, a, first)
+		}
+	}
+	var fn function
+	h.do("POST", "/v1/functions", hello(set("code", map[string]any{"artifact": first.Digest}))).json(201, &fn)
+	if fn.Artifact != first.Digest {
+		t.Errorf("artifact %s, uploaded %s", fn.Artifact, first.Digest)
+	}
+	h.do("PUT", "/v1/functions/hello", nameless()).json(200, &fn)
+	if fn.Live != 1 {
+		t.Error("the same code inline made a new version")
+	}
+
+	post := func(data []byte, ct string) answer { return h.do("POST", "/v1/artifacts", data, "Content-Type", ct) }
+	post(tarred, "application/json").problem(415, hearth.CodeInvalid, "application/zip")
+	post(tarred, "").problem(415, hearth.CodeInvalid, "application/zip")
+	post(tarred, "application/zip").problem(400, hearth.CodeInvalid, "zip")
+	post(tarOf(t, "../x", "y"), "application/x-tar").problem(400, hearth.CodeInvalid, "../x")
+	post(tarOf(t), "application/x-tar").problem(400, hearth.CodeInvalid, "no files")
+	post(bytes.Repeat([]byte("x"), 4001), "application/x-tar").problem(413, hearth.CodeInvalid, "4000B")
+	var bomb bytes.Buffer
+	gw = gzip.NewWriter(&bomb)
+	_, _ = gw.Write(tarOf(t, "zeros", strings.Repeat("0", 20_000)))
+	_ = gw.Close()
+	post(bomb.Bytes(), "application/gzip").problem(400, hearth.CodeInvalid, "zeros")
+}
+
+func TestInvoke(t *testing.T) {
+	h := newHost(t, func(d *api.Deps) { d.MaxEvent = 1000 })
+	record := hearth.Invocation{ID: "inv1", Cold: true, Timings: hearth.Timings{Queue: 1500 * time.Microsecond, Start: 20 * time.Millisecond}}
+	var got hearth.EventRequest
+	var event string
+	h.invoke = func(_ context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {
+		b, err := io.ReadAll(r.Event)
+		got, event = r, string(b)
+		if err != nil {
+			return record, err
+		}
+		started(record)
+		_, err = io.WriteString(w, `{"a":`)
+		if err == nil {
+			_, err = io.WriteString(w, `1}`)
+		}
+		done := record
+		done.Timings.Run = 3 * time.Millisecond
+		return done, err
+	}
+	var v map[string]int
+	a := h.do("POST", "/v1/functions/hello/invocations", ` {"k": 1} `).json(200, &v)
+	if v["a"] != 1 || event != `{"k": 1}` || got.Function != "hello" || got.Size != 8 {
+		t.Errorf("got %v, event %q, %+v", v, event, got)
+	}
+	want := map[string]string{
+		"Hearth-Invocation-Id": "inv1", "Hearth-Start": "cold", "Content-Length": "7", "Hearth-Error": "",
+		"Server-Timing": "queue;dur=1.5, start;dur=20, init;dur=0, run;dur=3",
+	}
+	for k, w := range want {
+		if g := a.Header().Get(k); g != w {
+			t.Errorf("%s: %q, want %q", k, g, w)
+		}
+	}
+	if h.do("POST", "/v1/functions/hello/invocations", nil); event != "" {
+		t.Errorf("without a body the event is %q", event)
+	}
+	h.do("POST", "/v1/functions/hello/invocations", "{k:1}").problem(400, hearth.CodeInvalid, "not valid JSON", "byte 2")
+	h.do("POST", "/v1/functions/hello/invocations", `"`+strings.Repeat("x", 1000)+`"`).problem(413, hearth.CodeInvalid, "1000B", "/fn/hello/")
+	h.do("POST", "/v1/functions/hello/invocations", "k=1", "Content-Type", "application/x-www-form-urlencoded").problem(415, hearth.CodeInvalid)
+
+	h.invoke = func(_ context.Context, _ hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {
+		started(record)
+		_, _ = io.WriteString(w, "half")
+		return record, &hearth.Error{Code: hearth.CodeFunction, Message: "ValueError: no", Function: &hearth.FunctionError{Type: "ValueError", Message: "no"}}
+	}
+	a = h.do("POST", "/v1/functions/hello/invocations", `{}`)
+	p := a.problem(502, hearth.CodeFunction, "ValueError")
+	if p.Function == nil || p.Function.Type != "ValueError" || p.Instance != "/v1/invocations/inv1" || a.Header().Get("Hearth-Invocation-Id") != "inv1" || a.Header().Get("Hearth-Start") != "cold" {
+		t.Errorf("%+v %v", p, a.Header())
+	}
+	h.invoke = func(context.Context, hearth.EventRequest, io.Writer, func(hearth.Invocation)) (hearth.Invocation, error) {
+		return hearth.Invocation{}, hearth.Errorf(hearth.CodeNotFound, "there is no function hello")
+	}
+	a = h.do("POST", "/v1/functions/hello/invocations", `{}`)
+	a.problem(404, hearth.CodeNotFound)
+	if _, ok := a.Header()["Hearth-Start"]; ok {
+		t.Error("a call that never was has a start")
+	}
+}
+
+// serve runs the API on a real connection.
+func (h *host) serve() *httptest.Server {
+	srv := httptest.NewServer(h.handler)
+	h.t.Cleanup(srv.Close)
+	return srv
+}
+
+func (h *host) send(srv *httptest.Server, method, path, body string) *http.Response {
+	h.t.Helper()
+	req, err := http.NewRequestWithContext(h.t.Context(), method, srv.URL+path, strings.NewReader(body))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := srv.Client().Do(req)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = resp.Body.Close() })
+	return resp
+}
+
+func TestInvokeStreams(t *testing.T) {
+	h := newHost(t)
+	srv := h.serve()
+	read := make(chan struct{})
+	big := strings.Repeat("x", 100<<10)
+	var fail error
+	h.invoke = func(_ context.Context, _ hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {
+		i := hearth.Invocation{ID: "big", Timings: hearth.Timings{Queue: time.Millisecond}}
+		started(i)
+		_, err := io.WriteString(w, `"`+big)
+		<-read // the client has the first part before there is a second
+		if err == nil {
+			_, err = io.WriteString(w, `"`)
+		}
+		i.Timings.Run = time.Second
+		return i, errors.Join(err, fail)
+	}
+	resp := h.send(srv, "POST", "/v1/functions/hello/invocations", "{}")
+	if resp.StatusCode != 200 || resp.Header.Get("Server-Timing") != "queue;dur=1, start;dur=0, init;dur=0" || resp.Header.Get("Hearth-Invocation-Id") != "big" {
+		t.Errorf("%d %v", resp.StatusCode, resp.Header)
+	}
+	if _, err := io.ReadFull(resp.Body, make([]byte, 100<<10)); err != nil {
+		t.Fatal(err)
+	}
+	read <- struct{}{}
+	rest, err := io.ReadAll(resp.Body)
+	if err != nil || string(rest) != `x"` {
+		t.Errorf("rest %q, %v", rest, err)
+	}
+	if got := resp.Trailer.Get("Server-Timing"); got != "queue;dur=1, start;dur=0, init;dur=0, run;dur=1000" {
+		t.Errorf("trailer %q", got)
+	}
+
+	// An answer that fails half-way must not look complete.
+	fail = hearth.Errorf(hearth.CodeFunction, "broken")
+	resp = h.send(srv, "POST", "/v1/functions/hello/invocations", "{}")
+	read <- struct{}{}
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the broken answer looks complete")
+	}
+}
+
+func TestLogs(t *testing.T) {
+	h := newHost(t)
+	h.do("GET", "/v1/functions/hello/logs", nil).problem(404, hearth.CodeNotFound)
+	h.do("POST", "/v1/functions", hello()).json(201, &function{})
+	var list struct{ Lines []hearth.LogLine }
+	if a := h.do("GET", "/v1/functions/hello/logs", nil).json(200, &list); !strings.Contains(a.Body.String(), `"lines":[]`) {
+		t.Errorf("got %s", a.Body)
+	}
+	line := func(i int) {
+		h.logs.Append(hearth.LogLine{Time: time.Now(), Function: "hello", Version: 1, Stream: "stdout", Text: fmt.Sprintf("line\n%d", i)})
+	}
+	for i := range 5 {
+		line(i)
+	}
+	h.do("GET", "/v1/functions/hello/logs?tail=2", nil).json(200, &list)
+	if len(list.Lines) != 2 || list.Lines[1].Text != "line\n4" {
+		t.Errorf("got %+v", list)
+	}
+	for _, q := range []string{"tail=-1", "tail=x", "tail=10001", "follow=perhaps", "tial=3"} {
+		h.do("GET", "/v1/functions/hello/logs?"+q, nil).problem(400, hearth.CodeInvalid, strings.Split(q, "=")[0])
+	}
+
+	srv := h.serve()
+	resp := h.send(srv, "GET", "/v1/functions/hello/logs?follow=true&tail=1", "")
+	if ct := resp.Header.Get("Content-Type"); ct != "text/event-stream" {
+		t.Fatalf("content type %q", ct)
+	}
+	lines := bufio.NewScanner(resp.Body)
+	next := func() hearth.LogLine {
+		t.Helper()
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+				var l hearth.LogLine
+				if err := json.Unmarshal([]byte(data), &l); err != nil {
+					t.Fatal(err)
+				}
+				return l
+			}
+		}
+		t.Fatalf("the stream ended: %v", lines.Err())
+		return hearth.LogLine{}
+	}
+	if l := next(); l.Text != "line\n4" {
+		t.Errorf("got %+v", l)
+	}
+	line(5)
+	if l := next(); l.Text != "line\n5" {
+		t.Errorf("got %+v", l)
+	}
+	close(h.draining)
+	for lines.Scan() {
+		if lines.Text() != "" && !strings.HasPrefix(lines.Text(), ":") {
+			t.Errorf("after the drain: %q", lines.Text())
+		}
+	}
+	if err := lines.Err(); err != nil {
+		t.Errorf("the stream was broken off: %v", err)
+	}
+}
+
+func TestInvocationRecords(t *testing.T) {
+	h := newHost(t)
+	h.do("GET", "/v1/functions/hello/invocations", nil).problem(404, hearth.CodeNotFound)
+	h.do("GET", "/v1/invocations/none", nil).problem(404, hearth.CodeNotFound, "none")
+	h.do("POST", "/v1/functions", hello()).json(201, &function{})
+	var records []hearth.Invocation
+	for i := range 3 {
+		records = append(records, hearth.Invocation{ID: fmt.Sprint("id", i), Function: "hello", Version: 1, Kind: hearth.KindEvent, Status: 200, StartedAt: time.Now()})
+	}
+	if err := h.store.AppendInvocations(t.Context(), records); err != nil {
+		t.Fatal(err)
+	}
+	var list struct {
+		Invocations []hearth.Invocation
+		Next        string
+	}
+	h.do("GET", "/v1/functions/hello/invocations?limit=2", nil).json(200, &list)
+	if len(list.Invocations) != 2 || list.Invocations[0].ID != "id2" || list.Next != "id1" {
+		t.Errorf("got %+v", list)
+	}
+	list.Next = ""
+	h.do("GET", "/v1/functions/hello/invocations?limit=2&before=id1", nil).json(200, &list)
+	if len(list.Invocations) != 1 || list.Invocations[0].ID != "id0" || list.Next != "" {
+		t.Errorf("got %+v", list)
+	}
+	var one hearth.Invocation
+	if h.do("GET", "/v1/invocations/id1", nil).json(200, &one); one.ID != "id1" {
+		t.Errorf("got %+v", one)
+	}
+}
