@@ -80,7 +80,7 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 	}
 	d := api.Deps{
 		Catalog: h.store, Versions: h.store, Artifacts: artifacts{h.store}, Invocations: h.store, Logs: h.logs,
-		Verifier: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
+		Verifier: (*pool)(h), Instances: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
 		Logger: logger, Version: "1.2.3", Draining: h.draining,
 	}
 	for _, c := range change {
@@ -140,6 +140,13 @@ func (p *pool) Retire(incarnation string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.retired = append(p.retired, incarnation)
+}
+
+func (p *pool) Evict(function string) (int, error) {
+	if function != "hello" {
+		return 0, hearth.Errorf(hearth.CodeNotFound, "there is no function %s", function)
+	}
+	return 2, nil
 }
 
 func (g *gateway) CheckRoutes(function string, routes []hearth.Route) error {

@@ -109,6 +109,15 @@ func TestHealthAndDrivers(t *testing.T) {
 	}
 }
 
+func TestEvict(t *testing.T) {
+	h := newHost(t)
+	var got struct{ Evicted int }
+	if h.do("DELETE", "/v1/functions/hello/instances", nil).json(200, &got); got.Evicted != 2 {
+		t.Errorf("got %+v", got)
+	}
+	h.do("DELETE", "/v1/functions/none/instances", nil).problem(404, hearth.CodeNotFound)
+}
+
 func tarOf(t testing.TB, files ...string) []byte {
 	t.Helper()
 	var buf bytes.Buffer
