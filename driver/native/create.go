@@ -41,7 +41,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 	s := &sandbox{
 		driver: d, id: spec.ID, argv0: argv[0], group: noGroup{},
 		stdout: spec.Stdout, stderr: spec.Stderr,
-		started: make(chan error, 2), done: make(chan struct{}),
+		started: make(chan error, 2), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
 	if err := d.reserve(s); err != nil {
 		return nil, err

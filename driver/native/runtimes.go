@@ -284,7 +284,7 @@ func (d *Driver) discover(ctx context.Context) (good, broken []interpreter) {
 		good = append(good, it)
 	}
 	slices.SortFunc(good, func(a, b interpreter) int {
-		return cmp.Or(cmp.Compare(b.Language, a.Language), compareVersions(b.Version, a.Version))
+		return cmp.Or(cmp.Compare(a.Language, b.Language), compareVersions(b.Version, a.Version))
 	})
 	slices.SortFunc(broken, func(a, b interpreter) int { return cmp.Compare(a.Exe, b.Exe) })
 	broken = slices.CompactFunc(broken, func(a, b interpreter) bool { return a.Exe == b.Exe })

@@ -226,6 +226,7 @@ type output struct {
 	stopped bool // guarded by mu
 	readers []*os.File
 	wg      sync.WaitGroup
+	ended   chan struct{} // closed by stop
 }
 
 // add copies r to w until every process has closed its end, or stop.
@@ -258,11 +259,35 @@ func (o *output) add(r *os.File, w io.Writer) {
 func (o *output) stop() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.stopped {
+		return
+	}
 	o.stopped = true
+	close(o.ended)
 	for _, r := range o.readers {
 		_ = r.Close()
 	}
 }
+
+// drain waits, though not long, until what the dead processes wrote last has
+// been delivered.
+func (o *output) drain() {
+	all := make(chan struct{})
+	go func() { // Destroy waits for the same
+		o.wg.Wait()
+		close(all)
+	}()
+	late := time.NewTimer(drainTimeout)
+	defer late.Stop()
+	select {
+	case <-all:
+	case <-o.ended:
+	case <-late.C:
+	}
+}
+
+// drainTimeout is how long a slow writer can delay Wait.
+const drainTimeout = 500 * time.Millisecond
 
 // wait returns when no Write is under way any more.
 func (o *output) wait() { o.wg.Wait() }

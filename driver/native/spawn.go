@@ -186,6 +186,7 @@ func (s *sandbox) watch() {
 	default: // it had started, or failed with a reason
 	}
 	oom := s.group.oomKilled()
+	s.output.drain()
 	s.mu.Lock()
 	s.exit.OOM, s.exit.Destroyed = oom, s.destroying && !exited
 	if status.Signaled() {

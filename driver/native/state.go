@@ -44,7 +44,7 @@ func (d *Driver) forget(id string) error {
 func (d *Driver) orphan(id string) *sandbox {
 	s := &sandbox{
 		driver: d, id: id, group: d.cgroups.open(id), orphan: &record{},
-		started: make(chan error, 1), done: make(chan struct{}),
+		started: make(chan error, 1), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
 	b, _ := os.ReadFile(d.statePath(id))
 	if f := strings.Fields(string(b)); len(f) == 3 {
