@@ -99,6 +99,9 @@ func Connect(ctx context.Context, nc net.Conn, opts Options) (*Conn, Hello, erro
 // Function set if the user's code failed to load; CodeTimeout and CodeCanceled
 // after ctx. After an error the connection is of no more use.
 func (c *Conn) Init(ctx context.Context, in Init) error {
+	if in.Env == nil {
+		in.Env = map[string]string{} // an object for the guest, never null
+	}
 	return c.ask(ctx, typeInit, in, &struct{}{})
 }
 

@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -44,6 +46,7 @@ type instance struct {
 	started time.Time // the runtime was ready
 	inited  time.Time // the function was loaded
 	output  []*telemetry.LineWriter
+	last    lastLines
 
 	state     state     // guarded by Pool.mu
 	idleSince time.Time // guarded by Pool.mu
@@ -197,6 +200,7 @@ func (i *instance) explain(err error) error {
 		fe.Message = fmt.Sprintf("the function's process exited with status %d before it answered", exit.Code)
 		out.Hint = "a handler must return; it must not call exit"
 	}
+	fe.Stack = i.last.get()
 	out.Function, out.Message = &fe, fe.Message
 	return &out
 }
@@ -232,7 +236,33 @@ func (i *instance) log(invocation string, stream int, text []byte) {
 // lineWriter takes output that bypassed the guest: of child processes, native
 // libraries, the interpreter itself.
 func (i *instance) lineWriter(stream string) *telemetry.LineWriter {
-	return telemetry.NewLineWriter(func(text string) { i.append(stream, "", text) })
+	return telemetry.NewLineWriter(func(text string) {
+		i.last.add(text)
+		i.append(stream, "", text)
+	})
+}
+
+// lastLines keeps the newest lines of raw output: what an interpreter says
+// before it dies is often the only reason there is.
+type lastLines struct {
+	mu    sync.Mutex
+	lines []string // guarded by mu
+}
+
+func (l *lastLines) add(text string) {
+	const most = 20
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.lines) == most {
+		l.lines = append(l.lines[:0], l.lines[1:]...)
+	}
+	l.lines = append(l.lines, text)
+}
+
+func (l *lastLines) get() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.lines)
 }
 
 func (i *instance) append(stream, invocation, text string) {
