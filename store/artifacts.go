@@ -19,8 +19,8 @@ import (
 const (
 	artifactsDir = "artifacts"
 	// Directories that start with a dot are not artifacts: stages being filled,
-	// and artifacts being deleted. They lie beside the artifacts because a user
-	// without privileges cannot move a read-only directory into another one.
+	// and artifacts being deleted. They lie beside the artifacts, so that a
+	// rename moves them, atomically.
 	stagePrefix = ".stage-"
 	trashPrefix = ".trash-"
 )
@@ -58,8 +58,8 @@ func (s *Store) openArtifacts() error {
 	return nil
 }
 
-// ArtifactDir returns the directory of an artifact: read-only, and complete as
-// soon as it exists. It stays while a version refers to it.
+// ArtifactDir returns the directory of an artifact: its files are read-only, and
+// it is complete as soon as it exists. It stays while a version refers to it.
 // Errors: CodeInvalid, CodeNotFound.
 func (s *Store) ArtifactDir(digest string) (string, error) {
 	name, err := digestName(digest)
@@ -147,7 +147,7 @@ func (g *Stage) Dir() string { return g.dir }
 
 // Commit makes the directory's content the artifact with the digest, which the
 // caller has computed, and returns where it is. Files become read-only (0444,
-// or 0555 if executable), and when Commit returns they are on the disk. If the
+// or 0555 if executable), directories 0755, and when Commit returns they are on the disk. If the
 // artifact exists already, the stage's content is dropped in favour of it. The
 // artifact is not pruned before Discard. On an error, the stage can only be
 // discarded. Errors: CodeInvalid for a bad digest or a file that is neither a
@@ -245,9 +245,11 @@ func seal(ctx context.Context, root string) error {
 		files = append(files, path)
 		return err
 	})
+	// Directories stay writable for their owner, so that rm -r of a data
+	// directory works without root; sandboxes mount them read-only anyway.
 	for _, d := range dirs {
 		if err == nil {
-			err = os.Chmod(d, 0o555)
+			err = os.Chmod(d, 0o755)
 		}
 	}
 	if err == nil && len(files)+len(dirs) > syncEach {

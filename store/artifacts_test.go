@@ -65,7 +65,7 @@ func TestCommittedFilesAreReadOnly(t *testing.T) {
 		t.Fatalf("%s %v, want %s", at, err, got)
 	}
 	for path, want := range map[string]fs.FileMode{
-		".": fs.ModeDir | 0o555, "a": fs.ModeDir | 0o555, "a/b": fs.ModeDir | 0o555, "a/b/main.py": 0o444, "run": 0o555,
+		".": fs.ModeDir | 0o755, "a": fs.ModeDir | 0o755, "a/b": fs.ModeDir | 0o755, "a/b/main.py": 0o444, "run": 0o555,
 	} {
 		info, err := os.Lstat(filepath.Join(got, path))
 		if err != nil || info.Mode() != want {

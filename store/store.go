@@ -5,7 +5,7 @@
 //	lock             held by the server that uses the directory
 //	hearth.db        the catalog (SQLite, WAL, synchronous=FULL)
 //	invocations.db   the invocation records (SQLite, WAL, synchronous=NORMAL)
-//	artifacts/<hex>  one read-only directory for each artifact
+//	artifacts/<hex>  one directory of read-only files for each artifact
 //
 // The databases are two because they make different promises. A catalog method
 // that returned without an error has reached the disk. Invocation records come

@@ -31,7 +31,7 @@ type LogOptions struct {
 	QueueBytes int64
 	// OpenFiles is how many files are kept open for writing. Default 64.
 	OpenFiles int
-	// Logger gets the errors of the disk. Required.
+	// Logger gets the errors of the disk. Default none.
 	Logger *slog.Logger
 }
 
@@ -42,6 +42,9 @@ func (o LogOptions) withDefaults() LogOptions {
 	setDefault(&o.BytesPerSecond, 2<<20)
 	setDefault(&o.QueueBytes, 32<<20)
 	setDefault(&o.OpenFiles, 64)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	return o
 }
 
@@ -81,8 +84,9 @@ type Logs struct {
 // other process may write there. The caller must Close it.
 // Errors: CodeUnavailable if the directory cannot be used.
 func OpenLogs(dir string, opts LogOptions) (*Logs, error) {
+	opts = opts.withDefaults()
 	l := &Logs{
-		dir: dir, opts: opts.withDefaults(), log: opts.Logger,
+		dir: dir, opts: opts, log: opts.Logger,
 		kick: make(chan struct{}, 1), jobs: make(chan func(*writer)), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	err := os.MkdirAll(dir, 0o700)

@@ -105,8 +105,11 @@ func TestFollowHasNoGapAndNoRepetition(t *testing.T) {
 	// Small files: the followers cross many rotations.
 	l := openLogs(t, t.TempDir(), telemetry.LogOptions{FileBytes: 16 << 10, Files: 1000, LinesPerSecond: 1e6, BytesPerSecond: 1 << 30})
 	const total, followers = 5000, 4
+	for i := range total / 10 { // before the followers come
+		l.Append(line("f", "%d", i))
+	}
 	go func() {
-		for i := range total {
+		for i := total / 10; i < total; i++ {
 			l.Append(line("f", "%d", i))
 		}
 	}()
