@@ -33,6 +33,7 @@ var ops = map[string]func(request) (answer, error){
 	"status":    status,
 	"connect":   connect,
 	"send":      send,
+	"resolve":   resolve,
 	"abstract":  abstract,
 	"listen":    listen,
 	"allocate":  allocate,
@@ -186,6 +187,28 @@ func send(r request) (answer, error) {
 	buf := make([]byte, 4096)
 	n, err := c.Read(buf)
 	return answer{Text: string(buf[:n])}, err
+}
+
+// resolve asks the name server Path for a transfer of the zone Text, which no
+// relay passes on, and says with what code it answered.
+func resolve(r request) (answer, error) {
+	c, err := net.Dial("udp", r.Path)
+	if err != nil {
+		return answer{}, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(r.Timeout))
+	msg := []byte{0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, byte(len(r.Text))}
+	msg = append(append(msg, r.Text...), 0, 0, 252, 0, 1)
+	if _, err := c.Write(msg); err != nil {
+		return answer{}, err
+	}
+	buf := make([]byte, 4096)
+	n, err := c.Read(buf)
+	if err == nil && (n < 12 || buf[0] != 0x12 || buf[1] != 0x34) {
+		err = errors.New("the answer is not for this question")
+	}
+	return answer{N: int64(buf[3] & 15)}, err
 }
 
 // abstract connects to a unix socket in the abstract namespace.
