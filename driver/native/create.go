@@ -3,6 +3,7 @@ package native
 import (
 	"context"
 	"math"
+	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -39,7 +40,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, 
 // create makes a sandbox with the given views of the host and command.
 func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, argv []string, bin string) (driver.Sandbox, error) {
 	s := &sandbox{
-		driver: d, id: spec.ID, argv0: argv[0], group: noGroup{},
+		driver: d, id: spec.ID, argv0: argv[0], limits: spec.Limits, group: noGroup{},
 		stdout: spec.Stdout, stderr: spec.Stderr,
 		started: make(chan error, 2), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
@@ -92,62 +93,65 @@ func environment(extra map[string]string, bin string) []string {
 }
 
 // reserved are the places inside a sandbox that no mount may hide or replace.
-var reserved = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/tmp", "/nix", shimTarget}
+var reserved = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/nix", shimTarget}
 
 // validate checks a spec with its defaults filled in.
 func validate(spec driver.Spec) error {
-	bad := func(format string, args ...any) error {
-		return hearth.Errorf(hearth.CodeInvalid, format, args...)
+	bad := func(hint, format string, args ...any) error {
+		return hearth.Errorf(hearth.CodeInvalid, format, args...).WithHint("%s", hint)
 	}
 	l := spec.Limits
 	switch {
 	case !idRE.MatchString(spec.ID):
-		return bad("sandbox id %q is not valid: use 1 to 40 of a-z, 0-9 and -", spec.ID)
+		return bad("use 1 to 40 of a-z, 0-9 and -", "sandbox id %q is not valid", spec.ID)
 	case l.Memory < 4<<20 || l.Memory > 1<<50:
-		return bad("memory limit of %d bytes is out of range", l.Memory)
+		return bad("choose at least 4 MiB, or 0 for the default", "memory limit of %d bytes is out of range", l.Memory)
 	case math.IsNaN(l.CPU) || l.CPU < 0.01 || l.CPU > 4096:
-		return bad("cpu limit of %v cores is out of range", l.CPU)
+		return bad("choose at least 0.01 cores, or 0 for the default", "cpu limit of %v cores is out of range", l.CPU)
 	case l.PIDs < 1 || l.PIDs > 1<<20:
-		return bad("limit of %d processes is out of range", l.PIDs)
+		return bad("choose at least 1, or 0 for the default", "limit of %d processes is out of range", l.PIDs)
 	case l.Disk < 4096 || l.Disk > 1<<50:
-		return bad("disk limit of %d bytes is out of range", l.Disk)
+		return bad("choose at least 4 KiB, or 0 for the default", "disk limit of %d bytes is out of range", l.Disk)
 	case spec.Egress != "" && spec.Egress != hearth.EgressNone && spec.Egress != hearth.EgressInternet:
-		return bad("egress %q is not valid", string(spec.Egress))
+		return bad("choose internet or none", "egress %q is not valid", string(spec.Egress))
 	}
 	total := 0
 	for k, v := range spec.Env {
 		total += len(k) + len(v)
 		if !envRE.MatchString(k) || strings.ContainsRune(v, 0) {
-			return bad("environment variable %q is not valid", k)
+			return bad("names have letters, digits and underscores; values no NUL byte", "environment variable %q is not valid", k)
 		}
 	}
 	for _, a := range spec.Command {
 		total += len(a)
 		if strings.ContainsRune(a, 0) {
-			return bad("the command contains a NUL byte")
+			return bad("remove it", "the command contains a NUL byte")
 		}
 	}
 	if total > 1<<20 {
-		return bad("environment and command have %d bytes, more than 1 MiB", total)
+		return bad("put large data into files", "environment and command have %d bytes, more than 1 MiB", total)
 	}
 	if len(spec.Command) > 0 && !path.IsAbs(spec.Command[0]) {
-		return bad("command %q is not an absolute path", spec.Command[0])
+		return bad("write the path of the program inside the sandbox", "command %q is not an absolute path", spec.Command[0])
 	}
 	for i, m := range spec.Mounts {
 		switch {
 		case !filepath.IsAbs(m.Source) || strings.ContainsRune(m.Source, 0):
-			return bad("mount source %q is not an absolute path", m.Source)
+			return bad("write the directory's path from the root", "mount source %q is not an absolute path", m.Source)
 		case !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || m.Target == "/" || strings.ContainsRune(m.Target, 0):
-			return bad("mount target %q is not a clean absolute path", m.Target)
+			return bad("write a path from the root, without . and ..", "mount target %q is not a clean absolute path", m.Target)
+		}
+		if info, err := os.Stat(m.Source); err != nil || !info.IsDir() {
+			return bad("make the directory first", "mount source %s is not a directory that hearth can see", m.Source)
 		}
 		for _, r := range reserved {
 			if overlap(m.Target, r) {
-				return bad("mount target %s overlaps %s", m.Target, r)
+				return bad("choose another place, for example below /mnt", "mount target %s overlaps %s", m.Target, r)
 			}
 		}
 		for _, o := range spec.Mounts[:i] {
 			if overlap(m.Target, o.Target) {
-				return bad("mount targets %s and %s overlap", o.Target, m.Target)
+				return bad("give each mount a place of its own", "mount targets %s and %s overlap", o.Target, m.Target)
 			}
 		}
 	}
@@ -164,7 +168,8 @@ func overlap(a, b string) bool {
 func (d *Driver) runtime(ctx context.Context, spec driver.Spec) (views []view, argv []string, bin string, err error) {
 	if spec.Runtime == "provided" {
 		if len(spec.Command) == 0 {
-			return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "the runtime provided needs a command")
+			return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "the runtime provided needs a command").
+				WithHint("set the command to the path of a program inside the sandbox")
 		}
 		return hostViews(), spec.Command, "", nil
 	}
@@ -181,7 +186,8 @@ func (d *Driver) runtime(ctx context.Context, spec driver.Spec) (views []view, a
 	for _, v := range it.Views {
 		for _, m := range spec.Mounts {
 			if overlap(m.Target, v) {
-				return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "mount target %s overlaps the runtime's %s", m.Target, v)
+				return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "mount target %s overlaps the runtime's %s", m.Target, v).
+					WithHint("choose another place, for example below /mnt")
 			}
 		}
 	}

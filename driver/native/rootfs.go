@@ -173,10 +173,9 @@ func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir
 		}
 		p.step('b', trees[i], v.target[1:])
 	}
-	for _, dir := range []string{"/tmp", "/dev/shm", "/proc", "/var", "/run"} {
+	for _, dir := range []string{"/tmp", "/dev/shm", "/var/tmp", "/proc", "/run"} {
 		mkdir(dir)
 	}
-	p.step('l', "../tmp", "var/tmp")
 	for i, name := range devices {
 		p.step('f', "dev/"+name, mode(0o444), "")
 		p.step('b', devs[i], "dev/"+name)
@@ -188,7 +187,7 @@ func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir
 	p.step('d', ".scratch", mode(0o755))
 	p.step('t', ".scratch", fmt.Sprintf("mode=0755,size=%d,nr_inodes=%d,uid=%s,gid=%s",
 		limits.Disk, max(1024, limits.Disk/4096), guestUser, guestUser))
-	for from, to := range map[string]string{"tmp": "tmp", "shm": "dev/shm"} {
+	for from, to := range map[string]string{"tmp": "tmp", "vartmp": "var/tmp", "shm": "dev/shm"} {
 		p.step('d', ".scratch/"+from, mode(0o1777))
 		p.step('B', ".scratch/"+from, to, "w")
 	}
@@ -270,7 +269,7 @@ func landlockRules(version int) []string {
 	number := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	scratch := handled &^ (unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK | unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | landlockIoctl)
 	device := handled & (unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | landlockTrunc)
-	rules := []string{number(handled), number(landlockRead), "/", number(scratch), "/tmp", number(scratch), "/dev/shm"}
+	rules := []string{number(handled), number(landlockRead), "/", number(scratch), "/tmp", number(scratch), "/var/tmp", number(scratch), "/dev/shm"}
 	for _, name := range devices {
 		rules = append(rules, number(device), "/dev/"+name)
 	}

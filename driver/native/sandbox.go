@@ -26,6 +26,7 @@ type sandbox struct {
 	id             string
 	user           uint32 // offset in the owner's range
 	argv0          string
+	limits         driver.Limits
 	group          group
 	stdout, stderr io.Writer
 	process        *os.Process
@@ -123,6 +124,10 @@ func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
 	}
 	var st driver.Stats
 	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.stats()
+	if s.process != nil { // its own threads are not the guest's
+		_, _, helper := processStats(s.process.Pid)
+		st.PIDs = min(max(st.PIDs-helper, 0), s.limits.PIDs)
+	}
 	var cpu time.Duration
 	var threads int
 	for _, pid := range pids {

@@ -54,8 +54,7 @@ var allowedCalls = []string{
 	"landlock_add_rule", "landlock_restrict_self", "ioprio_get", "ioprio_set",
 	// users; without a capability they only confirm what is
 	"capget", "capset", "getegid", "geteuid", "getgid", "getgroups", "getresgid", "getresuid",
-	"getuid", "setfsgid", "setfsuid", "setgid", "setgroups", "setregid", "setresgid", "setresuid",
-	"setreuid", "setuid",
+	"getuid", "setfsgid", "setfsuid", "setgroups", "setregid", "setresgid", "setresuid", "setreuid",
 	// signals and time
 	"alarm", "clock_getres", "clock_gettime", "clock_nanosleep", "getitimer", "gettimeofday",
 	"nanosleep", "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo",
@@ -143,7 +142,11 @@ func checkedCalls() map[string][]bpf.Instruction {
 			one(refuse(unix.EAFNOSUPPORT))),
 		"socketpair": program(one(argument(0)), oneOf(allow(), unix.AF_UNIX), one(refuse(unix.EAFNOSUPPORT))),
 		// Typing into a terminal, and changing what drives it.
-		"ioctl":       program(one(argument(1)), oneOf(refuse(unix.EPERM), unix.TIOCSTI, unix.TIOCSETD, 0x541c), one(allow())),
+		"ioctl": program(one(argument(1)), oneOf(refuse(unix.EPERM), unix.TIOCSTI, unix.TIOCSETD, 0x541c), one(allow())),
+		// In a user namespace without root this would say EINVAL, which no program
+		// expects.
+		"setuid":      program(one(argument(0)), oneOf(refuse(unix.EPERM), 0), one(allow())),
+		"setgid":      program(one(argument(0)), oneOf(refuse(unix.EPERM), 0), one(allow())),
 		"personality": program(one(argument(0)), oneOf(allow(), 0, 0xffffffff), one(refuse(unix.EPERM))),
 	}
 }
@@ -167,7 +170,7 @@ func compileFilter(info *arch.Info) ([]byte, error) {
 	}
 	// Also refuses the x32 numbers of amd64, which begin at 1<<30.
 	checked := checkedCalls()
-	for _, name := range []string{"ioctl", "socket", "clone", "socketpair", "clone3", "unshare", "personality"} {
+	for _, name := range []string{"ioctl", "socket", "clone", "socketpair", "clone3", "unshare", "personality", "setuid", "setgid"} {
 		if n, ok := info.SyscallNames[name]; ok {
 			body := checked[name]
 			program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(n), SkipFalse: uint8(len(body))})
