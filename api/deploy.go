@@ -312,11 +312,24 @@ func (s *server) commitVersion(ctx context.Context, v hearth.Version, old *heart
 		s.Verifier.Retire(v.Incarnation)
 		return f, err
 	}
-	err = s.Router.Reload(ctx)
-	if retire != "" && err == nil {
+	if err := s.reload(ctx); err != nil {
+		return f, err
+	}
+	if retire != "" {
 		s.Verifier.Retire(retire)
 	}
-	return f, err
+	return f, nil
+}
+
+// reload makes calls follow the catalog.
+func (s *server) reload(ctx context.Context) error {
+	if err := s.Router.Reload(ctx); err != nil {
+		return &hearth.Error{
+			Code: hearth.CodeUnavailable, Message: "the change is stored, but calls do not follow it yet",
+			Hint: "they will with the next deploy or restart of Hearth; its log says what is wrong", Err: err,
+		}
+	}
+	return nil
 }
 
 // storeVersion writes v to the catalog. It returns the incarnation of the
@@ -365,9 +378,13 @@ func (s *server) remove(ctx context.Context, name string, match condition) error
 	if err := s.Catalog.DeleteFunction(ctx, name, f.Generation); err != nil {
 		return err
 	}
-	if err := s.Router.Reload(ctx); err != nil {
+	if err := s.reload(ctx); err != nil {
 		return err
 	}
 	s.Verifier.Retire(v.Incarnation)
-	return s.Logs.Delete(name)
+	if err := s.Logs.Delete(name); err != nil {
+		// The function is gone all the same; nobody can repeat the request.
+		s.Logger.WarnContext(ctx, "the logs of a deleted function remain", "function", name, "error", err)
+	}
+	return nil
 }

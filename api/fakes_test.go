@@ -35,6 +35,7 @@ type host struct {
 	retired  []string
 	routes   func(function string, routes []hearth.Route) error
 	reloads  int
+	reload   error
 	invoke   func(ctx context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error)
 	drivers  []driver.Info
 	ready    error
@@ -160,7 +161,7 @@ func (g *gateway) Reload(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.reloads++
-	return nil
+	return g.reload
 }
 
 func (g *gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {

@@ -320,6 +320,19 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestReloadFails checks that the client learns that its change is there.
+func TestReloadFails(t *testing.T) {
+	h := newHost(t)
+	h.reload = errBoom
+	h.do("POST", "/v1/functions", hello()).problem(503, hearth.CodeUnavailable, "stored", "restart")
+	h.do("GET", "/v1/functions/hello", nil).json(200, &function{})
+	if len(h.retired) != 0 {
+		t.Error("the instance of a stored version was ended")
+	}
+	h.do("DELETE", "/v1/functions/hello", nil).problem(503, hearth.CodeUnavailable, "stored")
+	h.do("GET", "/v1/functions/hello", nil).problem(404, hearth.CodeNotFound)
+}
+
 // TestDeploysAtOnce deploys one function many times at the same moment.
 func TestDeploysAtOnce(t *testing.T) {
 	h := newHost(t)

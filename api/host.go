@@ -33,13 +33,13 @@ func (s *server) registerHost() {
 	})
 	register(s, huma.Operation{
 		OperationID: "get-health", Method: http.MethodGet, Path: "/healthz", Tags: []string{"Host"},
-		Summary: "Whether the process lives",
+		Summary: "Whether the process lives", SkipValidateParams: true,
 	}, func(context.Context, *struct{}) (*healthOutput, error) {
 		return &healthOutput{Body: healthBody{Status: "ok"}}, nil
 	})
 	register(s, huma.Operation{
 		OperationID: "get-readiness", Method: http.MethodGet, Path: "/readyz", Tags: []string{"Host"},
-		Summary:     "Whether the server takes calls",
+		Summary: "Whether the server takes calls", SkipValidateParams: true,
 		Description: "Answers 503 with the reason until the server is ready and again while it shuts down.",
 	}, func(context.Context, *struct{}) (*healthOutput, error) {
 		if err := s.Health.Ready(); err != nil {

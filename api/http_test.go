@@ -99,7 +99,7 @@ func TestHealthAndDrivers(t *testing.T) {
 	h := newHost(t)
 	var s struct{ Status string }
 	h.do("GET", "/healthz", nil).json(200, &s)
-	h.do("GET", "/readyz", nil).json(200, &s)
+	h.do("GET", "/readyz?probe=1", nil).json(200, &s)
 	h.ready = errors.New("draining")
 	h.do("GET", "/readyz", nil).problem(503, hearth.CodeUnavailable, "draining")
 	h.do("GET", "/healthz", nil).json(200, &s)
@@ -136,10 +136,23 @@ func tarOf(t testing.TB, files ...string) []byte {
 	return buf.Bytes()
 }
 
+func gzipped(t testing.TB, b []byte) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
 func TestArtifacts(t *testing.T) {
 	h := newHost(t, func(d *api.Deps) { d.Limits = build.Limits{Compressed: 4000, Unpacked: 10_000} })
 	tarred := tarOf(t, "main.py", python)
-	var zipped, gzipped bytes.Buffer
+	var zipped bytes.Buffer
 	zw := zip.NewWriter(&zipped)
 	f, err := zw.Create("main.py")
 	if err != nil {
@@ -147,16 +160,13 @@ func TestArtifacts(t *testing.T) {
 	}
 	_, _ = io.WriteString(f, python)
 	_ = zw.Close()
-	gw := gzip.NewWriter(&gzipped)
-	_, _ = gw.Write(tarred)
-	_ = gw.Close()
 	type artifact struct {
 		Digest string
 		Files  int
 		Bytes  int64
 	}
 	var first artifact
-	for ct, data := range map[string][]byte{"application/zip": zipped.Bytes(), "application/x-tar": tarred, "application/gzip": gzipped.Bytes(), "application/x-gzip": gzipped.Bytes()} {
+	for ct, data := range map[string][]byte{"application/zip": zipped.Bytes(), "application/x-tar": tarred, "application/gzip": gzipped(t, tarred), "application/x-gzip": gzipped(t, tarred)} {
 		var a artifact
 		h.do("POST", "/v1/artifacts", data, "Content-Type", ct).json(201, &a)
 		if first.Digest == "" {
@@ -183,11 +193,7 @@ func TestArtifacts(t *testing.T) {
 	post(tarOf(t, "../x", "y"), "application/x-tar").problem(400, hearth.CodeInvalid, "../x")
 	post(tarOf(t), "application/x-tar").problem(400, hearth.CodeInvalid, "no files")
 	post(bytes.Repeat([]byte("x"), 4001), "application/x-tar").problem(413, hearth.CodeInvalid, "4000B")
-	var bomb bytes.Buffer
-	gw = gzip.NewWriter(&bomb)
-	_, _ = gw.Write(tarOf(t, "zeros", strings.Repeat("0", 20_000)))
-	_ = gw.Close()
-	post(bomb.Bytes(), "application/gzip").problem(400, hearth.CodeInvalid, "zeros")
+	post(gzipped(t, tarOf(t, "zeros", strings.Repeat("0", 20_000))), "application/gzip").problem(400, hearth.CodeInvalid, "zeros")
 }
 
 func TestInvoke(t *testing.T) {
