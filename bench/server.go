@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -57,9 +58,16 @@ func StartServer(ctx context.Context, binary string, args ...string) (*Server, e
 	}
 	s.URL = "http://" + addr
 	args = append([]string{"serve", "--data-dir", filepath.Join(dir, "data"), "--listen", addr}, args...)
-	var words tail
+	// Its words go to a file: if they went to this process and that was killed,
+	// the server would die of a broken pipe instead of cleaning up.
+	words, err := os.Create(filepath.Join(dir, "serve.log"))
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "make the server's log: %w", err)
+	}
+	defer words.Close()
 	s.cmd = exec.Command(binary, args...)
-	s.cmd.Stdout, s.cmd.Stderr = &words, &words
+	s.cmd.Stdout, s.cmd.Stderr = words, words
 	// Ctrl-C in a terminal reaches the whole foreground group; the server ends
 	// when Stop says so, after the functions were deleted.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
@@ -91,11 +99,11 @@ func StartServer(ctx context.Context, binary string, args ...string) (*Server, e
 		case <-t.C:
 			continue
 		case <-s.exited:
-			err = hearth.Errorf(hearth.CodeUnavailable, "%s serve ended at once: %s", binary, words.String()).
+			err = hearth.Errorf(hearth.CodeUnavailable, "%s serve ended at once: %s", binary, lastWords(words.Name())).
 				WithHint("run it by hand to see what it needs")
 		case <-wait.Done():
 			if err = ctx.Err(); err == nil {
-				err = hearth.Errorf(hearth.CodeUnavailable, "%s serve was not ready after %s: %s", binary, readyTimeout, words.String()).
+				err = hearth.Errorf(hearth.CodeUnavailable, "%s serve was not ready after %s: %s", binary, readyTimeout, lastWords(words.Name())).
 					WithHint("run it by hand to see what it waits for")
 			}
 		}
@@ -136,6 +144,16 @@ func ServeReady(ctx context.Context, binary string) (time.Duration, error) {
 		return 0, err
 	}
 	return s.ReadyTime, s.Stop(ctx)
+}
+
+// lastWords returns the end of a log file.
+func lastWords(name string) string {
+	var t tail
+	if f, err := os.Open(name); err == nil {
+		_, _ = io.Copy(&t, f)
+		f.Close()
+	}
+	return t.String()
 }
 
 // freeAddress returns an address of 127.0.0.1 that nobody listens on now.
