@@ -427,7 +427,7 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "native.test"), "-test.v",
-		"-test.run", "TestInside|TestSystemCalls|TestHostile|TestErrors|TestShims|TestOutlivesServer")
+		"-test.run", "TestInside|TestSystemCalls|TestHostile|TestErrors|TestShims|TestPause|TestOutlivesServer")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + dir, "TMPDIR=" + dir, asUser + "=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -435,6 +435,7 @@ func TestOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
+	t.Logf("%s", out)
 	if strings.Contains(string(out), "sandboxes do not work here") {
 		t.Skip("ordinary users may not make user namespaces here")
 	}
