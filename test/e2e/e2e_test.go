@@ -225,6 +225,9 @@ func each(t *testing.T, source map[string]string, test func(t *testing.T, runtim
 }
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(serveEnv); dir != "" {
+		os.Exit(serveChild(dir))
+	}
 	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = 100
 	os.Exit(m.Run())
 }
