@@ -18,6 +18,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/egress"
 )
 
 // Config configures the driver.
@@ -44,7 +45,8 @@ type Driver struct {
 	users      userRange
 	shims      string // directory of the guests' files
 
-	found found
+	found   found
+	network egress.Host // what the sandboxes' network stacks share
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox // guarded by mu

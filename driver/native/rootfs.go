@@ -3,6 +3,7 @@ package native
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -201,8 +202,10 @@ func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir
 	p.step('R', "/")
 
 	if policy == hearth.EgressInternet {
-		address, bits, _ := strings.Cut(egress.GuestIPv4, "/")
-		p.step('T', "tun0", address, bits, strconv.Itoa(egress.MTU))
+		v4, v6 := netip.MustParsePrefix(egress.GuestIPv4), netip.MustParsePrefix(egress.GuestIPv6)
+		v6bytes := v6.Addr().As16()
+		p.step('T', "tun0", v4.Addr().String(), strconv.Itoa(v4.Bits()), strconv.Itoa(egress.MTU),
+			string(v6bytes[:]), strconv.Itoa(v6.Bits()))
 	}
 	p.step('c')
 	if d.landlock > 0 {

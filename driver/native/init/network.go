@@ -73,6 +73,11 @@ func (h *helper) makeTUN(a []string) error {
 	if err := defaultRoute(fd, name); err != nil {
 		return err
 	}
+	if len(a) >= 6 && len(a[4]) == 16 { // a host without IPv6 does without it
+		if err := addIPv6(name, a[4], atoi(a[5])); err != nil && err != unix.EAFNOSUPPORT {
+			return err
+		}
+	}
 	send(msgTUN, nil, h.tun)
 	_ = unix.Close(h.tun)
 	h.tun = -1
@@ -97,6 +102,46 @@ func defaultRoute(fd int, name string) error {
 	r := route{flags: unix.RTF_UP, device: &device[0]}
 	r.dst.Family, r.gateway.Family, r.mask.Family = unix.AF_INET, unix.AF_INET, unix.AF_INET
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r))); e != 0 {
+		return e
+	}
+	return nil
+}
+
+// addIPv6 adds the device's second address and the default route of its family.
+func addIPv6(name, address string, prefix int) error {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return unix.EINVAL
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, r); err != nil {
+		return err
+	}
+	set := struct { // the kernel's struct in6_ifreq
+		address       [16]byte
+		prefix, index uint32
+	}{prefix: uint32(prefix), index: r.Uint32()}
+	copy(set.address[:], address)
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&set)))
+	if e == unix.EACCES || e == unix.EPERM { // IPv6 is switched off for new devices
+		return nil
+	}
+	if e != 0 {
+		return e
+	}
+	route := struct { // the kernel's struct in6_rtmsg
+		dst, src, gateway [16]byte
+		kind              uint32
+		dstLen, srcLen    uint16
+		metric            uint32
+		info              uint64
+		flags, index      uint32
+	}{metric: 1, flags: unix.RTF_UP, index: r.Uint32()}
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route))); e != 0 {
 		return e
 	}
 	return nil

@@ -134,7 +134,7 @@ func (h *helper) step(op byte, a []string) error {
 		return unix.Sethostname([]byte(a[0]))
 	case 'n': // loopback
 		return linkUp("lo")
-	case 'T': // TUN: name, IPv4 address, prefix, MTU
+	case 'T': // TUN: name, IPv4 address, prefix, MTU, IPv6 address in 16 bytes, prefix
 		return h.makeTUN(a)
 	case 'i': // resource limit: number, soft, hard
 		l := unix.Rlimit{Cur: uint64(atoi(a[1])), Max: uint64(atoi(a[2]))}
