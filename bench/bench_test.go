@@ -272,6 +272,24 @@ func TestStartServer(t *testing.T) {
 		}
 		nothingLeft(t, s.PID)
 	})
+	t.Run("guarded", func(t *testing.T) {
+		t.Setenv("TMPDIR", t.TempDir())
+		s, err := StartServer(t.Context(), self)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// As when this process is killed: nobody holds the guard's stdin.
+		s.guard.stdin.Close()
+		select {
+		case <-s.exited:
+		case <-time.After(10 * time.Second):
+			t.Error("the server goes on without its parent")
+		}
+		if err := s.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+		nothingLeft(t, s.PID)
+	})
 	t.Run("ServeReady", func(t *testing.T) {
 		t.Setenv("TMPDIR", t.TempDir())
 		if d, err := ServeReady(t.Context(), self); err != nil || d < 50*time.Millisecond {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,7 +16,10 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hearthrun/hearth"
 )
@@ -57,6 +61,8 @@ func MaybeServeReference() {
 func serveReference(args []string, stdin io.Reader, stdout io.Writer) error {
 	var h http.Handler
 	switch {
+	case len(args) == 1 && args[0] == "guard":
+		return guard(stdin, stdout)
 	case len(args) == 1 && args[0] == "noop":
 		h = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, noopAnswer)
@@ -88,10 +94,35 @@ func serveReference(args []string, stdin io.Reader, stdout io.Writer) error {
 		_, _ = io.Copy(io.Discard, stdin)
 		s.Close()
 	}()
-	if err := s.Serve(l); err != http.ErrServerClosed {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
+}
+
+// guardedFD is the descriptor by which a guard knows the process it guards.
+const guardedFD = 3
+
+// guard tells the process behind guardedFD to end when stdin ends. A
+// parent-death signal would not do: one that arrives for each thread of the
+// dying parent looks like an impatient user, who wants no cleaning up.
+func guard(stdin io.Reader, stdout io.Writer) error {
+	fmt.Fprintln(stdout, readyPrefix)
+	_, _ = io.Copy(io.Discard, stdin)
+	if err := unix.PidfdSendSignal(guardedFD, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// startGuard ends the process of the descriptor when this one is gone. It takes
+// over pidfd.
+func startGuard(ctx context.Context, pidfd int) (*process, error) {
+	f := os.NewFile(uintptr(pidfd), "pidfd")
+	defer f.Close()
+	cmd := exec.Command("/proc/self/exe", referenceArg, "guard")
+	cmd.ExtraFiles = []*os.File{f} // becomes guardedFD
+	return start(ctx, cmd)
 }
 
 // process is a server that Run started to compare with.
@@ -130,8 +161,16 @@ func startPlain(ctx context.Context, i interpreter) (*process, error) {
 func startProcess(ctx context.Context, path string, env []string, args ...string) (*process, error) {
 	cmd := exec.Command(path, args...)
 	cmd.Env = env
-	var errors tail
-	cmd.Stderr = &errors
+	return start(ctx, cmd)
+}
+
+// start is startProcess for a prepared command.
+func start(ctx context.Context, cmd *exec.Cmd) (*process, error) {
+	var words tail
+	cmd.Stderr = &words
+	// Ctrl-C in a terminal reaches the whole foreground group; these processes
+	// end when close says so.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -158,13 +197,12 @@ func startProcess(ctx context.Context, path string, env []string, args ...string
 	defer cancel()
 	select {
 	case line := <-ready:
-		addr, ok := strings.CutPrefix(strings.TrimSpace(line), readyPrefix)
-		if ok {
-			p.url = "http://" + addr + "/"
+		if addr, ok := strings.CutPrefix(line, readyPrefix); ok {
+			p.url = "http://" + strings.TrimSpace(addr) + "/"
 			return p, nil
 		}
 		p.close()
-		return nil, hearth.Errorf(hearth.CodeUnavailable, "the server to compare with (%s) did not start: %s", path, errors.String()).
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "the server to compare with (%s) did not start: %s", cmd.Path, words.String()).
 			WithHint("the program that calls bench.Run must call bench.MaybeServeReference first in main")
 	case <-ctx.Done():
 		p.close()

@@ -2,6 +2,8 @@ package bench
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -10,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/client"
@@ -32,7 +36,8 @@ type Server struct {
 	// ReadyTime is from the start of its process to its first 200 on /readyz.
 	ReadyTime time.Duration
 
-	cmd    *exec.Cmd
+	cmd    *exec.Cmd // nil until started
+	guard  *process  // ends the server when this process is gone; may be nil
 	dir    string
 	exited chan struct{}
 	once   sync.Once
@@ -49,68 +54,87 @@ func StartServer(ctx context.Context, binary string, args ...string) (*Server, e
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "make a data directory: %w", err)
 	}
 	s := &Server{dir: dir, exited: make(chan struct{})}
+	if err := s.start(ctx, binary, args); err != nil {
+		_ = s.Stop(ctx)
+		return nil, err
+	}
+	return s, nil
+}
+
+// start fills in s. What it has done when it fails, Stop undoes.
+func (s *Server) start(ctx context.Context, binary string, args []string) error {
 	// The server's own choice of a port could not be known before it says so in
 	// a log line, whose wording is not an interface.
 	addr, err := freeAddress(ctx)
 	if err != nil {
-		os.RemoveAll(dir)
-		return nil, err
+		return err
 	}
 	s.URL = "http://" + addr
-	args = append([]string{"serve", "--data-dir", filepath.Join(dir, "data"), "--listen", addr}, args...)
 	// Its words go to a file: if they went to this process and that was killed,
 	// the server would die of a broken pipe instead of cleaning up.
-	words, err := os.Create(filepath.Join(dir, "serve.log"))
+	words, err := os.Create(filepath.Join(s.dir, "serve.log"))
 	if err != nil {
-		os.RemoveAll(dir)
-		return nil, hearth.Errorf(hearth.CodeUnavailable, "make the server's log: %w", err)
+		return hearth.Errorf(hearth.CodeUnavailable, "make the server's log: %w", err)
 	}
 	defer words.Close()
-	s.cmd = exec.Command(binary, args...)
-	s.cmd.Stdout, s.cmd.Stderr = words, words
+	args = append([]string{"serve", "--data-dir", filepath.Join(s.dir, "data"), "--listen", addr}, args...)
+	cmd := exec.Command(binary, args...)
+	cmd.Stdout, cmd.Stderr = words, words
 	// Ctrl-C in a terminal reaches the whole foreground group; the server ends
 	// when Stop says so, after the functions were deleted.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	c, err := client.New(s.URL)
-	if err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	defer c.Close()
+	pidfd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, PidFD: &pidfd}
 	begin := time.Now()
-	if err := s.cmd.Start(); err != nil {
-		os.RemoveAll(dir)
-		return nil, hearth.Errorf(hearth.CodeUnavailable, "start %s: %w", binary, err)
+	if err := cmd.Start(); err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "start %s: %w", binary, err)
 	}
-	s.PID = s.cmd.Process.Pid
+	s.cmd, s.PID = cmd, cmd.Process.Pid
 	go func() {
 		defer close(s.exited)
-		_ = s.cmd.Wait()
+		_ = cmd.Wait()
 	}()
-	wait, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	for {
-		if c.Ready(wait) == nil {
-			s.ReadyTime = time.Since(begin)
-			return s, nil
-		}
-		t := time.NewTimer(readyPoll)
-		select {
-		case <-t.C:
-			continue
-		case <-s.exited:
-			err = hearth.Errorf(hearth.CodeUnavailable, "%s serve ended at once: %s", binary, lastWords(words.Name())).
-				WithHint("run it by hand to see what it needs")
-		case <-wait.Done():
-			if err = ctx.Err(); err == nil {
-				err = hearth.Errorf(hearth.CodeUnavailable, "%s serve was not ready after %s: %s", binary, readyTimeout, lastWords(words.Name())).
-					WithHint("run it by hand to see what it waits for")
-			}
-		}
-		t.Stop()
-		_ = s.Stop(ctx)
-		return nil, err
+	err = s.waitReady(ctx)
+	s.ReadyTime = time.Since(begin)
+	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case err != nil:
+		err = hearth.Errorf(hearth.CodeUnavailable, "%s serve %w: %s", binary, err, lastWords(words.Name())).
+			WithHint("run it by hand to see what it needs")
 	}
+	if pidfd < 0 { // Linux before 5.4
+		return err
+	}
+	if err != nil {
+		_ = unix.Close(pidfd)
+		return err
+	}
+	// Only now, so as not to take part in the measurement.
+	s.guard, err = startGuard(ctx, pidfd)
+	return err
+}
+
+// waitReady returns when the server is ready, or why it will not be.
+func (s *Server) waitReady(ctx context.Context) error {
+	c, err := client.New(s.URL)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	tick := time.NewTicker(readyPoll)
+	defer tick.Stop()
+	for c.Ready(ctx) != nil {
+		select {
+		case <-tick.C:
+		case <-s.exited:
+			return errors.New("ended at once")
+		case <-ctx.Done():
+			return fmt.Errorf("was not ready after %s", readyTimeout)
+		}
+	}
+	return nil
 }
 
 // Stop ends the server in good order, by force if that takes too long, and
@@ -120,19 +144,29 @@ func (s *Server) Stop(ctx context.Context) error {
 	s.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
-		_ = s.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-s.exited:
-		case <-ctx.Done():
-			_ = s.cmd.Process.Kill()
-			<-s.exited
-			s.err = hearth.Errorf(hearth.CodeInternal, "the server did not end within %s and was killed", drainTimeout)
+		if s.cmd != nil {
+			s.err = s.terminate(ctx)
+		}
+		if s.guard != nil {
+			s.guard.close()
 		}
 		if err := os.RemoveAll(s.dir); err != nil && s.err == nil {
 			s.err = hearth.Errorf(hearth.CodeInternal, "remove the server's data: %w", err)
 		}
 	})
 	return s.err
+}
+
+func (s *Server) terminate(ctx context.Context) error {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.exited:
+		return nil
+	case <-ctx.Done():
+		_ = s.cmd.Process.Kill()
+		<-s.exited
+		return hearth.Errorf(hearth.CodeInternal, "the server did not end within %s and was killed", drainTimeout)
+	}
 }
 
 // ServeReady returns how long "binary serve" takes until GET /readyz is 200,
