@@ -7,7 +7,7 @@
 // was logged has left before the function can exit or crash. What only some
 // calls need is in hearth_guest_more.cjs and loaded when first needed.
 
-const fs = require('fs');
+const { readSync, writeSync, fstatSync } = require('fs');
 const { parse, stringify } = JSON;
 const exit = process.exit.bind(process);
 const now = Date.now;
@@ -97,7 +97,7 @@ function writeAll(buffer, end) {
   let start = 0;
   while (start < end && !dead) {
     try {
-      start += fs.writeSync(fd, buffer, start, end - start);
+      start += writeSync(fd, buffer, start, end - start);
     } catch (e) {
       if (e.code === 'EAGAIN') {
         pause();
@@ -222,7 +222,7 @@ function replaceOutput(name, k) {
 function protocolError(why) {
   if (dead) return;
   dead = true;
-  try { fs.writeSync(2, `hearth: protocol error: ${why}\n`); } catch { /* descriptor 2 is closed */ }
+  try { writeSync(2, `hearth: protocol error: ${why}\n`); } catch { /* descriptor 2 is closed */ }
   exit(70);
 }
 
@@ -350,7 +350,8 @@ function dispatch(kind, sid, data, start, end) {
   } else if (kind === SHUTDOWN && sid === 0 && greeted) {
     parseHead(data, start, end, 'SHUTDOWN');
     stopping = true;
-    if (calls.size === 0 && !dead) stop();
+    if (calls.size === 0 && !dead) setImmediate(stop); // after the frames that came with it
+    if (init === null) stop();
   } else {
     protocolError(`unexpected frame of type 0x${kind.toString(16)} on stream ${sid}`);
   }
@@ -572,9 +573,9 @@ function start() {
   delete process.env.HEARTH_FD;
   delete process.env.HEARTH_SECRET;
   try {
-    fs.fstatSync(fd);
+    fstatSync(fd);
   } catch {
-    fs.writeSync(2, 'hearth: HEARTH_FD names no open descriptor; start this program through Hearth\n');
+    writeSync(2, 'hearth: HEARTH_FD names no open descriptor; start this program through Hearth\n');
     exit(64);
   }
   replaceOutput('stdout', 1);
@@ -587,10 +588,10 @@ function start() {
 }
 
 /** Reads once, waiting for data. */
-function readSync(buffer) {
+function readNext(buffer) {
   for (;;) {
     try {
-      const n = fs.readSync(fd, buffer, 0, buffer.length, null);
+      const n = readSync(fd, buffer, 0, buffer.length, null);
       if (n === 0) { dead = true; exit(0); }
       return receive(n, buffer);
     } catch (e) {
@@ -626,9 +627,9 @@ function ready() {
 function main() {
   start();
   const buffer = Buffer.allocUnsafeSlow(CHUNK);
-  while (!greeted && !dead) readSync(buffer);
+  while (!greeted && !dead) readNext(buffer);
   const net = require('net'); // while the host prepares INIT
-  while (!dead && (init === null || (archive !== null && !archive.complete))) readSync(buffer);
+  while (!dead && (init === null || (archive !== null && !archive.complete))) readNext(buffer);
   if (dead) return;
   listen(net, buffer);
   const { env, code, handler: name } = init;

@@ -157,7 +157,7 @@ try:
             value, end = _scan(s, 0)
             if end == len(s):
                 return value
-        except StopIteration:
+        except (StopIteration, SystemError):  # the latter in older versions, while json is not imported
             pass
         from json import loads  # white space around the value, or an error
         return loads(s)
@@ -495,6 +495,8 @@ def dispatch(kind, sid, payload):
     elif kind == SHUTDOWN and sid == 0 and greeted:
         parse(payload, "SHUTDOWN")
         stopping = True
+        if init is None:
+            stop()
         if find_current is not None:
             more.check_stop()
     else:
@@ -741,8 +743,9 @@ def start():
         posix.write(2, b"hearth: HEARTH_FD names no open descriptor; start this program through Hearth\n")
         posix._exit(64)
     posix.register_at_fork(after_in_child=after_fork)
-    sys.stdout = Output(1)
-    sys.stderr = Output(2)
+    global stdout, stderr
+    sys.stdout = stdout = Output(1)
+    sys.stderr = stderr = Output(2)
 
 
 def after_fork():
@@ -807,8 +810,8 @@ def load():
                 call.streams = True
                 if not call.complete:
                     ready.append(call)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    stdout.flush()
+    stderr.flush()
     send(frame(READY, 0, b'{"request_stream":true}' if request_stream else b'{"request_stream":false}'))
     return True
 

@@ -96,8 +96,8 @@ def run_exit_functions():
             sys.modules["atexit"]._run_exitfuncs()
         except BaseException as e:
             log_exception(e)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    g.stdout.flush()
+    g.stderr.flush()
 
 
 def binary_output(text):
@@ -253,15 +253,15 @@ def fail_handler(name, module, attribute):
 
 
 def fail_load(kind, message, stack):
-    sys.stdout.flush()
-    sys.stderr.flush()
+    g.stdout.flush()
+    g.stderr.flush()
     g.send(g.frame(g.INIT_ERROR, 0, encode_error(None, kind, message, stack)))
 
 
 def log_exception(e):
     """Logs an exception that belongs to no call."""
     lines = try_stack(e) + ["%s: %s" % (type(e).__name__, text_of(e))]
-    sys.stderr.write("Exception outside of a call:\n" + "\n".join(lines) + "\n")
+    g.stderr.write("Exception outside of a call:\n" + "\n".join(lines) + "\n")
 
 
 # ---- responses ----

@@ -1,0 +1,1 @@
+const { handler } = await Promise.resolve({ handler: () => 'awaited' }); export { handler };

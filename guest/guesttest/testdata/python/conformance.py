@@ -1,0 +1,291 @@
+"""Handlers of the guest conformance suite; nodejs/conformance.mjs has the same."""
+
+import asyncio
+import os
+import sys
+import time
+
+print("loading")
+
+
+def echo(event, context):
+    return event
+
+
+def hello(event, context):
+    return {
+        "statusCode": 201,
+        "headers": {"X-Test": "yes", "X-Number": 7},
+        "multiValueHeaders": {"X-Many": ["a", "b"]},
+        "cookies": ["a=1", "b=2"],
+        "body": "héllo",
+    }
+
+
+def mirror(event, context):
+    return {"statusCode": 200, "body": event.get("body"), "isBase64Encoded": event.get("isBase64Encoded", False)}
+
+
+def empty(event, context):
+    return {"statusCode": 204}
+
+
+def text(event, context):
+    return "héllo"
+
+
+def octets(event, context):
+    return b"\x00\xff\x80"
+
+
+def none(event, context):
+    return None
+
+
+def stream(event, context):
+    yield "one "
+    yield b"two "
+    yield "three"
+
+
+async def stream_async(event, context):
+    yield b"one "
+    await asyncio.sleep(0)
+    yield "two"
+
+
+def stream_head(event, context):
+    return {"statusCode": 202, "headers": {"content-type": "text/event-stream"}, "body": stream(event, context)}
+
+
+def stream_empty(event, context):
+    return iter(())
+
+
+def endless(event, context):
+    try:
+        while True:
+            yield b"x" * 1000
+    finally:
+        print("closed")
+
+
+async def endless_async(event, context):
+    try:
+        while True:
+            yield b"x" * 1000
+    finally:
+        print("closed")
+
+
+def large(event, context):
+    return bytes(range(256)) * (3 << 12)
+
+
+def large_value(event, context):
+    return "x" * (3 << 20)
+
+
+def throw(event, context):
+    print("before")
+    inner()
+
+
+def inner():
+    raise ValueError("bad thing")
+
+
+async def throw_async(event, context):
+    await asyncio.sleep(0)
+    inner()
+
+
+def throw_late(event, context):
+    yield "begun"
+    inner()
+
+
+def unserialisable(event, context):
+    return {"x": object()}
+
+
+def circular(event, context):
+    a = []
+    a.append(a)
+    return a
+
+
+def bad_status(event, context):
+    return {"statusCode": "200", "body": ""}
+
+
+def bad_headers(event, context):
+    return {"statusCode": 200, "headers": [1], "body": ""}
+
+
+def bad_header(event, context):
+    return {"statusCode": 200, "headers": {"x": "a\r\nb: c"}, "body": ""}
+
+
+def bad_body(event, context):
+    return {"statusCode": 200, "body": {"a": 1}}
+
+
+def bad_item(event, context):
+    yield "fine"
+    yield 5
+
+
+def output(event, context):
+    print("line one\nline two")
+    print("error line", file=sys.stderr)
+    sys.stdout.buffer.write("bytes é\n".encode())
+    sys.stdout.write("unfinished")
+
+
+def big_output(event, context):
+    print("x" * 200_000)
+
+
+async def overlap(event, context):
+    print("begin", event["n"])
+    await asyncio.sleep(event["ms"] / 1000)
+    print("end", event["n"])
+    return event["n"]
+
+
+async def patient(event, context):
+    print("waiting")
+    await asyncio.sleep(3600)
+
+
+def environment(event, context):
+    return {
+        "greeting": os.environ.get("GREETING"),
+        "hearth": sorted(k for k in os.environ if k.startswith("HEARTH_")),
+        "cwd": os.getcwd(),
+    }
+
+
+def context(event, context):
+    return {
+        "id": context.aws_request_id,
+        "function": context.function_name,
+        "version": context.function_version,
+        "memory": context.memory_limit_in_mb,
+        "remaining": context.get_remaining_time_in_millis(),
+    }
+
+
+def upload(event, context):
+    n = 0
+    for chunk in context.body:
+        n += len(chunk)
+    return n
+
+
+upload.request_stream = True
+
+
+async def upload_async(event, context):
+    async for chunk in context.body:
+        yield chunk
+
+
+upload_async.request_stream = True
+
+
+def upload_ignored(event, context):
+    return "no"
+
+
+upload_ignored.request_stream = True
+
+
+def vandal(event, context):
+    print("kept")
+    sys.stdout.close()
+    os.chdir("/")
+    for fd in (0, 1, 2):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+    sys.stdout = sys.stderr = None
+    sys.path[:] = []
+    return "done"
+
+
+def descriptors(event, context):
+    import subprocess
+    return subprocess.run(
+        ["ls", "-l", "/proc/self/fd"], stdout=subprocess.PIPE, close_fds=False, check=True).stdout.decode()
+
+
+def leave(event, context):
+    print("bye")
+    sys.stdout.write("unfinished")
+    sys.stdout.flush()
+    os._exit(3)
+
+
+def exit_soft(event, context):
+    sys.exit(4)
+
+
+def forked(event, context):
+    pid = os.fork()
+    if pid == 0:
+        print("in the child")
+        return "child"
+    os.waitpid(pid, 0)
+    return "parent"
+
+
+def logged(event, context):
+    import logging
+    logging.getLogger("app").warning("take care")
+
+
+def threads(event, context):
+    import threading
+
+    def work(n):
+        for i in range(100):
+            print("thread", n, i)
+
+    all = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for t in all:
+        t.start()
+    for t in all:
+        t.join()
+
+
+def awaitable(event, context):
+    return patience()
+
+
+async def patience():
+    await asyncio.sleep(0)
+    return "awaited"
+
+
+def slow(event, context):
+    time.sleep(event["ms"] / 1000)
+    return "slept"
+
+
+class Callable:
+    def __call__(self, event, context):
+        return "called"
+
+
+instance = Callable()
+number = 5
+
+
+async def upload_patient(event, context):
+    await asyncio.sleep(3600)
+
+
+upload_patient.request_stream = True

@@ -1,0 +1,5 @@
+def load():
+    raise KeyError("no such setting")
+
+
+load()
