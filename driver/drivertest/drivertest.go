@@ -39,6 +39,9 @@ type Config struct {
 	// Start is how long a sandbox may take to start and to answer. Default 30 s;
 	// emulated machines need more.
 	Start time.Duration
+
+	guest    string        // directory of a test guest already built
+	patience time.Duration // how long what was freed may take to vanish
 }
 
 func (c Config) withDefaults() Config {
@@ -53,6 +56,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Start == 0 {
 		c.Start = 30 * time.Second
+	}
+	if c.patience == 0 {
+		c.patience = 5 * time.Second
 	}
 	return c
 }
@@ -79,7 +85,10 @@ func cases() []testCase {
 // on this host, it only checks that Probe says why, and skips the rest.
 func Run(t *testing.T, cfg Config) {
 	cfg = cfg.withDefaults()
-	binary := buildGuest(t)
+	binary := cfg.guest
+	if binary == "" {
+		binary = buildGuest(t)
+	}
 	info := probe(t, cfg)
 	if !info.Works {
 		if len(info.Missing) == 0 {

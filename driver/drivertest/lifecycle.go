@@ -28,6 +28,7 @@ func lifecycleCases() []testCase {
 		{"Lifecycle/destroy concurrent", destroyConcurrent},
 		{"Lifecycle/destroy canceled", destroyCanceled},
 		{"Lifecycle/destroy during dial", destroyDuringDial},
+		{"Lifecycle/destroy undialed", destroyUndialed},
 		{"Lifecycle/destroy deaf guest", destroyDeafGuest},
 		{"Lifecycle/destroy with orphans", destroyWithOrphans},
 		{"Lifecycle/pause", pauseStopsCPU},
@@ -141,8 +142,11 @@ func createCanceled(t *testing.T, e *env) {
 		s, err := e.driver.Create(ctx, e.spec())
 		timer.Stop()
 		if err == nil {
-			// It was created before the end of ctx, which then means nothing.
 			cancel()
+			if i == 0 {
+				t.Error("Create succeeded though its context had ended before")
+			}
+			// Else it was created before the end of ctx, which then means nothing.
 			e.dial(t, s).echo(t)
 			destroy(t, s)
 			continue
@@ -244,6 +248,13 @@ func destroyDuringDial(t *testing.T, e *env) {
 		})
 		destroy(t, s)
 		wg.Wait()
+	}
+}
+
+// destroyUndialed: the stream that nobody asked for is the driver's to close.
+func destroyUndialed(t *testing.T, e *env) {
+	for range 3 {
+		destroy(t, e.start(t, e.spec()))
 	}
 }
 

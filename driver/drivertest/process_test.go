@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,7 +31,6 @@ type processDriver struct {
 
 	mu        sync.Mutex
 	sandboxes map[string]*process
-	leaked    []io.Closer
 }
 
 type process struct {
@@ -46,6 +46,7 @@ type process struct {
 	mu        sync.Mutex
 	dialed    bool
 	destroyed bool
+	ended     bool // by Destroy
 	waits     int
 }
 
@@ -60,8 +61,11 @@ func newProcessDriver(broken string) Config {
 
 func (d *processDriver) Probe(context.Context) (driver.Info, error) {
 	info := driver.Info{Name: "process", Summary: "a process without isolation", Works: true}
-	if d.broken == "untruthful probe" {
+	switch d.broken {
+	case "untruthful probe":
 		info.Works, info.Missing = false, nil
+	case "claims all limits", "process left":
+		info.MemoryLimit, info.CPULimit, info.PIDLimit, info.Internet = true, true, true, true
 	}
 	return info, nil
 }
@@ -69,8 +73,11 @@ func (d *processDriver) Probe(context.Context) (driver.Info, error) {
 func (d *processDriver) Close() error { return nil }
 
 func (d *processDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, error) {
-	if err := ctx.Err(); err != nil {
+	if err := ctx.Err(); err != nil && d.broken != "create ignores cancellation" {
 		return nil, &hearth.Error{Code: hearth.CodeCanceled, Message: "create was canceled", Err: err}
+	}
+	if d.broken == "invalid ids allowed" && spec.ID == "ABC" {
+		spec.ID = "abc"
 	}
 	if len(spec.Command) == 0 || spec.ID == "" || spec.ID != filepath.Base(spec.ID) || strings.ToLower(spec.ID) != spec.ID || len(spec.ID) > 40 {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "the spec is not valid").WithHint("read the contract")
@@ -113,9 +120,6 @@ func (d *processDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sa
 	cmd.Dir = work
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if d.broken == "descriptor inherited" {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, os.Stderr)
-	}
 	p := &process{d: d, id: spec.ID, file: filepath.Join(d.dir, d.owner+"."+spec.ID), conn: conn, done: make(chan struct{})}
 	var ends []*os.File
 	for _, o := range []struct {
@@ -133,9 +137,13 @@ func (d *processDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sa
 		ends = append(ends, w)
 		p.group.Go(func() {
 			if d.broken == "output lost" {
-				_, _ = io.CopyN(o.w, r, 1000)
+				_, _ = io.CopyN(io.Discard, r, 1000)
 			}
-			_, _ = io.Copy(map[bool]io.Writer{true: io.Discard, false: o.w}[d.broken == "output lost"], r)
+			_, _ = io.Copy(o.w, r)
+			if d.broken == "output after destroy" {
+				<-time.After(20 * time.Millisecond)
+				_, _ = o.w.Write([]byte("late"))
+			}
 			r.Close()
 		})
 	}
@@ -178,7 +186,7 @@ func (d *processDriver) List(context.Context) ([]driver.Sandbox, error) {
 	}
 	files, err := filepath.Glob(filepath.Join(dir, pattern))
 	var list []driver.Sandbox
-	if d.broken == "list is empty" {
+	if d.broken == "list is empty" || d.broken == "forgets over a restart" && len(d.sandboxes) == 0 {
 		return nil, err
 	}
 	for _, f := range files {
@@ -224,10 +232,13 @@ func (p *process) Wait(ctx context.Context) (driver.Exit, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	x := driver.Exit{Destroyed: p.destroyed}
+	x := driver.Exit{Destroyed: p.ended && p.d.broken != "destroyed is not told"}
 	if p.state != nil {
 		ws := p.state.Sys().(syscall.WaitStatus)
 		x.Code = p.state.ExitCode()
+		if p.d.broken == "code is lost" && x.Code > 1 {
+			x.Code = 1
+		}
 		if ws.Signaled() {
 			x.Code, x.Signal = -1, int(ws.Signal())
 		}
@@ -248,14 +259,15 @@ func (p *process) Stats(context.Context) (driver.Stats, error) {
 		return driver.Stats{Memory: 1 << 20, CPU: time.Millisecond, PIDs: 1}, nil
 	}
 	var s driver.Stats
-	b, err := os.ReadFile("/proc/" + itoa(p.pid) + "/stat")
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/stat")
 	if err != nil {
 		return s, err
 	}
 	_, rest, _ := strings.Cut(string(b), ") ")
 	f := strings.Fields(rest)
-	s.CPU = time.Duration(atoi(f[11])+atoi(f[12])) * 10 * time.Millisecond
-	s.PIDs, s.Memory = atoi(f[17]), int64(atoi(f[21]))*int64(os.Getpagesize())
+	number := func(i int) int { n, _ := strconv.Atoi(f[i]); return n }
+	s.CPU = time.Duration(number(11)+number(12)) * 10 * time.Millisecond
+	s.PIDs, s.Memory = number(17), int64(number(21))*int64(os.Getpagesize())
 	return s, nil
 }
 
@@ -274,21 +286,19 @@ func (p *process) Destroy(context.Context) error {
 		p.mu.Unlock()
 		return errors.New("no such sandbox")
 	}
-	first := !p.destroyed
-	select {
-	case <-p.done:
-	default:
-		p.destroyed = true
-	}
-	if !first {
+	if p.destroyed {
 		p.mu.Unlock()
-		<-p.done
 		return nil
 	}
 	p.destroyed = true
+	select {
+	case <-p.done:
+	default:
+		p.ended = true
+	}
 	p.mu.Unlock()
 	if p.d.broken != "process left" {
-		killGroup(p.pid)
+		_ = syscall.Kill(-p.pid, syscall.SIGKILL)
 	} else {
 		_ = syscall.Kill(p.pid, syscall.SIGKILL)
 	}
@@ -297,7 +307,9 @@ func (p *process) Destroy(context.Context) error {
 		if p.d.broken != "descriptor left" {
 			p.conn.Close()
 		}
-		p.group.Wait()
+		if p.d.broken != "output after destroy" {
+			p.group.Wait()
+		}
 		if p.d.broken == "goroutine left" {
 			go func() { select {} }()
 		}
@@ -305,15 +317,13 @@ func (p *process) Destroy(context.Context) error {
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
 	delete(p.d.sandboxes, p.id)
+	if p.d.broken == "dir grows" {
+		_ = os.WriteFile(filepath.Join(p.d.dir, randomName()), nil, 0o600)
+	}
 	if p.d.broken != "file left" {
 		os.RemoveAll(filepath.Join(p.d.dir, p.id+"-tmp"))
 	}
 	return os.Remove(p.file)
-}
-
-// killGroup kills a sandbox's processes, those in sessions of their own too.
-func killGroup(pid int) {
-	_ = syscall.Kill(-pid, syscall.SIGKILL)
 }
 
 var (

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 )
@@ -38,9 +38,19 @@ func takeSnapshot(e *env) snapshot {
 // before, after giving it a moment to go.
 func compareSnapshots(t *testing.T, e *env, before snapshot) {
 	t.Helper()
-	eventually(t, 5*time.Second, func() string { return strings.Join(differences(e, before), "\n") })
-	if err := goleak.Find(before.ignore, goleak.IgnoreTopFunction("os/exec.(*Cmd).watchCtx.func1")); err != nil {
+	eventually(t, e.cfg.patience, func() string { return strings.Join(differences(e, before), "\n") })
+	if err := goleak.Find(before.ignore); err != nil {
 		t.Errorf("goroutines left: %v", err)
+	}
+	// What a wrong driver has left must not outlive its test.
+	for id := range ourProcesses(e.binary) {
+		if _, ok := before.processes[id]; !ok {
+			pid, _, _ := strings.Cut(id, "@")
+			if exe, err := os.Readlink("/proc/" + pid + "/exe"); err == nil && filepath.Base(exe) == "testguest" {
+				n, _ := strconv.Atoi(pid)
+				_ = syscall.Kill(n, syscall.SIGKILL)
+			}
+		}
 	}
 }
 
