@@ -253,7 +253,8 @@ func statusCode(resp *http.Response) hearth.Code {
 		return h
 	}
 	for _, i := range hearth.Codes() {
-		if i.HTTPStatus == resp.StatusCode {
+		// A 502 that does not say so comes from a proxy, not from a function.
+		if i.HTTPStatus == resp.StatusCode && i.Code != hearth.CodeFunction {
 			return i.Code
 		}
 	}
@@ -262,6 +263,8 @@ func statusCode(resp *http.Response) hearth.Code {
 		return hearth.CodeConflict
 	case resp.StatusCode < 500:
 		return hearth.CodeInvalid
+	case resp.StatusCode == http.StatusBadGateway:
+		return hearth.CodeUnavailable
 	default:
 		return hearth.CodeInternal
 	}

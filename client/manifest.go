@@ -206,6 +206,10 @@ func (p parser) value(key, value *yaml.Node, field reflect.Value) error {
 			return err
 		}
 	}
+	if field.Kind() == reflect.Int && value.Tag != "!!int" {
+		// The YAML package would cut 1.5 to 1.
+		return p.err(value.Line, "write "+example(field.Type()), "%s cannot be %q", key.Value, clip(value.Value))
+	}
 	err := value.Decode(field.Addr().Interface())
 	var h *hearth.Error
 	switch {
