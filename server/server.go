@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -156,20 +157,26 @@ func (s *Server) handler() http.Handler {
 
 		AllowedHosts: s.cfg.AllowedHosts,
 	})
-	managed := http.NewServeMux()
-	for _, p := range hearth.ReservedPaths() {
-		if p != "/fn" {
-			managed.Handle(p, management)
-			managed.Handle(p+"/", management)
-		}
-	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, pattern := managed.Handler(r); pattern != "" {
+		if managed(r.URL.Path) {
 			management.ServeHTTP(w, r)
 			return
 		}
 		s.gateway.ServeHTTP(w, r)
 	})
+}
+
+// managed tells whether a path belongs to the platform and not to functions.
+func managed(path string) bool {
+	if strings.HasPrefix(path, "/fn/") {
+		return false
+	}
+	for _, p := range hearth.ReservedPaths() {
+		if rest, ok := strings.CutPrefix(path, p); ok && (rest == "" || rest[0] == '/') {
+			return true
+		}
+	}
+	return false
 }
 
 // Addr is the address that is served, with the port that was chosen for :0.
