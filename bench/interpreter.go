@@ -55,7 +55,7 @@ func findInterpreter(ctx context.Context, runtime, source string) (interpreter, 
 			WithHint("choose a python or nodejs runtime")
 	}
 	missing := hearth.Errorf(hearth.CodeNotFound, "no interpreter of %s was found for the references", runtime).
-		WithHint("name it with --interpreter, for example --interpreter /usr/bin/python3")
+		WithHint("put the interpreter on PATH")
 	var candidates []string
 	info, err := os.Stat(source)
 	switch {
