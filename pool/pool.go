@@ -81,6 +81,9 @@ type Pool struct {
 	groups map[string]*group // guarded by mu; by Version.Incarnation
 	closed bool              // guarded by mu
 	quiet  chan struct{}     // guarded by mu; closed when closed and nothing is left
+	// retired has the incarnations that Retire was called for lately, and when: a
+	// call that found its version just before may still come.
+	retired map[string]time.Time // guarded by mu
 	// instances is every instance whose sandbox may still exist.
 	instances map[*instance]struct{} // guarded by mu
 }
@@ -123,6 +126,7 @@ func New(cfg Config) *Pool {
 		cancel:     cancel,
 		groups:     map[string]*group{},
 		quiet:      make(chan struct{}),
+		retired:    map[string]time.Time{},
 		instances:  map[*instance]struct{}{},
 	}
 	p.wg.Go(p.reap)
@@ -165,12 +169,11 @@ func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
 func (p *Pool) Retire(incarnation string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	g := p.groups[incarnation]
-	if g == nil {
-		return
+	p.retired[incarnation] = time.Now()
+	if g := p.groups[incarnation]; g != nil {
+		g.retired = true
+		p.evictLocked(g)
 	}
-	g.retired = true
-	p.evictLocked(g)
 }
 
 // Evict destroys the idle instances of a version and returns their number.
@@ -254,7 +257,8 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version) (*instance, *Leas
 	}
 	g := p.groups[v.Incarnation]
 	if g == nil {
-		g = &group{version: *v}
+		_, retired := p.retired[v.Incarnation]
+		g = &group{version: *v, retired: retired}
 		p.groups[v.Incarnation] = g
 	}
 	if n := len(g.idle); n > 0 {
@@ -508,6 +512,11 @@ func (p *Pool) reap() {
 				p.removeLocked(g.idle[0])
 			}
 			p.forgetLocked(g)
+		}
+		for incarnation, at := range p.retired {
+			if at.Before(time.Now().Add(-time.Minute)) {
+				delete(p.retired, incarnation)
+			}
 		}
 		p.mu.Unlock()
 	}

@@ -358,6 +358,22 @@ func TestRetireServesWhatWaits(t *testing.T) {
 	})
 }
 
+// TestCallAfterRetire: a call that comes late is served, but leaves nothing.
+func TestCallAfterRetire(t *testing.T) {
+	d := &fakeDriver{}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 1)
+		p.Retire(v.Incarnation)
+		if _, _, err := do(t.Context(), p, v, "a"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if d.count() != 0 {
+			t.Error("an instance of a retired version was kept")
+		}
+	})
+}
+
 func TestEvict(t *testing.T) {
 	d := &fakeDriver{}
 	run(t, d, nil, func(t *testing.T, p *Pool) {

@@ -57,15 +57,18 @@ func (p *probes) Drivers(ctx context.Context) []driver.Info {
 	}
 }
 
-func probe(ctx context.Context, drivers map[string]driver.Driver, log *slog.Logger) []driver.Info {
+func probe(parent context.Context, drivers map[string]driver.Driver, log *slog.Logger) []driver.Info {
 	infos := make([]driver.Info, len(drivers))
 	var wg sync.WaitGroup
 	for i, name := range slices.Sorted(maps.Keys(drivers)) {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			ctx, cancel := context.WithTimeout(parent, probeTimeout)
 			defer cancel()
 			info, err := drivers[name].Probe(ctx)
 			if err != nil {
+				if parent.Err() != nil {
+					return // the server is closing
+				}
 				log.Error("probe failed", "driver", name, "err", err)
 				info = driver.Info{Name: name, Missing: []driver.Problem{{What: "its probe failed: " + err.Error()}}}
 			}
