@@ -3,11 +3,10 @@ package guest
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
-	"errors"
+	"fmt"
 	"io"
-	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -56,7 +55,8 @@ type call struct {
 	id     string
 	stream uint32
 
-	notify chan struct{} // wakes the caller; capacity 1
+	notify chan struct{} // constant; wakes the caller; capacity 1
+	more   chan struct{} // wakes the upload, nil if there is none; capacity 1
 
 	mu       sync.Mutex
 	frames   []queuedFrame // guarded by mu; not yet taken by the caller
@@ -74,20 +74,26 @@ type queuedFrame struct {
 	start, end int
 }
 
-// receive queues one frame. It is called from the reader only.
+// maxCredit bounds the window a guest may give, in bytes.
+const maxCredit = 1 << 30
+
+// receive queues one frame. It is called from the reader only. The queue is
+// bounded: it holds one RESPONSE, DATA of one window as one piece however small
+// its frames were, and one END or ERROR.
 func (c *call) receive(h header, payload []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch h.typ {
 	case typeWindow:
-		if len(payload) != 4 {
-			return protocolErrorf("a WINDOW of %d bytes", len(payload))
-		}
 		inc := binary.BigEndian.Uint32(payload)
-		if uint64(c.credit)+uint64(inc) > 1<<30 {
-			return protocolErrorf("the window grew over 1 GiB")
+		if int64(c.credit)+int64(inc) > maxCredit {
+			return protocolErrorf("the window grew over %d bytes", maxCredit)
 		}
 		c.credit += int(inc)
+		select {
+		case c.more <- struct{}{}:
+		default:
+		}
 		return nil
 	case typeResponse:
 		if c.started {
@@ -102,12 +108,12 @@ func (c *call) receive(h header, payload []byte) error {
 		if c.received > windowSize {
 			return protocolErrorf("stream %d exceeded its window", h.stream)
 		}
+		if len(payload) == 0 {
+			return nil
+		}
 	case typeEnd:
 		if !c.started {
 			return protocolErrorf("END before RESPONSE on stream %d", h.stream)
-		}
-		if len(payload) != 0 {
-			return protocolErrorf("an END with a payload")
 		}
 		c.ended = true
 	case typeError:
@@ -118,11 +124,13 @@ func (c *call) receive(h header, payload []byte) error {
 	}
 	start := len(c.buf)
 	c.buf = append(c.buf, payload...)
+	if n := len(c.frames); n > 0 && h.typ == typeData && c.frames[n-1].typ == typeData {
+		c.frames[n-1].end = len(c.buf)
+		return nil
+	}
 	c.frames = append(c.frames, queuedFrame{h.typ, start, len(c.buf)})
 	return nil
 }
-
-func grow(b []byte, n int) []byte { return slices.Grow(b, n)[:len(b)+n] }
 
 // finish ends the call because the connection did.
 func (c *call) finish(err error) {
@@ -147,7 +155,6 @@ type batch struct {
 	buf    []byte
 	ended  bool
 	err    error
-	credit int
 }
 
 // take swaps the call's queue with the empty one of b.
@@ -157,7 +164,6 @@ func (c *call) take(b *batch) {
 	c.frames, b.frames = b.frames[:0], c.frames
 	c.buf, b.buf = b.buf[:0], c.buf
 	b.ended, b.err = c.ended, c.err
-	b.credit, c.credit = c.credit, 0
 }
 
 // exchange is what Invoke needs for one call. A connection keeps a spare one,
@@ -177,17 +183,18 @@ func (c *Conn) newExchange() *exchange {
 	return &exchange{call: &call{notify: make(chan struct{}, 1)}}
 }
 
-// recycle keeps x for another call. The call must have ended: then the reader
+// recycle keeps x for another call. This one must have ended: then the reader
 // only wakes it once more at most, which the next one survives.
 func (c *Conn) recycle(x *exchange) {
 	if cap(x.call.buf)+cap(x.batch.buf) > maxSpare {
 		return
 	}
-	select {
-	case <-x.call.notify:
-	default:
-	}
-	*x.call = call{notify: x.call.notify, frames: x.call.frames[:0], buf: x.call.buf[:0]}
+	call := x.call
+	call.mu.Lock()
+	call.frames, call.buf, call.err = call.frames[:0], call.buf[:0], nil
+	call.ended, call.started, call.dropped = false, false, false
+	call.received, call.credit = 0, 0
+	call.mu.Unlock()
 	x.batch = batch{frames: x.batch.frames[:0], buf: x.batch.buf[:0]}
 	c.spare.Store(x)
 }
@@ -197,53 +204,55 @@ func (c *Conn) recycle(x *exchange) {
 // and the call may stay under way for a while (see Settle). An error after
 // sink.Head was called means that the response is broken off. Errors:
 // CodeFunction if the handler failed or its process ended, CodeTimeout and
-// CodeCanceled after ctx; an error of Rest or sink is returned as it is.
+// CodeCanceled after ctx, CodeUnavailable after Close, CodeInvalid for an event
+// that is too large; an error of Rest or sink is returned as it is.
 func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
+	if size := len(in.Event) + len(in.ID) + 128; size > maxPayload {
+		return hearth.Errorf(hearth.CodeInvalid, "the request's headers make an event of %d bytes, the limit is %d", len(in.Event), maxPayload).
+			WithHint("send fewer or shorter headers and query parameters")
+	}
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	inline := len(in.Body) <= chunkSize && in.Rest == nil
 	x := c.newExchange()
 	x.call.id = in.ID
-	if err := c.open(x.call); err != nil {
-		return err
+	if !inline {
+		x.call.more = make(chan struct{}, 1)
+		x.call.credit = windowSize
 	}
-	stream := x.call.stream
-	inline := len(in.Body) <= chunkSize && in.Rest == nil
-	size := len(in.Event) + len(in.ID) + 128
-	if size > maxPayload {
-		c.drop(x.call)
-		return hearth.Errorf(hearth.CodeInvalid, "the request's headers make an event of %d bytes, the limit is %d", len(in.Event), maxPayload)
-	}
-	if inline {
-		size += len(in.Body)
-	}
-	if d, ok := ctx.Deadline(); ok && size > chunkSize/2 {
-		// So much may not fit into the socket; a guest that does not read must
-		// not hold the caller beyond its deadline.
-		c.nc.SetWriteDeadline(d)
-		defer c.nc.SetWriteDeadline(time.Time{})
-	}
-	err := c.write(func(b []byte) []byte {
+	var openErr error
+	err := c.send(ctx, func(b []byte) []byte {
+		// Here, so that stream ids are sent in the order they are given out.
+		if openErr = c.open(x.call); openErr != nil {
+			return b
+		}
 		at := len(b)
-		b = appendHeader(b, typeInvoke, stream, 0)
+		b = appendHeader(b, typeInvoke, x.call.stream, 0)
 		b = appendInvoke(b, in)
 		binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-headerSize))
 		if inline && len(in.Body) > 0 {
-			b = appendFrame(b, typeData, stream, in.Body)
-			b = appendHeader(b, typeEnd, stream, 0)
+			b = appendFrame(b, typeData, x.call.stream, in.Body)
+			b = appendHeader(b, typeEnd, x.call.stream, 0)
 		}
 		return b
 	})
+	if err == nil {
+		err = openErr
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return contextError(ctx)
-		}
 		return err
 	}
-	var up *upload
+	var failed <-chan error
 	if !inline {
-		up = c.startUpload(ctx, stream, in)
-		defer up.stop()
+		uploadCtx, stop := context.WithCancel(ctx)
+		// It does not wait: Rest may block until its owner, the HTTP server,
+		// closes it.
+		defer stop()
+		failed = c.startUpload(uploadCtx, x.call, in)
 	}
-	err = c.receive(ctx, x, up, sink)
-	if x.batch.ended && up == nil {
+	err = c.receive(ctx, x, failed, sink)
+	if x.batch.ended && inline {
 		c.recycle(x)
 	}
 	return err
@@ -268,9 +277,8 @@ func appendInvoke(b []byte, in *Call) []byte {
 }
 
 // receive passes frames to sink until the call has ended.
-func (c *Conn) receive(ctx context.Context, x *exchange, up *upload, sink Sink) error {
+func (c *Conn) receive(ctx context.Context, x *exchange, failed <-chan error, sink Sink) error {
 	granted := 0
-	failed := up.failure()
 	for {
 		select {
 		case <-x.call.notify:
@@ -283,15 +291,13 @@ func (c *Conn) receive(ctx context.Context, x *exchange, up *upload, sink Sink) 
 			return err
 		}
 		x.call.take(&x.batch)
-		up.grant(x.batch.credit)
 		for i, f := range x.batch.frames {
 			payload := x.batch.buf[f.start:f.end]
 			switch f.typ {
 			case typeResponse:
 				head, err := c.decodeHead(payload)
 				if err != nil {
-					c.fail(brokenError(err))
-					return brokenError(err)
+					return c.violation("malformed RESPONSE: %v", err)
 				}
 				if err := sink.Head(head); err != nil {
 					c.abandon(x.call, "client")
@@ -319,7 +325,7 @@ func (c *Conn) receive(ctx context.Context, x *exchange, up *upload, sink Sink) 
 				}
 				return nil
 			case typeError:
-				return decodeError(payload)
+				return c.decodeError(payload)
 			}
 		}
 		if x.batch.err != nil {
@@ -339,14 +345,13 @@ func (c *Conn) receive(ctx context.Context, x *exchange, up *upload, sink Sink) 
 func (c *Conn) abandon(call *call, reason string) {
 	call.mu.Lock()
 	call.dropped = true
+	call.frames, call.buf = nil, nil
 	ended := call.ended
 	call.mu.Unlock()
 	if ended {
 		return
 	}
-	// In a goroutine: the guest may not be reading, and the caller has left.
-	// It ends at the latest when the connection is closed.
-	go c.write(func(b []byte) []byte {
+	c.post(func(b []byte) []byte { //nolint:errcheck // without a stream there is nothing to cancel
 		return appendFrame(b, typeCancel, call.stream, []byte(`{"reason":"`+reason+`"}`))
 	})
 }
@@ -369,134 +374,28 @@ func (c *Conn) decodeHead(payload []byte) (*Head, error) {
 		return &d.head, nil
 	}
 	d := &decodedHead{raw: string(payload)}
-	if err := json.Unmarshal(payload, &d.head); err != nil {
-		return nil, protocolErrorf("malformed RESPONSE: %v", err)
+	if err := decodeObject(payload, &d.head); err != nil {
+		return nil, err
 	}
-	c.lastHead.Store(d)
+	for _, kv := range d.head.Headers {
+		// Whoever filters headers relies on it.
+		if strings.ContainsFunc(kv[0], func(r rune) bool { return 'A' <= r && r <= 'Z' }) {
+			return nil, fmt.Errorf("the header name %q is not in lower case", clip(kv[0], 80))
+		}
+	}
+	if len(payload) <= maxSpare/4 {
+		c.lastHead.Store(d)
+	}
 	return &d.head, nil
 }
 
-func decodeError(payload []byte) error {
+func (c *Conn) decodeError(payload []byte) error {
 	var e struct {
 		Kind string `json:"kind"`
 		hearth.FunctionError
 	}
-	if err := json.Unmarshal(payload, &e); err != nil {
-		return brokenError(protocolErrorf("malformed ERROR: %v", err))
+	if err := decodeObject(payload, &e); err != nil {
+		return c.violation("malformed ERROR: %v", err)
 	}
 	return functionError(&e.FunctionError, "")
 }
-
-// upload sends a body that is too large for one piece, or not yet complete.
-type upload struct {
-	c      *Conn
-	cancel context.CancelFunc
-	failed chan error
-	more   chan struct{} // capacity 1; credit grew
-	done   chan struct{}
-
-	mu     sync.Mutex
-	credit int // guarded by mu
-}
-
-func (c *Conn) startUpload(ctx context.Context, stream uint32, in *Call) *upload {
-	ctx, cancel := context.WithCancel(ctx)
-	u := &upload{
-		c: c, cancel: cancel, credit: windowSize,
-		failed: make(chan error, 1), more: make(chan struct{}, 1), done: make(chan struct{}),
-	}
-	go func() {
-		defer close(u.done)
-		if err := u.send(ctx, stream, in); err != nil {
-			u.failed <- err
-		}
-	}()
-	return u
-}
-
-func (u *upload) send(ctx context.Context, stream uint32, in *Call) error {
-	for p := in.Body; len(p) > 0; {
-		n, err := u.acquire(ctx, min(len(p), chunkSize))
-		if err != nil {
-			return nil //nolint:nilerr // the caller sees the end of ctx itself
-		}
-		if err := u.data(stream, p[:n]); err != nil {
-			return nil //nolint:nilerr // the reader reports the end of the connection
-		}
-		p = p[n:]
-	}
-	if in.Rest != nil {
-		buf := make([]byte, chunkSize)
-		for {
-			n, err := in.Rest.Read(buf)
-			for p := buf[:n]; len(p) > 0; {
-				m, err := u.acquire(ctx, len(p))
-				if err != nil {
-					return nil //nolint:nilerr // as above
-				}
-				if err := u.data(stream, p[:m]); err != nil {
-					return nil //nolint:nilerr // as above
-				}
-				p = p[m:]
-			}
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				return err
-			}
-		}
-	}
-	u.c.write(func(b []byte) []byte { return appendHeader(b, typeEnd, stream, 0) })
-	return nil
-}
-
-func (u *upload) data(stream uint32, p []byte) error {
-	return u.c.write(func(b []byte) []byte { return appendFrame(b, typeData, stream, p) })
-}
-
-// acquire takes up to n bytes of credit, waiting for the first.
-func (u *upload) acquire(ctx context.Context, n int) (int, error) {
-	for {
-		u.mu.Lock()
-		got := min(n, u.credit)
-		u.credit -= got
-		u.mu.Unlock()
-		if got > 0 {
-			return got, nil
-		}
-		select {
-		case <-u.more:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		case <-u.c.done:
-			return 0, u.c.Err()
-		}
-	}
-}
-
-// grant adds credit; u may be nil.
-func (u *upload) grant(n int) {
-	if u == nil || n == 0 {
-		return
-	}
-	u.mu.Lock()
-	u.credit += n
-	u.mu.Unlock()
-	select {
-	case u.more <- struct{}{}:
-	default:
-	}
-}
-
-// failure tells that the body could not be read; nil for a nil u.
-func (u *upload) failure() <-chan error {
-	if u == nil {
-		return nil
-	}
-	return u.failed
-}
-
-// stop ends the upload. It does not wait: Rest may block until its owner,
-// the HTTP server, closes it.
-func (u *upload) stop() { u.cancel() }

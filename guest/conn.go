@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,8 +36,7 @@ type Conn struct {
 	control chan controlFrame // READY and INIT_ERROR for Connect and Init
 	done    chan struct{}     // closed when the reader has ended
 
-	wmu  sync.Mutex // serialises frames; held while writing
-	wbuf []byte     // guarded by wmu
+	w *writer
 
 	spare    atomic.Pointer[exchange]    // for the next call
 	lastHead atomic.Pointer[decodedHead] // the newest RESPONSE head; most repeat
@@ -45,6 +46,7 @@ type Conn struct {
 	next    uint32           // guarded by mu; the next stream id
 	err     error            // guarded by mu; why the connection ended
 	settled chan struct{}    // guarded by mu; closed when calls becomes empty, nil if nobody waits
+	asked   frameType        // guarded by mu; HELLO or INIT while it is not answered, else 0
 }
 
 type controlFrame struct {
@@ -81,6 +83,7 @@ func Connect(ctx context.Context, nc net.Conn, opts Options) (*Conn, Hello, erro
 		calls:   map[uint32]*call{},
 		next:    1,
 	}
+	c.w = newWriter(nc, func(err error) { c.fail(brokenError(err)) })
 	go c.read()
 	var hello Hello
 	err := c.ask(ctx, typeHello, map[string]any{"protocol": protocolVersion, "secret": opts.Secret}, &hello)
@@ -114,22 +117,19 @@ func (c *Conn) ask(ctx context.Context, t frameType, question, answer any) error
 	if len(payload) > maxPayload {
 		return hearth.Errorf(hearth.CodeInvalid, "the function's configuration has %d bytes, the limit is %d", len(payload), maxPayload)
 	}
-	// A guest that does not read must not hold the caller beyond ctx.
-	stop := context.AfterFunc(ctx, func() { c.nc.SetWriteDeadline(time.Unix(1, 0)) })
-	err = c.write(func(b []byte) []byte { return appendFrame(b, t, 0, payload) })
-	if !stop() || err != nil {
-		if ctx.Err() != nil {
-			return contextError(ctx)
-		}
+	c.mu.Lock()
+	c.asked = t
+	c.mu.Unlock()
+	if err := c.send(ctx, func(b []byte) []byte { return appendFrame(b, t, 0, payload) }); err != nil {
 		return err
 	}
 	select {
 	case f := <-c.control:
-		return decodeControl(f, answer)
+		return c.decodeControl(f, answer)
 	case <-c.done:
 		select { // it may have answered and ended at once
 		case f := <-c.control:
-			return decodeControl(f, answer)
+			return c.decodeControl(f, answer)
 		default:
 			return c.Err()
 		}
@@ -138,40 +138,60 @@ func (c *Conn) ask(ctx context.Context, t frameType, question, answer any) error
 	}
 }
 
-func decodeControl(f controlFrame, answer any) error {
+func (c *Conn) decodeControl(f controlFrame, answer any) error {
+	var fe hearth.FunctionError
 	if f.typ == typeInitError {
-		var fe hearth.FunctionError
-		if err := json.Unmarshal(f.payload, &fe); err != nil {
-			return brokenError(protocolErrorf("malformed INIT_ERROR: %v", err))
-		}
-		return functionError(&fe, "the function failed to load: ")
+		answer = &fe
 	}
-	if err := json.Unmarshal(f.payload, answer); err != nil {
-		return brokenError(protocolErrorf("malformed READY: %v", err))
+	if err := decodeObject(f.payload, answer); err != nil {
+		return c.violation("malformed READY or INIT_ERROR: %v", err)
+	}
+	if f.typ == typeInitError {
+		return functionError(&fe, "the function failed to load: ")
 	}
 	return nil
 }
 
-// Shutdown asks the guest to finish its calls and exit within grace.
+// decodeObject decodes the head of a frame.
+func decodeObject(payload []byte, v any) error {
+	if trimmed := bytes.TrimLeft(payload, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' {
+		return errors.New("not a JSON object")
+	}
+	return json.Unmarshal(payload, v)
+}
+
+// violation ends the stream because of a frame that only its receiver could
+// judge. It returns the error for that call.
+func (c *Conn) violation(format string, args ...any) error {
+	err := brokenError(protocolErrorf(format, args...))
+	c.fail(err)
+	return err
+}
+
+// Shutdown asks the guest to finish its calls and exit within grace. It does
+// not wait for either.
 func (c *Conn) Shutdown(grace time.Duration) error {
 	payload := fmt.Appendf(nil, `{"grace_ms":%d}`, grace.Milliseconds())
-	return c.write(func(b []byte) []byte { return appendFrame(b, typeShutdown, 0, payload) })
+	return c.post(func(b []byte) []byte { return appendFrame(b, typeShutdown, 0, payload) })
 }
 
 // Done is closed when the stream has ended, for whatever reason.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err returns why the stream ended, nil while it lives. Errors: CodeFunction.
+// Err returns why the stream ended, nil while it lives. Errors: CodeFunction
+// if the guest ended it, CodeUnavailable after Close.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close ends the stream; calls in flight fail. It waits for the reader.
+// Close ends the stream; calls in flight fail with CodeUnavailable. It waits
+// for the goroutines of the connection, and may be called again.
 func (c *Conn) Close() error {
-	c.fail(brokenError(net.ErrClosed))
+	c.fail(&hearth.Error{Code: hearth.CodeUnavailable, Message: "the instance was stopped", Err: net.ErrClosed})
 	<-c.done
+	c.w.wait()
 	return nil
 }
 
@@ -216,20 +236,19 @@ func (c *Conn) fail(err error) {
 	c.nc.Close()
 }
 
-// write sends the frames that build appends, in one piece.
-func (c *Conn) write(build func([]byte) []byte) error {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	c.wbuf = build(c.wbuf[:0])
-	_, err := c.nc.Write(c.wbuf)
-	if cap(c.wbuf) > 2*chunkSize {
-		c.wbuf = nil
+// post and send are those of writer; their errors tell why the stream ended.
+func (c *Conn) post(build func([]byte) []byte) error { return c.writeError(c.w.post(build)) }
+
+func (c *Conn) send(ctx context.Context, build func([]byte) []byte) error {
+	return c.writeError(c.w.send(ctx, build))
+}
+
+func (c *Conn) writeError(err error) error {
+	var he *hearth.Error
+	if err == nil || errors.As(err, &he) {
+		return err
 	}
-	if err != nil {
-		c.fail(brokenError(err))
-		return c.Err()
-	}
-	return nil
+	return c.Err()
 }
 
 // read is the reader goroutine: it hands frames to their calls until the
@@ -256,105 +275,120 @@ func (c *Conn) settleLocked() {
 
 func (c *Conn) readFrames() error {
 	r := bufio.NewReaderSize(c.nc, 8<<10)
-	var head [headerSize]byte
-	var scratch []byte
 	var pending *call // got frames it was not woken for, to wake it once for many
 	for {
 		if pending != nil && r.Buffered() < headerSize {
 			pending.wake()
 			pending = nil
 		}
-		if _, err := io.ReadFull(r, head[:]); err != nil {
-			return err
-		}
-		h, err := parseHeader(head[:])
+		head, err := r.Peek(headerSize)
 		if err != nil {
 			return err
 		}
-		if pending != nil && (pending.stream != h.stream || r.Buffered() < int(h.length)) {
+		h, err := parseHeader(head)
+		if err != nil {
+			return err
+		}
+		r.Discard(headerSize) //nolint:errcheck // it was peeked
+		// A guest that stops in the middle of a frame holds up its call only.
+		if pending != nil && pending.stream != h.stream {
 			pending.wake()
 			pending = nil
 		}
-		switch h.typ {
-		case typeData, typeEnd, typeResponse, typeError, typeWindow:
-			if pending, err = c.deliver(h, r, &scratch); err != nil {
-				return err
-			}
-			continue
-		}
-		if cap(scratch) < int(h.length) {
-			scratch = make([]byte, h.length)
-		}
-		payload := scratch[:h.length]
-		if _, err := io.ReadFull(r, payload); err != nil {
+		if err := c.receiveFrame(h, r, &pending); err != nil {
 			return err
-		}
-		switch h.typ {
-		case typeLog:
-			if err := c.log(h.stream, payload); err != nil {
-				return err
-			}
-		case typeReady, typeInitError:
-			select {
-			case c.control <- controlFrame{h.typ, append([]byte(nil), payload...)}:
-			default:
-				return protocolErrorf("an answer nobody asked for")
-			}
-		}
-		if cap(scratch) > chunkSize {
-			scratch = nil
 		}
 	}
 }
 
-// deliver reads a call's frame from r and appends it to the call's queue. It
-// returns the call if its caller was not woken for the frame.
-func (c *Conn) deliver(h header, r *bufio.Reader, scratch *[]byte) (*call, error) {
+// receiveFrame reads the payload of h and hands it to whom it is for. pending
+// becomes the call that is still to be woken for it.
+func (c *Conn) receiveFrame(h header, r *bufio.Reader, pending **call) error {
+	var payload []byte
+	var err error
+	switch n := int(h.length); {
+	case n <= r.Size():
+		if payload, err = r.Peek(n); err != nil {
+			return err
+		}
+		defer r.Discard(n) //nolint:errcheck // it was peeked
+	case n <= chunkSize:
+		chunk := chunks.Get().(*[chunkSize]byte)
+		defer chunks.Put(chunk)
+		payload = chunk[:n]
+		_, err = io.ReadFull(r, payload)
+	default:
+		payload = make([]byte, n)
+		_, err = io.ReadFull(r, payload)
+	}
+	if err != nil {
+		return err
+	}
+	switch h.typ {
+	case typeLog:
+		return c.log(h.stream, payload)
+	case typeReady, typeInitError:
+		return c.answer(h.typ, payload)
+	default:
+		*pending, err = c.deliver(h, payload)
+		return err
+	}
+}
+
+// chunks holds buffers for payloads that a connection's own buffer cannot
+// hold, so that idle connections need not keep one each.
+var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// deliver appends a call's frame to the call's queue. It returns the call if
+// its caller was not woken for the frame.
+func (c *Conn) deliver(h header, payload []byte) (*call, error) {
 	c.mu.Lock()
 	call := c.calls[h.stream]
 	if call == nil {
-		known := h.stream%2 == 1 && h.stream < c.next
+		known := c.knownLocked(h.stream)
 		c.mu.Unlock()
 		if !known || h.typ != typeWindow { // a WINDOW may cross the call's end
 			return nil, protocolErrorf("frame type %#x on stream %d, which is not open", uint8(h.typ), h.stream)
 		}
-		_, err := r.Discard(int(h.length))
-		return nil, err
-	}
-	c.mu.Unlock()
-	// The payload must be complete before the call's lock is taken: a guest that
-	// stops in the middle of a frame must not hold up the caller.
-	var payload []byte
-	var err error
-	if r.Buffered() >= int(h.length) {
-		if payload, err = r.Peek(int(h.length)); err == nil {
-			defer r.Discard(len(payload))
-		}
-	} else {
-		*scratch = grow((*scratch)[:0], int(h.length))
-		payload = *scratch
-		_, err = io.ReadFull(r, payload)
-	}
-	if err != nil {
-		return nil, err
-	}
-	last := h.typ == typeEnd || h.typ == typeError
-	if last {
-		// First this, so that a caller that has seen the end finds it settled.
-		c.mu.Lock()
-		delete(c.calls, h.stream)
-		c.settleLocked()
-		c.mu.Unlock()
-	}
-	if err := call.receive(h, payload); err != nil {
-		call.finish(brokenError(err))
-		return nil, err
-	}
-	if last {
-		call.wake()
 		return nil, nil
 	}
-	return call, nil
+	last := h.typ == typeEnd || h.typ == typeError
+	if !last {
+		c.mu.Unlock()
+		return call, call.receive(h, payload)
+	}
+	// Both under the lock, so that a caller that has seen the end finds the
+	// connection settled.
+	err := call.receive(h, payload)
+	if err == nil {
+		delete(c.calls, h.stream)
+		c.settleLocked()
+	}
+	c.mu.Unlock()
+	if err == nil {
+		call.wake()
+	}
+	return nil, err
+}
+
+// knownLocked tells whether stream is or was that of a call.
+func (c *Conn) knownLocked(stream uint32) bool { return stream%2 == 1 && stream < c.next }
+
+// answer passes on what ask waits for.
+func (c *Conn) answer(t frameType, payload []byte) error {
+	c.mu.Lock()
+	asked := c.asked
+	c.asked = 0
+	c.mu.Unlock()
+	if asked == 0 || t == typeInitError && asked != typeInit {
+		return protocolErrorf("frame type %#x, which nobody asked for", uint8(t))
+	}
+	select {
+	case c.control <- controlFrame{t, bytes.Clone(payload)}:
+		return nil
+	default: // ask was left by its caller, and called again
+		return protocolErrorf("two answers at a time")
+	}
 }
 
 func (c *Conn) log(stream uint32, payload []byte) error {
@@ -362,7 +396,7 @@ func (c *Conn) log(stream uint32, payload []byte) error {
 	if stream != 0 {
 		c.mu.Lock()
 		call := c.calls[stream]
-		known := stream%2 == 1 && stream < c.next
+		known := c.knownLocked(stream)
 		c.mu.Unlock()
 		if call != nil {
 			id = call.id
@@ -396,17 +430,9 @@ func (c *Conn) open(call *call) error {
 	return nil
 }
 
-// drop forgets a call that was never sent.
-func (c *Conn) drop(call *call) {
-	c.mu.Lock()
-	delete(c.calls, call.stream)
-	c.settleLocked()
-	c.mu.Unlock()
-}
-
 // grant lets the guest send n more bytes.
 func (c *Conn) grant(stream uint32, n int) error {
-	return c.write(func(b []byte) []byte {
+	return c.post(func(b []byte) []byte {
 		b = appendHeader(b, typeWindow, stream, 4)
 		return binary.BigEndian.AppendUint32(b, uint32(n))
 	})
@@ -436,12 +462,35 @@ func brokenError(err error) error {
 	}
 }
 
+// Bounds of what is kept of an error, in bytes: it goes into records and logs.
+const (
+	maxErrorType    = 256
+	maxErrorMessage = 8 << 10
+	maxErrorStack   = 64 << 10
+)
+
 func functionError(fe *hearth.FunctionError, prefix string) error {
+	fe.Type, fe.Message = clip(fe.Type, maxErrorType), clip(fe.Message, maxErrorMessage)
+	room := maxErrorStack
+	for i, s := range fe.Stack {
+		if room -= len(s) + 16; room < 0 {
+			fe.Stack = append(fe.Stack[:i:i], "…")
+			break
+		}
+	}
 	msg := fe.Message
 	if fe.Type != "" {
 		msg = fe.Type + ": " + msg
 	}
 	return &hearth.Error{Code: hearth.CodeFunction, Message: prefix + msg, Function: fe}
+}
+
+// clip shortens s to n bytes.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "") + "…"
 }
 
 func contextError(ctx context.Context) error {

@@ -25,7 +25,6 @@ const (
 	typeResponse  frameType = 0x13
 	typeError     frameType = 0x14
 	typeLog       frameType = 0x15
-	typePong      frameType = 0x16
 )
 
 const (
@@ -45,6 +44,8 @@ type header struct {
 	stream uint32
 }
 
+// parseHeader decodes the header of a frame from the guest, and checks all
+// that can be judged without knowing the calls.
 func parseHeader(b []byte) (header, error) {
 	h := header{
 		length: binary.BigEndian.Uint32(b),
@@ -55,7 +56,7 @@ func parseHeader(b []byte) (header, error) {
 		return h, protocolErrorf("a frame of %d bytes is over the limit of %d", h.length, maxPayload)
 	}
 	switch h.typ {
-	case typeReady, typeInitError, typePong:
+	case typeReady, typeInitError:
 		if h.stream != 0 {
 			return h, protocolErrorf("frame type %#x on stream %d, want 0", uint8(h.typ), h.stream)
 		}
@@ -63,11 +64,17 @@ func parseHeader(b []byte) (header, error) {
 		if h.stream == 0 {
 			return h, protocolErrorf("frame type %#x on stream 0", uint8(h.typ))
 		}
+		if h.typ == typeEnd && h.length != 0 {
+			return h, protocolErrorf("an END with a payload")
+		}
+		if h.typ == typeWindow && h.length != 4 {
+			return h, protocolErrorf("a WINDOW of %d bytes", h.length)
+		}
 	case typeLog:
 		if h.length == 0 {
 			return h, protocolErrorf("an empty LOG frame")
 		}
-	default:
+	default: // also PONG: this host sends no PING
 		return h, protocolErrorf("unexpected frame type %#x", uint8(h.typ))
 	}
 	return h, nil
