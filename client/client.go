@@ -122,26 +122,27 @@ func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
 	return resp, nil
 }
 
-// call sends r and decodes the JSON answer into out, unless that is nil.
-func (c *Client) call(ctx context.Context, r request, out any) (*http.Response, error) {
+// call sends r, decodes the JSON answer into out, unless that is nil, and
+// returns the HTTP status.
+func (c *Client) call(ctx context.Context, r request, out any) (status int, err error) {
 	resp, err := c.do(ctx, r)
 	if err != nil {
-		return resp, err
+		return 0, err
 	}
 	defer resp.Body.Close()
 	if out == nil {
 		_, err := io.Copy(io.Discard, resp.Body)
-		return resp, c.transportError(err)
+		return resp.StatusCode, c.transportError(err)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
 		var syntax *json.SyntaxError
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.EOF) {
-			return resp, c.notHearth(resp, err)
+			return resp.StatusCode, c.notHearth(resp, err)
 		}
-		return resp, c.transportError(err)
+		return resp.StatusCode, c.transportError(err)
 	}
-	return resp, nil
+	return resp.StatusCode, nil
 }
 
 // escaped escapes path segments. JoinPath would otherwise clean "..".

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -98,16 +97,13 @@ func TestErrorsKeepCodeHintAndDetails(t *testing.T) {
 }
 
 func TestNoServer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	s := httptest.NewServer(http.NotFoundHandler())
+	s.Close()
+	c, err := client.New(s.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close()
-	c, err := client.New("http://" + l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, c.Healthy(t.Context()), hearth.CodeUnavailable, "no hearth server answers at http://"+l.Addr().String(), "start one with: hearth serve")
+	wantError(t, c.Healthy(t.Context()), hearth.CodeUnavailable, "no hearth server answers at "+s.URL, "start one with: hearth serve")
 }
 
 func TestCancelAndDeadline(t *testing.T) {

@@ -87,8 +87,8 @@ func (c *Client) PutFunction(ctx context.Context, name string, cfg hearth.Config
 		method: http.MethodPut, path: []string{"v1", "functions", name},
 		in: functionInput{Config: cfg, Code: code.orNil()}, header: ifMatch(generation),
 	}
-	resp, err := c.call(ctx, r, &f)
-	return c.located(f), err == nil && resp.StatusCode == http.StatusCreated, err
+	status, err := c.call(ctx, r, &f)
+	return c.located(f), err == nil && status == http.StatusCreated, err
 }
 
 // Function returns one function. Errors: CodeNotFound.

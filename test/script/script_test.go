@@ -23,9 +23,12 @@ import (
 // readyTimeout is how long a server may take on a busy machine.
 const readyTimeout = 60 * time.Second
 
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { testscript.Run(t, params(t)) }
+
+// params are those of every run; the binary is built for each.
+func params(t *testing.T) testscript.Params {
 	bin := build(t)
-	testscript.Run(t, testscript.Params{
+	return testscript.Params{
 		Files:               scripts(t),
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -46,7 +49,7 @@ func TestScripts(t *testing.T) {
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
-	})
+	}
 }
 
 func scripts(t *testing.T) []string {
