@@ -264,7 +264,7 @@ function receive(n, buffer) {
 
 function parseHead(data, start, end, what) {
   let head = null;
-  try { head = parse(data.utf8Slice(start, end)); } catch { /* reported below */ }
+  try { head = parse(data.toString('utf8', start, end)); } catch { /* reported below */ }
   if (head === null || typeof head !== 'object' || Array.isArray(head)) {
     protocolError(`${what} is no JSON object`);
     return {};
@@ -400,11 +400,11 @@ function run(call) {
         event.isBase64Encoded = true;
         event.body = body.toString('base64');
       } else {
-        event.body = body.utf8Slice(0, body.length);
+        event.body = body.toString('utf8', 0, body.length);
       }
     } else {
       try {
-        event = parse(body.utf8Slice(0, body.length));
+        event = parse(body.toString('utf8', 0, body.length));
       } catch (e) {
         return more().failEvent(call, e);
       }
@@ -530,11 +530,11 @@ function sendResponse(call, head, body) {
   }
   flush(call);
   let pos = putHeader(out, 0, RESPONSE, sid, headBytes);
-  if (typeof head === 'string') out.utf8Write(head, pos); else out.set(head, pos);
+  if (typeof head === 'string') out.write(head, pos); else out.set(head, pos);
   pos += headBytes;
   if (size > 0) {
     pos = putHeader(out, pos, DATA, sid, size);
-    if (typeof body === 'string') out.utf8Write(body, pos); else out.set(body, pos);
+    if (typeof body === 'string') out.write(body, pos); else out.set(body, pos);
     pos += size;
   }
   pos = putHeader(out, pos, END, sid, 0);
