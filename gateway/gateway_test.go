@@ -1,0 +1,222 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/hearthrun/hearth"
+)
+
+func versionWith(name string, routes ...hearth.Route) hearth.Version {
+	return hearth.Version{Function: name, Number: 1, Incarnation: name, Config: hearth.Config{Routes: routes}.WithDefaults()}
+}
+
+type fakeCatalog []hearth.Version
+
+func (f *fakeCatalog) Live(context.Context) ([]hearth.Version, error) { return *f, nil }
+
+// fakePool refuses calls, telling for which function.
+type fakePool struct{ retired []string }
+
+func (f *fakePool) Do(_ context.Context, v *hearth.Version, _ func(context.Context, Instance) error) error {
+	return hearth.Errorf(hearth.CodeExhausted, "called %s", v.Function)
+}
+func (f *fakePool) Retire(incarnation string) { f.retired = append(f.retired, incarnation) }
+
+type nowhere struct{}
+
+func (nowhere) Record(hearth.Invocation) {}
+func (nowhere) Append(hearth.LogLine)    {}
+
+func newGateway(t *testing.T, versions ...hearth.Version) (*Gateway, *fakeCatalog, *fakePool) {
+	t.Helper()
+	catalog, pool := fakeCatalog(versions), &fakePool{}
+	g := New(Config{Pool: pool, Catalog: &catalog, Recorder: nowhere{}, Logs: nowhere{}, Logger: slog.New(slog.DiscardHandler)})
+	if err := g.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return g, &catalog, pool
+}
+
+func get(g *Gateway, method, target string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	g.ServeHTTP(w, httptest.NewRequest(method, target, nil))
+	return w
+}
+
+func TestRoutePrecedence(t *testing.T) {
+	g, _, _ := newGateway(t,
+		versionWith("any", "/x/{id}"),
+		versionWith("get", "GET /x/{id}"),
+		versionWith("exact", "GET /x/special"),
+		versionWith("rest", "/x/{rest...}"),
+		versionWith("slash", "/dir/{$}"),
+	)
+	for _, c := range []struct{ method, target, want string }{
+		{"GET", "/x/1", "get"},
+		{"POST", "/x/1", "any"},
+		{"GET", "/x/special", "exact"},
+		{"GET", "/x/1/2", "rest"},
+		{"GET", "/x/", "rest"},
+		{"GET", "/dir/", "slash"},
+		{"GET", "/fn/any/anything", "any"},
+		{"GET", "/fn/any", "any"},
+		{"PATCH", "/fn/any//a//b", "any"},
+		{"GET", "/fn/none/", ""},
+		{"GET", "/fn/", ""},
+		{"GET", "/nothing", ""},
+		{"GET", "/dir/x", ""},
+	} {
+		w := get(g, c.method, c.target)
+		status, code := http.StatusTooManyRequests, "exhausted"
+		if c.want == "" {
+			status, code = http.StatusNotFound, "not_found"
+		}
+		if w.Code != status || w.Header().Get("Hearth-Error") != code || !strings.Contains(w.Body.String(), "called "+c.want) && c.want != "" {
+			t.Errorf("%s %s: %d %s, want %q", c.method, c.target, w.Code, w.Body, c.want)
+		}
+		if !json.Valid(w.Body.Bytes()) || w.Header().Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s %s: the error is no problem document: %s", c.method, c.target, w.Body)
+		}
+	}
+	if w := get(g, "GET", "/x/1"); w.Header().Get("Retry-After") == "" {
+		t.Error("a refused call has no Retry-After")
+	}
+}
+
+func TestCheckRoutes(t *testing.T) {
+	g, _, _ := newGateway(t, versionWith("a", "/a/{x}/c", "GET /same"), versionWith("b", "/b"))
+	for _, c := range []struct {
+		function string
+		route    hearth.Route
+		owner    string // "" for none
+	}{
+		{"new", "/free", ""},
+		{"new", "/b", "b"},
+		{"new", "POST /same", ""},
+		{"new", "/same", ""}, // GET /same is more specific
+		{"new", "/a/b/{y}", "a"},
+		{"a", "/a/b/{y}", ""}, // its own routes are replaced
+		{"b", "GET /same", "a"},
+	} {
+		err := g.CheckRoutes(c.function, []hearth.Route{c.route})
+		if (err != nil) != (c.owner != "") {
+			t.Errorf("%s %s: %v", c.function, c.route, err)
+		} else if err != nil && (hearth.ErrorCode(err) != hearth.CodeConflict || !strings.Contains(err.Error(), "of function "+c.owner)) {
+			t.Errorf("%s %s: %v", c.function, c.route, err)
+		}
+	}
+	if err := g.CheckRoutes("new", []hearth.Route{"/n/{a}/c", "/n/b/{c}"}); hearth.ErrorCode(err) != hearth.CodeConflict {
+		t.Errorf("two routes of one function: %v", err)
+	}
+}
+
+func TestReloadRetiresWhatIsGone(t *testing.T) {
+	g, catalog, pool := newGateway(t, versionWith("a"), versionWith("b"), versionWith("c"))
+	next := versionWith("b")
+	next.Incarnation = "b2"
+	*catalog = fakeCatalog{versionWith("a"), next}
+	if err := g.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, r := range pool.retired {
+		got[r] = true
+	}
+	if !reflect.DeepEqual(got, map[string]bool{"b": true, "c": true}) {
+		t.Errorf("retired %v", pool.retired)
+	}
+}
+
+func TestUntrustedForwardingIsDropped(t *testing.T) {
+	r := httptest.NewRequest("GET", "http://example.com/p", nil)
+	r.RemoteAddr = "198.51.100.7:1234"
+	for name, value := range map[string]string{
+		"X-Forwarded-For": "1.1.1.1", "X-Forwarded-Proto": "https", "Forwarded": "for=1.1.1.1",
+		"Connection": "X-Secret, close", "X-Secret": "s", "Keep-Alive": "5", "Te": "trailers", "X-Kept": "k",
+	} {
+		r.Header.Set(name, value)
+	}
+	v := versionWith("f")
+	var event struct {
+		Headers map[string]string
+		Context struct {
+			HTTP struct{ SourceIP string }
+		} `json:"requestContext"`
+	}
+	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", time.Now())
+	if err := json.Unmarshal(b, &event); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"host": "example.com", "x-forwarded-for": "198.51.100.7", "x-forwarded-proto": "http",
+		"x-forwarded-host": "example.com", "x-kept": "k",
+	}
+	if !reflect.DeepEqual(event.Headers, want) || event.Context.HTTP.SourceIP != "198.51.100.7" {
+		t.Errorf("headers %v, source %s", event.Headers, event.Context.HTTP.SourceIP)
+	}
+}
+
+// FuzzEvent: whatever a client sends, the event is valid JSON that says the same.
+func FuzzEvent(f *testing.F) {
+	f.Add("/a/b", "x=1&y=%zz", "X-Header", "value \"quoted\"", "a=b; c")
+	f.Add("/\x00\xff", "\x80", "Connection", "\\u0000\x01\x7f", "\xf0\x9f")
+	f.Fuzz(func(t *testing.T, path, query, name, value, cookie string) {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.URL = &url.URL{Path: path, RawQuery: query}
+		r.Header = http.Header{"X-Fixed": {value}, "Cookie": {cookie}}
+		if canonical := http.CanonicalHeaderKey(name); validToken(name) {
+			r.Header[canonical] = append(r.Header[canonical], value)
+		}
+		v := versionWith("f")
+		b := appendEvent(nil, r, &target{version: &v, path: path, routeKey: "$default", params: [][2]string{{"p", value}, {"q", path}}}, "id", time.Now())
+		var event struct {
+			RawQueryString string
+			Headers        map[string]string
+			PathParameters map[string]string
+		}
+		if err := json.Unmarshal(b, &event); err != nil {
+			t.Fatalf("%v: %s", err, b)
+		}
+		if utf8.ValidString(query) && event.RawQueryString != query {
+			t.Errorf("query %q became %q", query, event.RawQueryString)
+		}
+		if utf8.ValidString(value) && event.PathParameters["p"] != value {
+			t.Errorf("value %q became %q", value, event.PathParameters["p"])
+		}
+	})
+}
+
+func validToken(s string) bool {
+	for _, c := range s {
+		if c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func FuzzRoute(f *testing.F) {
+	f.Add("GET /a/{b}/{c...}", "/a/1/2/3")
+	f.Fuzz(func(t *testing.T, route, path string) {
+		r := hearth.Route(route)
+		if r.Validate() != nil {
+			return
+		}
+		v := versionWith("f")
+		table := emptyTable()
+		if err := table.add(r, &v); err != nil {
+			t.Fatalf("a valid route is refused: %q: %v", route, err)
+		}
+		pathParams(r, path)
+	})
+}
