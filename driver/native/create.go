@@ -47,7 +47,8 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 	if err := d.reserve(s); err != nil {
 		return nil, err
 	}
-	if err := d.bring(ctx, s, d.compose(spec, views, argv, environment(spec.Env, bin), "/tmp")); err != nil {
+	compose := func() *plan { return d.compose(spec, views, argv, environment(spec.Env, bin), "/tmp") }
+	if err := d.bring(ctx, s, spec.Limits, compose); err != nil {
 		if derr := s.Destroy(ctx); derr != nil {
 			d.log.Error("native: a sandbox that failed to start remains", "sandbox", s.id, "err", derr)
 		}
@@ -57,8 +58,8 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 }
 
 // bring starts the reserved sandbox. After an error the caller destroys it.
-func (d *Driver) bring(ctx context.Context, s *sandbox, p *plan) error {
-	g, err := d.cgroups.create(s.id, p.limits)
+func (d *Driver) bring(ctx context.Context, s *sandbox, limits driver.Limits, compose func() *plan) error {
+	g, err := d.cgroups.create(s.id, limits)
 	if err != nil {
 		return hearth.Errorf(hearth.CodeUnavailable, "make the control group of sandbox %s: %w", s.id, err)
 	}
@@ -66,11 +67,7 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, p *plan) error {
 	if err := d.spawn(s); err != nil {
 		return hearth.AsError(err)
 	}
-	if err := d.remember(s.id, s.process.Pid); err != nil {
-		go s.watch()
-		return hearth.Errorf(hearth.CodeUnavailable, "write the state of sandbox %s: %w", s.id, err)
-	}
-	return s.start(ctx, p)
+	return s.start(ctx, compose())
 }
 
 // environment is the guest's: nothing of the host's gets in.
@@ -171,7 +168,7 @@ func (d *Driver) runtime(ctx context.Context, spec driver.Spec) (views []view, a
 			return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "the runtime provided needs a command").
 				WithHint("set the command to the path of a program inside the sandbox")
 		}
-		return hostViews(), spec.Command, "", nil
+		return d.system, spec.Command, "", nil
 	}
 	it, ok := d.interpreterFor(ctx, spec.Runtime)
 	if !ok {
@@ -182,7 +179,7 @@ func (d *Driver) runtime(ctx context.Context, spec driver.Spec) (views []view, a
 	if len(argv) == 0 {
 		argv = guest.Command(it.Language, it.Exe, shimTarget)
 	}
-	views = append(it.views(), view{source: d.shims, target: shimTarget})
+	views = append(it.views(d.system), view{source: d.shims, target: shimTarget})
 	for _, v := range it.Views {
 		for _, m := range spec.Mounts {
 			if overlap(m.Target, v) {

@@ -10,10 +10,12 @@ package native
 
 import (
 	"context"
+	"fmt"
 	"hash/fnv"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/hearthrun/hearth"
@@ -41,7 +43,9 @@ type Driver struct {
 	helperPath string
 	filter     []byte // the seccomp program
 	landlock   int    // version of the kernel's Landlock, 0 without
-	root       bool
+	root       bool   // may give each sandbox a user of its own
+	system     []view // what every sandbox sees
+	etc        []view // … below /etc
 	users      userRange
 	shims      string // directory of the guests' files
 
@@ -68,10 +72,11 @@ func New(cfg Config) (*Driver, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	d := &Driver{
-		dir: cfg.Dir, log: cfg.Logger, root: os.Geteuid() == 0, landlock: landlockVersion(),
-		users:     newUserRange(cfg.Owner),
+		dir: cfg.Dir, log: cfg.Logger, landlock: landlockVersion(),
+		users: newUserRange(cfg.Owner), system: hostViews(), etc: etcViews(),
 		sandboxes: map[string]*sandbox{}, taken: map[uint32]bool{},
 	}
+	d.root = os.Geteuid() == 0 && d.users.mapped()
 	unavailable := func(err error) error {
 		return hearth.Errorf(hearth.CodeUnavailable, "native driver: %w", err).
 			WithHint("make %s writable for the user that runs hearth", cfg.Dir)
@@ -127,6 +132,25 @@ func newUserRange(owner string) userRange {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(owner))
 	return userRange{firstUser + h.Sum32()%userRanges*usersEach}
+}
+
+// mapped tells whether this process may hand out the range: root of a user
+// namespace, as in a container without privileges, may have fewer users.
+func (r userRange) mapped() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		var inside, outside, count uint64
+		if _, err := fmt.Sscan(line, &inside, &outside, &count); err != nil {
+			continue
+		}
+		if inside <= uint64(r.base) && uint64(r.base)+usersEach <= inside+count {
+			return true
+		}
+	}
+	return false
 }
 
 // reserve registers a new sandbox under its id and gives it a user.

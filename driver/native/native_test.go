@@ -47,7 +47,7 @@ func newDriver(t testing.TB) *Driver {
 			t.Errorf("left over: %s", dir)
 		}
 	})
-	if err := d.tryCommand(t.Context(), hostViews(), []string{"/bin/sh", "-c", ":"}, hearth.EgressNone); err != nil {
+	if err := d.tryCommand(t.Context(), d.system, []string{"/bin/sh", "-c", ":"}, hearth.EgressNone); err != nil {
 		t.Skipf("sandboxes do not work here: %v", err)
 	}
 	return d
@@ -267,7 +267,7 @@ func TestHostile(t *testing.T) {
 func TestInternet(t *testing.T) {
 	d := newDriver(t)
 	internet := func(s *driver.Spec) { s.Egress = hearth.EgressInternet }
-	if err := d.tryCommand(t.Context(), hostViews(), []string{"/bin/sh", "-c", ":"}, hearth.EgressInternet); hearth.ErrorCode(err) == hearth.CodeUnsupported {
+	if err := d.tryCommand(t.Context(), d.system, []string{"/bin/sh", "-c", ":"}, hearth.EgressInternet); hearth.ErrorCode(err) == hearth.CodeUnsupported {
 		t.Skip(err)
 	}
 	out, _ := run(t, d, "cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' \\n'; echo; cat /etc/resolv.conf; tail -n +2 /proc/net/route; cat /proc/net/if_inet6", internet)
@@ -469,5 +469,35 @@ func TestOrdinaryUser(t *testing.T) {
 	t.Logf("%s", out)
 	if strings.Contains(string(out), "sandboxes do not work here") {
 		t.Skip("ordinary users may not make user namespaces here")
+	}
+}
+
+// TestForbidden probes in a user namespace that forbids to make others, and in
+// one that does not but has a single user.
+func TestForbidden(t *testing.T) {
+	if want := os.Getenv("HEARTH_TEST_WORKS"); want != "" {
+		d, err := New(Config{Dir: filepath.Join(t.TempDir(), "native"), Owner: "nested"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		info, err := d.Probe(t.Context())
+		if err != nil || fmt.Sprint(info.Works) != want {
+			t.Fatalf("%v: %+v", err, info)
+		}
+		if !info.Works && (len(info.Missing) == 0 || !strings.Contains(info.Missing[0].Remedy, "user.max_user_namespaces")) {
+			t.Errorf("missing: %+v", info.Missing)
+		}
+		return
+	}
+	if err := exec.CommandContext(t.Context(), "unshare", "-Ur", "true").Run(); err != nil {
+		t.Skip("no unshare, or no user namespaces here")
+	}
+	for works, prepare := range map[string]string{"false": "echo 0 > /proc/sys/user/max_user_namespaces", "true": ":"} {
+		cmd := exec.CommandContext(t.Context(), "unshare", "-Ur", "sh", "-c", prepare+` && exec "$0" -test.run '^TestForbidden$'`, os.Args[0])
+		cmd.Env = append(os.Environ(), "HEARTH_TEST_WORKS="+works)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("works: %s: %v\n%s", works, err, out)
+		}
 	}
 }

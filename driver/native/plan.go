@@ -3,16 +3,13 @@ package native
 import (
 	"encoding/binary"
 	"strconv"
-
-	"github.com/hearthrun/hearth/driver"
 )
 
 // plan is what the helper does, step by step; see init/steps.go for the steps.
 // The driver composes it, so that the helper has nothing to decide.
 type plan struct {
-	b      []byte
-	trees  int
-	limits driver.Limits
+	b     []byte
+	trees int
 }
 
 // step appends one step.
@@ -78,8 +75,8 @@ func stepName(op byte) string {
 		return "create the network device"
 	case 'i':
 		return "set resource limit"
-	case 'g':
-		return "create a cgroup namespace"
+	case 'N':
+		return "create the namespaces"
 	case 'k':
 		return "create a session keyring"
 	case 'c':

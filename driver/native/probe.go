@@ -28,14 +28,17 @@ func (d *Driver) Probe(ctx context.Context) (driver.Info, error) {
 	limit := func(what, remedy string) {
 		info.Limitations = append(info.Limitations, driver.Problem{What: what, Remedy: remedy})
 	}
-	err := d.tryCommand(ctx, hostViews(), []string{"/bin/sh", "-c", ":"}, hearth.EgressInternet)
+	err := d.tryCommand(ctx, d.system, []string{"/bin/sh", "-c", ":"}, hearth.EgressInternet)
 	info.Internet = err == nil
 	if hearth.ErrorCode(err) == hearth.CodeUnsupported {
 		limit("functions cannot connect to the internet: "+err.Error(), hearth.AsError(err).Hint)
-		err = d.tryCommand(ctx, hostViews(), []string{"/bin/sh", "-c", ":"}, hearth.EgressNone)
+		err = d.tryCommand(ctx, d.system, []string{"/bin/sh", "-c", ":"}, hearth.EgressNone)
 	}
 	if ctx.Err() != nil {
 		return driver.Info{}, ctx.Err()
+	}
+	if err != nil && !kernelAtLeast(release, 5, 12) {
+		info.Missing = append(info.Missing, driver.Problem{What: "Linux " + release + " is too old", Remedy: "use Linux 5.12 or newer"})
 	}
 	if err != nil {
 		info.Missing = append(info.Missing, driver.Problem{What: err.Error(), Remedy: hearth.AsError(err).Hint})

@@ -54,7 +54,9 @@ func hostViews() []view {
 func etcViews() []view {
 	var views []view
 	for _, p := range []string{"/etc/ssl/certs", "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/ca-certificates/extracted", "/etc/alternatives"} {
-		views = append(views, view{source: p, target: p})
+		if info, err := os.Stat(p); err == nil && info.IsDir() {
+			views = append(views, view{source: p, target: p})
+		}
 	}
 	return views
 }
@@ -88,7 +90,7 @@ func (d *Driver) writeEtc() error {
 				return err
 			}
 		}
-		for _, e := range etcViews() { // places to mount on
+		for _, e := range d.etc { // places to mount on
 			if err := os.MkdirAll(filepath.Join(d.dir, etcDir, string(v), strings.TrimPrefix(e.target, "/etc")), 0o755); err != nil {
 				return err
 			}
@@ -114,7 +116,7 @@ var hiddenProc = []string{"cmdline", "config.gz", "diskstats", "kallsyms", "key-
 
 // compose returns the plan of a sandbox.
 func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir string) *plan {
-	p := &plan{limits: spec.Limits}
+	p := &plan{}
 	limits := spec.Limits
 	p.step('k')
 	p.step('W', "/proc/self/oom_score_adj", "500") // the host's own programs outlive sandboxes
@@ -122,18 +124,13 @@ func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir
 		p.step('i', strconv.Itoa(l.number), strconv.FormatUint(l.soft, 10), strconv.FormatUint(l.hard, 10))
 	}
 	p.step('h', "sandbox")
-	p.step('g')
 	p.step('n')
 
 	// While the helper still is the server's user, it opens all it needs of the
 	// host: parts may lie below directories that only that user can pass.
 	policy := cmp.Or(spec.Egress, hearth.EgressNone)
 	views = append(slices.Clone(views), view{source: filepath.Join(d.dir, etcDir, string(policy)), target: "/etc"})
-	for _, v := range etcViews() {
-		if _, err := os.Stat(v.source); err == nil {
-			views = append(views, v)
-		}
-	}
+	views = append(views, d.etc...)
 	for _, m := range spec.Mounts {
 		views = append(views, view{source: m.Source, target: m.Target})
 	}

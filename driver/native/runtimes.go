@@ -327,12 +327,12 @@ func (d *Driver) try(ctx context.Context, it interpreter) error {
 		"python": {"-I", "-S", "-c", "import json, socket"},
 		"nodejs": {"-e", "0"},
 	}[it.Language]
-	return d.tryCommand(ctx, it.views(), append([]string{it.Exe}, script...), "")
+	return d.tryCommand(ctx, it.views(d.system), append([]string{it.Exe}, script...), "")
 }
 
 // views are the mounts of a sandbox for the interpreter.
-func (it interpreter) views() []view {
-	views := hostViews()
+func (it interpreter) views(system []view) []view {
+	views := slices.Clone(system)
 	for _, dir := range it.Views {
 		views = append(views, view{source: dir, target: dir})
 	}

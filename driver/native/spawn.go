@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -19,20 +20,12 @@ import (
 
 // Messages of the helper; see init/main.go.
 const (
+	msgCloned  = 'P'
 	msgStarted = 'S'
 	msgExit    = 'X'
 	msgTUN     = 'T'
 	msgError   = 'E'
 )
-
-const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID |
-	unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
-
-// helperCapabilities are what the helper needs in its own namespaces, until it
-// gives up all of them. They reach nothing of the host.
-var helperCapabilities = []uintptr{
-	unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP,
-}
 
 // socketPair returns two connected stream sockets.
 func socketPair(name string) (host, guest *os.File, err error) {
@@ -58,7 +51,7 @@ func fileConn(f *os.File) (*net.UnixConn, error) {
 	return c.(*net.UnixConn), nil
 }
 
-// spawn clones the helper into new namespaces and the sandbox's group. The
+// spawn starts the helper in the sandbox's group and new namespaces. The
 // caller frees what s then holds, also after an error.
 func (d *Driver) spawn(s *sandbox) error {
 	var inside []*os.File // the helper's descriptors, from 0
@@ -105,21 +98,10 @@ func (d *Driver) spawn(s *sandbox) error {
 		return err
 	}
 
-	attr := &syscall.SysProcAttr{
-		Cloneflags:  namespaces,
-		AmbientCaps: helperCapabilities,
-		Setsid:      true,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: os.Getegid(), Size: 1}},
-	}
-	if d.root {
-		// Nothing inside is a user of the host, and root less than any.
-		id := int(d.users.base + s.user)
-		attr.UidMappings[0].HostID, attr.GidMappings[0].HostID = id, id
-		attr.GidMappingsEnableSetgroups = true
-	}
+	var first *os.Process
+	attr := &syscall.SysProcAttr{}
 	err = s.group.spawn(attr, func() (err error) {
-		s.process, err = os.StartProcess(d.helperPath, []string{"init"}, &os.ProcAttr{
+		first, err = os.StartProcess(d.helperPath, []string{"init"}, &os.ProcAttr{
 			Dir:   "/",
 			Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOTRACEBACK=none"},
 			Files: inside,
@@ -130,7 +112,62 @@ func (d *Driver) spawn(s *sandbox) error {
 	if err != nil {
 		return explainClone(err)
 	}
+	for i := range inside { // so that the socket ends with the helper
+		_ = inside[i].Close()
+	}
+	pid, err := s.cloned()
+	if err != nil {
+		_ = first.Kill()
+	}
+	go func() { _, _ = first.Wait() }() // it has done its work
+	if err != nil {
+		return err
+	}
+	if s.process, err = os.FindProcess(pid); err != nil {
+		return err
+	}
+	if err := d.mapUser(s, pid); err != nil {
+		go s.watch()
+		return explainClone(err)
+	}
 	return nil
+}
+
+// cloned waits for the helper to have cloned itself into the namespaces. It
+// does not end early, as then nobody would know which process to reap.
+func (s *sandbox) cloned() (pid int, err error) {
+	_ = s.control.SetReadDeadline(time.Now().Add(cloneTimeout))
+	defer func() { _ = s.control.SetReadDeadline(time.Time{}) }()
+	kind, payload, _, err := readMessage(s.control)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("wait for the sandbox's first process: %w", err)
+	case kind == msgCloned && len(payload) == 4:
+		return int(binary.LittleEndian.Uint32(payload)), nil
+	case kind == msgError && len(payload) >= 5:
+		return 0, explainClone(syscall.Errno(binary.LittleEndian.Uint32(payload[1:])))
+	}
+	return 0, errors.New("the sandbox's first process said something unexpected")
+}
+
+// cloneTimeout is for a host that hardly moves: it takes about a millisecond.
+const cloneTimeout = 20 * time.Second
+
+// mapUser says which of the host's users the sandbox's only one is.
+func (d *Driver) mapUser(s *sandbox, pid int) error {
+	dir := "/proc/" + strconv.Itoa(pid)
+	uid, gid := os.Geteuid(), os.Getegid()
+	if d.root {
+		// Nothing inside is a user of the host, and root less than any.
+		uid = int(d.users.base + s.user)
+		gid = uid
+	} else if err := os.WriteFile(dir+"/setgroups", []byte("deny"), 0); err != nil {
+		return err
+	}
+	if err := os.WriteFile(dir+"/uid_map", []byte(guestUser+" "+strconv.Itoa(uid)+" 1"), 0); err != nil {
+		return err
+	}
+	return os.WriteFile(dir+"/gid_map", []byte(guestUser+" "+strconv.Itoa(gid)+" 1"), 0)
 }
 
 // explainClone says what the host forbids and how to allow it.
@@ -155,6 +192,9 @@ func (s *sandbox) start(ctx context.Context, p *plan) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.control.SetWriteDeadline(time.Now()) })
 	_, err := s.control.Write(p.message())
 	stop()
+	if rerr := s.driver.remember(s.id, s.process.Pid); rerr != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "write the state of sandbox %s: %w", s.id, rerr)
+	}
 	if err == nil {
 		select {
 		case err := <-s.started:
