@@ -19,7 +19,7 @@ func Shims() fs.FS { return shims }
 func Command(language, interpreter, dir string) []string {
 	switch language {
 	case "python":
-		return []string{interpreter, "-I", "-S", "-B", path.Join(dir, "python/hearth_guest.py")}
+		return []string{interpreter, "-I", "-S", "-B", "-X", "utf8", path.Join(dir, "python/hearth_guest.py")}
 	case "nodejs":
 		return []string{interpreter, path.Join(dir, "nodejs/hearth_guest.cjs")}
 	}
