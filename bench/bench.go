@@ -69,6 +69,9 @@ type Options struct {
 	ReadyTime time.Duration
 	// Version is Hearth's, and Command the command line, for the report.
 	Version, Command string
+
+	// rest is how long the machine is watched doing nothing, before and after.
+	rest time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -86,6 +89,7 @@ func (o Options) withDefaults() Options {
 	o.Duration = cmp.Or(o.Duration, 3*time.Second)
 	o.ColdIterations = cmp.Or(o.ColdIterations, 20)
 	o.Version = cmp.Or(o.Version, "unknown")
+	o.rest = cmp.Or(o.rest, time.Second)
 	return o
 }
 
@@ -243,6 +247,9 @@ func (r *run) measure(ctx context.Context) error {
 		ms := millis(r.o.ReadyTime)
 		r.report.ReadyMS = &ms
 	}
+	if err := r.rest(ctx); err != nil {
+		return err
+	}
 	r.idleServer()
 	echo, err := r.deploy(ctx, "bench-echo", "main.handler")
 	if err != nil {
@@ -254,7 +261,25 @@ func (r *run) measure(ctx context.Context) error {
 	if err := r.idleInstances(ctx); err != nil {
 		return err
 	}
-	return r.warm(ctx, echo)
+	if err := r.warm(ctx, echo); err != nil {
+		return err
+	}
+	for _, p := range r.processes {
+		p.close()
+	}
+	return r.rest(ctx)
+}
+
+// rest looks how busy the machine is while the benchmark does nothing.
+func (r *run) rest(ctx context.Context) error {
+	if err := pause(ctx, r.o.rest/4); err != nil { // what has just been done ends
+		return err
+	}
+	share, err := busyShare(ctx, r.o.rest)
+	if r.report.BusyAtRest = max(r.report.BusyAtRest, share); share > maxBusyAtRest {
+		r.logf("the machine is %.0f%% busy with something else", 100*share)
+	}
+	return err
 }
 
 // deploy makes a function of the run's driver and runtime and returns its name.

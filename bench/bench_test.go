@@ -21,7 +21,7 @@ func short(f *fakeHearth, runtime string) Options {
 	return Options{
 		BaseURL: f.URL, Runtime: runtime, Concurrencies: []int{2, 1}, Rounds: 2,
 		Warmup: 10 * time.Millisecond, Duration: 50 * time.Millisecond, ColdIterations: 2,
-		ReadyTime: 123 * time.Millisecond, Version: "v0", Command: "hearth bench",
+		ReadyTime: 123 * time.Millisecond, rest: 20 * time.Millisecond, Version: "v0", Command: "hearth bench",
 	}
 }
 
@@ -31,7 +31,9 @@ func TestRun(t *testing.T) {
 			installed(t, tt.runtime)
 			f := newFakeHearth(t)
 			var progress bytes.Buffer
-			r, err := Run(t.Context(), short(f, tt.runtime), &progress)
+			o := short(f, tt.runtime)
+			o.Duration = 300 * time.Millisecond // long enough for an answer on a busy machine
+			r, err := Run(t.Context(), o, &progress)
 			if err != nil {
 				t.Fatalf("%v\n%s", err, &progress)
 			}

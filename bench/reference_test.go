@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -206,6 +207,28 @@ func TestMachine(t *testing.T) {
 	if n, err := rss(os.Getpid()); err != nil || n < 1<<20 {
 		t.Errorf("own resident set: %d, %v", n, err)
 	}
+	busy, total := cpuTimes()
+	if busy <= 0 || total < busy {
+		t.Errorf("busy %v of %v", busy, total)
+	}
+	stop := make(chan struct{})
+	var spinning sync.WaitGroup
+	for range m.Cores {
+		spinning.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	if share, err := busyShare(t.Context(), 200*time.Millisecond); err != nil || share < 0.3 {
+		t.Errorf("a busy machine is %v busy, %v", share, err)
+	}
+	close(stop)
+	spinning.Wait()
 	if _, err := rss(1 << 30); hearth.ErrorCode(err) != hearth.CodeNotFound {
 		t.Errorf("nobody's resident set: %v", err)
 	}

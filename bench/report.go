@@ -37,6 +37,10 @@ type Report struct {
 	FunctionConcurrency int     `json:"function_concurrency"`
 	RequestBytes        int     `json:"request_bytes"`
 
+	// BusyAtRest is the share of the cores, 0 to 1, that something else kept busy
+	// while the benchmark itself did nothing, before or after; the greater one.
+	BusyAtRest float64 `json:"busy_at_rest"`
+
 	// ReadyMS is the time from the start of hearth serve until it was ready.
 	ReadyMS *float64 `json:"ready_ms,omitempty"`
 	// Cold is nil when no cold starts were asked for.
@@ -142,6 +146,10 @@ const (
 	Missed      Verdict = "MISSED"
 	NotMeasured Verdict = "not measured"
 )
+
+// maxBusyAtRest is how busy a machine may be with something else before the
+// figures lose their worth.
+const maxBusyAtRest = 0.1
 
 // Missed tells whether a check that could be made failed its target.
 func (r Report) Missed() bool {

@@ -71,6 +71,7 @@ func TestTable(t *testing.T) {
 		r.Runtime, r.Command, r.ReadyMS = "nodejs20", "", nil
 		r.Cold = &ColdStart{Problem: "the server did not evict the instances of bench-echo-1: 404 Not Found"}
 		r.Memory = Memory{ServerRSS: 1e6, ServerIsSelf: true, InstanceProblem: "the server's process cannot be seen"}
+		r.BusyAtRest = 0.456
 		last := &r.Cells[len(r.Cells)-1]
 		last.Failures, last.Problem = 7, "status 429: exhausted"
 		r.judge()

@@ -16,6 +16,9 @@ func (r Report) Table() string {
 	if r.Command != "" {
 		fmt.Fprintf(&b, "  %s\n", r.Command)
 	}
+	if r.BusyAtRest > maxBusyAtRest {
+		fmt.Fprintf(&b, "  NOT RELIABLE: something else kept the machine %.0f%% busy; measure again when it is quiet\n", 100*r.BusyAtRest)
+	}
 
 	if len(r.Cells) > 0 {
 		fmt.Fprintf(&b, "\nWARM CALLS  (POST of %d bytes, keep-alive, closed loop; median of %d × %gs after %gs warm-up; up to %d instances)\n",
