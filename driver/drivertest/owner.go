@@ -76,7 +76,7 @@ func othersAreInvisible(t *testing.T, e *env) {
 func restartFindsAndDestroys(t *testing.T, e *env) {
 	alive, dead, empty := e.create(t), e.create(t), e.start(t, e.spec())
 	alive.echo(t)
-	alive.do(t, request{Op: "orphan"})
+	alive.do(t, request{Op: "spawn", N: 2})
 	alive.do(t, request{Op: "write", Path: "/tmp/file", N: 1 << 20})
 	dead.say(t, request{Op: "exit", N: 3})
 	dead.wait(t)

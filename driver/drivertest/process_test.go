@@ -314,6 +314,9 @@ func (p *process) Destroy(context.Context) error {
 			go func() { select {} }()
 		}
 	}
+	if p.conn == nil { // from List: nobody waits for the process
+		close(p.done)
+	}
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
 	delete(p.d.sandboxes, p.id)
@@ -323,7 +326,10 @@ func (p *process) Destroy(context.Context) error {
 	if p.d.broken != "file left" {
 		os.RemoveAll(filepath.Join(p.d.dir, p.id+"-tmp"))
 	}
-	return os.Remove(p.file)
+	if err := os.Remove(p.file); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 var (
