@@ -25,7 +25,7 @@ help: ## list the targets
 
 .PHONY: setup
 setup: ## install what is missing (Debian, Ubuntu) or say what is
-	@scripts/setup.sh
+	@scripts/setup.sh --test
 
 .PHONY: generate
 generate: # the embedded pid 1 of the native driver

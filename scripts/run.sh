@@ -9,6 +9,13 @@ cd "$(dirname "$0")/.."
 . scripts/env.sh
 SECONDS=0
 
+# On a terminal Ctrl-C goes to every process in the foreground, also to make,
+# which would then report a failure. So the rest runs as a job of its own.
+if [ -t 0 ] && [ -z "${HEARTH_RUN_JOB:-}" ]; then
+	set -m
+	HEARTH_RUN_JOB=1 scripts/run.sh && exit 0 || exit $?
+fi
+
 step installing what is missing
 scripts/setup.sh
 make --no-print-directory build
@@ -24,7 +31,7 @@ if (exec 3<>"/dev/tcp/${listen%:*}/${listen##*:}") 2>/dev/null; then
 fi
 
 step "starting the server on $listen"
-# Its own process group: Ctrl-C reaches this script, which then ends the server.
+# A process group of its own: Ctrl-C reaches this script, which then ends the server.
 set -m
 bin/hearth serve &
 server=$!

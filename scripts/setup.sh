@@ -2,7 +2,8 @@
 # Installs what building, running and testing Hearth needs and this machine
 # lacks: from the package manager on Debian and Ubuntu (as root or with sudo);
 # elsewhere it says what is missing. Go's own toolchain of the version that
-# go.mod asks for comes through the Go module proxy.
+# go.mod asks for comes through the Go module proxy. With --test also what only
+# the tests need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
@@ -18,19 +19,19 @@ need go golang-go
 need git git
 need python3 python3
 need node nodejs
-need npm npm
 need curl curl
 need ip iproute2
-need gcc gcc # for go test -race
 if ! [ -e /etc/ssl/certs/ca-certificates.crt ] && ! [ -e /etc/pki/tls/certs/ca-bundle.crt ] && ! [ -e /etc/ssl/ca-bundle.pem ] && ! [ -e /etc/ssl/cert.pem ]; then
 	missing+=(ca-certificates)
 	names+=("CA certificates")
 fi
-if command -v gcc >/dev/null 2>&1 && ! echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1; then
-	missing+=(libc6-dev)
-	names+=("the C library's headers")
-elif ! command -v gcc >/dev/null 2>&1; then
-	missing+=(libc6-dev)
+# The race detector needs a C compiler; building and running do not.
+if [ "${1:-}" = --test ]; then
+	need gcc gcc
+	if ! echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1; then
+		missing+=(libc6-dev)
+		names+=("the C library's headers")
+	fi
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

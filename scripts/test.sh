@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . scripts/env.sh
 
 step installing what is missing
-scripts/setup.sh
+scripts/setup.sh --test
 
 make --no-print-directory build
 scripts/check.sh
