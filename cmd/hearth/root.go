@@ -121,6 +121,8 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	}
 	if f := e.Function; f != nil {
 		a.printFunctionError(f)
+	} else if e.Code == hearth.CodeCanceled {
+		a.printError(e.Message, "") // the cause is only how Go says it
 	} else {
 		// The outermost text says what was being done; the hint stays.
 		a.printError(err.Error(), "")
