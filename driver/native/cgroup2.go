@@ -32,7 +32,7 @@ type cgroups2 struct {
 // has no groups.
 func newCgroups2(own, owner string) cgroups {
 	if delegated(own) {
-		if c := split(own, owner); c != nil {
+		if c := split(own, owner); c != nil && (len(c.enabled) > 0 || os.Geteuid() != 0) {
 			return c
 		}
 	}
@@ -67,7 +67,7 @@ func delegated(dir string) bool {
 
 // split moves the server out of its group into a child, so that the group can
 // have children with limits.
-func split(own, owner string) cgroups {
+func split(own, owner string) *cgroups2 {
 	pids := readPIDs(own)
 	if len(pids) == 1 && pids[0] == os.Getpid() {
 		leaf := filepath.Join(own, "hearth-server")
@@ -85,7 +85,7 @@ func split(own, owner string) cgroups {
 }
 
 // place makes the directory for the sandboxes below parent; nil if that fails.
-func place(parent, owner string) cgroups {
+func place(parent, owner string) *cgroups2 {
 	c := &cgroups2{shared: filepath.Join(parent, "hearth-"+owner)}
 	if err := os.Mkdir(c.shared, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil

@@ -233,8 +233,14 @@ func rlimits(l driver.Limits) []rlimit {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &now); err == nil {
 		files = min(files, now.Max)
 	}
+	// A core_pattern that names a program runs it as the host's root whatever
+	// the limit is, except for a limit of 1.
+	core := uint64(0)
+	if b, err := os.ReadFile("/proc/sys/kernel/core_pattern"); err == nil && strings.HasPrefix(string(b), "|") {
+		core = 1
+	}
 	return []rlimit{
-		{unix.RLIMIT_CORE, 0, 0},
+		{unix.RLIMIT_CORE, core, core},
 		{unix.RLIMIT_NOFILE, min(files, 4096), files},
 		{unix.RLIMIT_MEMLOCK, 64 << 10, 64 << 10},
 		{unix.RLIMIT_MSGQUEUE, 0, 0},

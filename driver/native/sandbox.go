@@ -175,6 +175,7 @@ func (s *sandbox) Destroy(ctx context.Context) error {
 	}
 	s.freed = true
 	s.driver.release(s)
+	s.output.wait(ctx)
 	return nil
 }
 
@@ -210,7 +211,6 @@ func (s *sandbox) free(ctx context.Context) error {
 	if stack != nil {
 		_ = stack.Close()
 	}
-	s.output.wait()
 	if err := s.group.remove(ctx); err != nil {
 		return err
 	}
@@ -277,25 +277,34 @@ func (o *output) stop() {
 // drain waits, though not long, until what the dead processes wrote last has
 // been delivered.
 func (o *output) drain() {
-	all := make(chan struct{})
-	go func() { // Destroy waits for the same
-		o.wg.Wait()
-		close(all)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-o.ended:
+			cancel()
+		case <-ctx.Done():
+		}
 	}()
-	late := time.NewTimer(drainTimeout)
-	defer late.Stop()
-	select {
-	case <-all:
-	case <-o.ended:
-	case <-late.C:
-	}
+	o.wait(ctx)
 }
 
 // drainTimeout is how long a slow writer can delay Wait.
 const drainTimeout = 500 * time.Millisecond
 
-// wait returns when no Write is under way any more.
-func (o *output) wait() { o.wg.Wait() }
+// wait returns when no Write is under way any more, or ctx ends: a writer that
+// never returns holds up its own goroutine only.
+func (o *output) wait(ctx context.Context) {
+	all := make(chan struct{})
+	go func() {
+		o.wg.Wait()
+		close(all)
+	}()
+	select {
+	case <-all:
+	case <-ctx.Done():
+	}
+}
 
 // descendants lists a process and everything that descends from it.
 func descendants(pid int) []int {
