@@ -123,7 +123,7 @@ func (c *call) receive(h header, payload []byte) error {
 		return nil
 	}
 	start := len(c.buf)
-	c.buf = append(c.buf, payload...)
+	c.buf = append(room(c.buf, len(payload)), payload...)
 	if n := len(c.frames); n > 0 && h.typ == typeData && c.frames[n-1].typ == typeData {
 		c.frames[n-1].end = len(c.buf)
 		return nil
@@ -173,9 +173,6 @@ type exchange struct {
 	batch batch
 }
 
-// maxSpare bounds the buffers an idle connection keeps, in bytes.
-const maxSpare = 16 << 10
-
 func (c *Conn) newExchange() *exchange {
 	if x := c.spare.Swap(nil); x != nil {
 		return x
@@ -186,16 +183,13 @@ func (c *Conn) newExchange() *exchange {
 // recycle keeps x for another call. This one must have ended: then the reader
 // only wakes it once more at most, which the next one survives.
 func (c *Conn) recycle(x *exchange) {
-	if cap(x.call.buf)+cap(x.batch.buf) > maxSpare {
-		return
-	}
 	call := x.call
 	call.mu.Lock()
-	call.frames, call.buf, call.err = call.frames[:0], call.buf[:0], nil
+	call.frames, call.buf, call.err = call.frames[:0], release(call.buf), nil
 	call.ended, call.started, call.dropped = false, false, false
 	call.received, call.credit = 0, 0
 	call.mu.Unlock()
-	x.batch = batch{frames: x.batch.frames[:0], buf: x.batch.buf[:0]}
+	x.batch = batch{frames: x.batch.frames[:0], buf: release(x.batch.buf)}
 	c.spare.Store(x)
 }
 
@@ -207,7 +201,8 @@ func (c *Conn) recycle(x *exchange) {
 // CodeCanceled after ctx, CodeUnavailable after Close, CodeInvalid for an event
 // that is too large; an error of Rest or sink is returned as it is.
 func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
-	if size := len(in.Event) + len(in.ID) + 128; size > maxPayload {
+	size := len(in.Event) + len(in.ID) + 128
+	if size > maxPayload {
 		return hearth.Errorf(hearth.CodeInvalid, "the request's headers make an event of %d bytes, the limit is %d", len(in.Event), maxPayload).
 			WithHint("send fewer or shorter headers and query parameters")
 	}
@@ -221,8 +216,11 @@ func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 		x.call.more = make(chan struct{}, 1)
 		x.call.credit = windowSize
 	}
+	if inline {
+		size += len(in.Body) + 2*headerSize
+	}
 	var openErr error
-	err := c.send(ctx, func(b []byte) []byte {
+	err := c.send(ctx, size, func(b []byte) []byte {
 		// Here, so that stream ids are sent in the order they are given out.
 		if openErr = c.open(x.call); openErr != nil {
 			return b
@@ -383,7 +381,7 @@ func (c *Conn) decodeHead(payload []byte) (*Head, error) {
 			return nil, fmt.Errorf("the header name %q is not in lower case", clip(kv[0], 80))
 		}
 	}
-	if len(payload) <= maxSpare/4 {
+	if len(payload) <= maxSpare/2 {
 		c.lastHead.Store(d)
 	}
 	return &d.head, nil

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -120,7 +121,7 @@ func (c *Conn) ask(ctx context.Context, t frameType, question, answer any) error
 	c.mu.Lock()
 	c.asked = t
 	c.mu.Unlock()
-	if err := c.send(ctx, func(b []byte) []byte { return appendFrame(b, t, 0, payload) }); err != nil {
+	if err := c.send(ctx, len(payload), func(b []byte) []byte { return appendFrame(b, t, 0, payload) }); err != nil {
 		return err
 	}
 	select {
@@ -239,13 +240,16 @@ func (c *Conn) fail(err error) {
 // post and send are those of writer; their errors tell why the stream ended.
 func (c *Conn) post(build func([]byte) []byte) error { return c.writeError(c.w.post(build)) }
 
-func (c *Conn) send(ctx context.Context, build func([]byte) []byte) error {
-	return c.writeError(c.w.send(ctx, build))
+func (c *Conn) send(ctx context.Context, size int, build func([]byte) []byte) error {
+	return c.writeError(c.w.send(ctx, size, build))
 }
 
 func (c *Conn) writeError(err error) error {
+	if err == nil {
+		return nil
+	}
 	var he *hearth.Error
-	if err == nil || errors.As(err, &he) {
+	if errors.As(err, &he) {
 		return err
 	}
 	return c.Err()
@@ -312,13 +316,9 @@ func (c *Conn) receiveFrame(h header, r *bufio.Reader, pending **call) error {
 			return err
 		}
 		defer r.Discard(n) //nolint:errcheck // it was peeked
-	case n <= chunkSize:
-		chunk := chunks.Get().(*[chunkSize]byte)
-		defer chunks.Put(chunk)
-		payload = chunk[:n]
-		_, err = io.ReadFull(r, payload)
 	default:
-		payload = make([]byte, n)
+		payload = slices.Grow(room(nil, n), n)[:n]
+		defer release(payload)
 		_, err = io.ReadFull(r, payload)
 	}
 	if err != nil {
@@ -334,10 +334,6 @@ func (c *Conn) receiveFrame(h header, r *bufio.Reader, pending **call) error {
 		return err
 	}
 }
-
-// chunks holds buffers for payloads that a connection's own buffer cannot
-// hold, so that idle connections need not keep one each.
-var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
 // deliver appends a call's frame to the call's queue. It returns the call if
 // its caller was not woken for the frame.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -246,13 +247,16 @@ func decodeInvoke(tb testing.TB, f gotFrame) (m map[string]any) {
 	return m
 }
 
-// pattern returns n bytes, no two windows of which are alike.
+// pattern returns n bytes in which a chunk that is missing, doubled or out of
+// place shows: its period is a prime.
 func pattern(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i ^ i>>8*7 ^ i>>16*13)
+	period := make([]byte, min(n, 65521))
+	rand.NewChaCha8([32]byte{}).Read(period) //nolint:errcheck // never fails
+	b := make([]byte, 0, n+len(period))
+	for len(b) < n {
+		b = append(b, period...)
 	}
-	return b
+	return b[:n]
 }
 
 func mustSettle(tb testing.TB, c *Conn) {

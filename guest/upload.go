@@ -46,7 +46,7 @@ func (u *upload) send(ctx context.Context, body []byte, rest io.Reader) error {
 			}
 		}
 	}
-	u.conn.send(ctx, func(b []byte) []byte { //nolint:errcheck // the reader reports the end of the connection
+	u.conn.send(ctx, headerSize, func(b []byte) []byte { //nolint:errcheck // the reader reports the end of the connection
 		return appendHeader(b, typeEnd, u.call.stream, 0)
 	})
 	return nil
@@ -60,7 +60,7 @@ func (u *upload) data(ctx context.Context, p []byte) bool {
 		if n == 0 {
 			return false
 		}
-		err := u.conn.send(ctx, func(b []byte) []byte {
+		err := u.conn.send(ctx, headerSize+n, func(b []byte) []byte {
 			return appendFrame(b, typeData, u.call.stream, p[:n])
 		})
 		if err != nil {

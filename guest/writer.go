@@ -48,12 +48,12 @@ func newWriter(nc net.Conn, fail func(error)) *writer {
 func (w *writer) post(build func([]byte) []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.postLocked(build)
+	return w.postLocked(0, build)
 }
 
 // send is post for everything else: it waits until nothing else is to be
-// written, or ctx has ended.
-func (w *writer) send(ctx context.Context, build func([]byte) []byte) error {
+// written, or ctx has ended. size is about how many bytes it will be.
+func (w *writer) send(ctx context.Context, size int, build func([]byte) []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for w.drained != nil {
@@ -68,14 +68,14 @@ func (w *writer) send(ctx context.Context, build func([]byte) []byte) error {
 			return contextError(ctx)
 		}
 	}
-	return w.postLocked(build)
+	return w.postLocked(size, build)
 }
 
-func (w *writer) postLocked(build func([]byte) []byte) error {
+func (w *writer) postLocked(size int, build func([]byte) []byte) error {
 	if w.err != nil {
 		return w.err
 	}
-	w.out = build(w.out)
+	w.out = build(room(w.out, size))
 	if w.drained != nil || len(w.out) == 0 {
 		return nil
 	}
@@ -93,7 +93,7 @@ func (w *writer) postLocked(build func([]byte) []byte) error {
 			return w.err
 		}
 		if w.n == len(w.out) {
-			w.out = w.reuse(w.out)
+			w.out = release(w.out)
 			return nil
 		}
 	} else {
@@ -116,23 +116,15 @@ func (w *writer) drain(rest, buf []byte) {
 		w.mu.Lock()
 		w.err = err
 		if err != nil || len(w.out) == 0 {
-			w.out = w.reuse(buf)
+			w.out = release(buf)
 			close(w.drained)
 			w.drained = nil
 			w.mu.Unlock()
 			return
 		}
-		rest, buf, w.out = w.out, w.out, w.reuse(buf)
+		rest, buf, w.out = w.out, w.out, release(buf)
 		w.mu.Unlock()
 	}
-}
-
-// reuse keeps a buffer, unless it is too much for an idle connection.
-func (w *writer) reuse(b []byte) []byte {
-	if cap(b) > maxSpare {
-		return nil
-	}
-	return b[:0]
 }
 
 // wait returns when nothing writes any more.
