@@ -71,25 +71,25 @@ func (s *server) admit(r *http.Request) error {
 				WithHint("use the CLI on the machine that Hearth runs on, and let the proxy pass on /fn and your routes only")
 		}
 	}
-	if !s.knownHost(r.Host) {
+	if !ManagementHost(r.Host, s.AllowedHosts) {
 		return hearth.Errorf(hearth.CodeDenied, "management is not served under the host name %q", clip(r.Host)).
 			WithHint("use http://127.0.0.1 or http://localhost, or add the name to the server's allowed hosts")
 	}
 	return nil
 }
 
-func (s *server) knownHost(hostport string) bool {
+// ManagementHost tells whether management is served under a Host header:
+// localhost, a loopback address, or one of the allowed names.
+func ManagementHost(hostport string, allowed []string) bool {
 	host := hostport
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
 		host = h
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if addr, err := netip.ParseAddr(host); err == nil {
-		if addr.Unmap().IsLoopback() {
-			return true
-		}
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Unmap().IsLoopback() {
+		return true
 	}
-	return strings.EqualFold(host, "localhost") || slices.ContainsFunc(s.AllowedHosts, func(a string) bool {
+	return strings.EqualFold(host, "localhost") || slices.ContainsFunc(allowed, func(a string) bool {
 		return strings.EqualFold(a, host) || strings.EqualFold(a, hostport)
 	})
 }

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -22,19 +21,25 @@ import (
 // guest protocol sends in one piece.
 const smallBody = 64 << 10
 
+// smallWrite always fits into the buffers of net/http, which are sent after the
+// instance was given back.
+const smallWrite = 2048
+
 // exchange is the state of one request; pooled.
 type exchange struct {
-	w      http.ResponseWriter
-	r      *http.Request
-	limit  int64
-	rec    hearth.Invocation
-	call   guest.Call
-	head   *guest.Head
-	begin  time.Time
-	wrote  bool
-	stream bool // the body's length was not known at the start
-	event  []byte
-	body   []byte
+	w       http.ResponseWriter
+	r       *http.Request
+	limit   int64
+	end     time.Time // the deadline
+	rec     hearth.Invocation
+	call    guest.Call
+	head    *guest.Head
+	begin   time.Time
+	wrote   bool
+	stream  bool // the body's length was not known at the start
+	bounded bool // writes have a deadline
+	event   []byte
+	body    []byte
 }
 
 // exchanges keeps buffers between requests. It holds no state of any request.
@@ -64,7 +69,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	x := exchanges.Get().(*exchange)
 	defer x.recycle()
-	x.w, x.r, x.begin, x.limit = w, r, now, g.cfg.MaxResponse
+	x.w, x.r, x.begin, x.end, x.limit = w, r, now, end, g.cfg.MaxResponse
 	x.rec = g.newRecord(t.version, hearth.KindHTTP, now)
 	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
 	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
@@ -82,9 +87,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // the connection is given up
 		}
 	}
-	if err != nil && r.Context().Err() != nil && ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = clientError(err)
+	if x.bounded {
+		http.NewResponseController(w).SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
 	}
+	err = x.blame(err)
 	broken := err != nil && x.wrote
 	if err != nil && !broken {
 		x.rec.Status = hearth.AsError(err).Code.HTTPStatus()
@@ -95,6 +101,18 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// The status is out; only a broken connection can tell the client.
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// blame tells a caller that left from a deadline that passed: at the deadline
+// reads and writes fail too.
+func (x *exchange) blame(err error) error {
+	switch code := hearth.ErrorCode(err); {
+	case code == hearth.CodeCanceled && !time.Now().Before(x.end):
+		return &hearth.Error{Code: hearth.CodeTimeout, Message: "the deadline passed while the caller was slow to send or to read", Err: err}
+	case code == hearth.CodeTimeout && time.Now().Before(x.end):
+		return clientError(err)
+	}
+	return err
 }
 
 // readBody takes a small body into memory, or lets the call stream it; then it
@@ -108,7 +126,8 @@ func (g *Gateway) readBody(x *exchange, end time.Time) (*countingReader, error) 
 		return nil, tooLarge(g.cfg.MaxRequest)
 	}
 	rc := http.NewResponseController(x.w)
-	rc.SetReadDeadline(end) //nolint:errcheck // a connection without deadlines is bounded by the server's
+	// A little later, so that at the deadline the call is cancelled first.
+	rc.SetReadDeadline(end.Add(100 * time.Millisecond)) //nolint:errcheck // a connection without deadlines is bounded by the server's
 	if n > 0 && n <= smallBody {
 		if cap(x.body) < int(n) {
 			x.body = make([]byte, n)
@@ -174,6 +193,11 @@ func (x *exchange) Data(p []byte, last bool) error {
 	x.rec.BytesOut += int64(len(p))
 	if x.rec.BytesOut > x.limit {
 		return responseTooLarge(x.limit)
+	}
+	if !x.bounded && (!last || len(p) > smallWrite) {
+		// A client that does not read must not hold the instance for longer.
+		x.bounded = true
+		http.NewResponseController(x.w).SetWriteDeadline(x.end) //nolint:errcheck // a connection without deadlines is a test's
 	}
 	if len(p) > 0 && x.r.Method != http.MethodHead {
 		if _, err := x.w.Write(p); err != nil && !errors.Is(err, http.ErrBodyNotAllowed) {

@@ -35,26 +35,6 @@ func (i instances) Evict(function string) (int, error) {
 	return i.pool.Evict(v.Incarnation), nil
 }
 
-// catalog is the store as the API sees it.
-type catalog struct{ *store.Store }
-
-func (c catalog) NextVersion(ctx context.Context, function string) (int, error) {
-	return c.NextNumber(ctx, function)
-}
-
-func (c catalog) Commit(ctx context.Context, v hearth.Version, generation int64) (f hearth.Function, err error) {
-	if generation == 0 {
-		f, _, err = c.CreateFunction(ctx, v)
-	} else {
-		f, _, err = c.AddVersion(ctx, v, generation)
-	}
-	return f, err
-}
-
-func (c catalog) Delete(ctx context.Context, name string, generation int64) error {
-	return c.DeleteFunction(ctx, name, generation)
-}
-
 // artifacts is the store as the API sees it.
 type artifacts struct{ *store.Store }
 
@@ -70,10 +50,6 @@ func (a artifacts) Put(ctx context.Context, fill func(dir string) (string, error
 	}
 	_, err = stage.Commit(ctx, digest)
 	return err
-}
-
-func (a artifacts) Dir(_ context.Context, digest string) (string, error) {
-	return a.ArtifactDir(digest)
 }
 
 // recorded reads invocation records, the newest included.

@@ -140,8 +140,8 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 // handler splits management from calls.
 func (s *Server) handler() http.Handler {
 	management := api.New(api.Deps{
-		Catalog:     catalog{s.store},
-		Versions:    catalog{s.store},
+		Catalog:     s.store,
+		Versions:    s.store,
 		Artifacts:   artifacts{s.store},
 		Verifier:    s.pool,
 		Router:      s.gateway,
@@ -162,9 +162,17 @@ func (s *Server) handler() http.Handler {
 			management.ServeHTTP(w, r)
 			return
 		}
+		if api.ManagementHost(r.Host, s.cfg.AllowedHosts) {
+			// A function's page must not act as a page of the origin it shares
+			// with the management API. A policy of its own can only add to this.
+			w.Header().Set("Content-Security-Policy", pageSandbox)
+		}
 		s.gateway.ServeHTTP(w, r)
 	})
 }
+
+// pageSandbox gives pages an opaque origin of their own in browsers.
+const pageSandbox = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
 
 // managed tells whether a path belongs to the platform and not to functions.
 func managed(path string) bool {

@@ -109,6 +109,13 @@ func (a answer) json(t *testing.T) map[string]any {
 	return v
 }
 
+func decode(t *testing.T, a answer, v any) {
+	t.Helper()
+	if err := json.Unmarshal(a.body, v); err != nil {
+		t.Fatalf("%v: %v", err, a)
+	}
+}
+
 // do sends a request; body may be nil, a string, bytes, a reader or a value
 // that becomes JSON.
 func (in *installation) do(method, path string, body any, header ...string) answer {

@@ -42,9 +42,20 @@ func serveChild(dir string) int {
 // spawn starts a server in a process of its own.
 func spawn(t *testing.T, dir string) (*installation, *exec.Cmd) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0]) //nolint:noctx // it is killed below
+	return spawnAs(t, dir, os.Args[0], os.Getuid())
+}
+
+// spawnAs does so with the given copy of this test binary and user.
+func spawnAs(t *testing.T, dir, bin string, uid int) (*installation, *exec.Cmd) {
+	t.Helper()
+	cmd := exec.Command(bin) //nolint:noctx // it is killed below
 	cmd.Env = append(os.Environ(), serveEnv+"="+dir)
 	cmd.Stderr = testWriter{t}
+	if uid != os.Getuid() {
+		cmd.Dir = "/"
+		cmd.Env = append(cmd.Env, "HOME=/nonexistent")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,216 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestBodyThatNeverArrives: the call ends with its timeout and holds nothing.
+func TestBodyThatNeverArrives(t *testing.T) {
+	in := start(t, "")
+	in.deploy("f", "python", "def handler(event, context):\n    return 1\n", fields{"timeout": "1s", "concurrency": 1})
+	for _, length := range []int{1000, 1 << 20} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(in.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "POST /fn/f/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\nabc", length)
+		conn.SetDeadline(time.Now().Add(20 * time.Second)) //nolint:errcheck // a net.Conn has deadlines
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		if err != nil || !strings.Contains(line, " 504 ") {
+			t.Errorf("%d bytes announced: %q, %v", length, line, err)
+		}
+		want(t, in.do("GET", "/fn/f/", nil), 200, "")
+	}
+}
+
+// TestReaderThatNeverReads: a client that does not read a long response holds
+// up neither other calls nor the end of its own.
+func TestReaderThatNeverReads(t *testing.T) {
+	in := start(t, "")
+	in.deploy("f", "python", `
+def handler(event, context):
+    def forever():
+        while True:
+            yield b"x" * 65536
+    return {"statusCode": 200, "body": forever()} if event.get("rawPath") == "/long" else 1
+`, fields{"timeout": "2s", "concurrency": 2})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(in.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /fn/f/long HTTP/1.1\r\nHost: x\r\n\r\n")
+	want(t, in.do("GET", "/fn/f/", nil), 200, "")
+	waitFor(t, "the record of the call that was never read", func() bool {
+		a := in.do("GET", "/v1/functions/f/invocations?limit=10", nil)
+		return strings.Contains(string(a.body), `"path":"/fn/f/long"`) && strings.Contains(string(a.body), `"timeout"`)
+	})
+	want(t, in.do("GET", "/fn/f/", nil), 200, "")
+}
+
+// TestQueueAttribution: calls over the concurrency wait, and are told so.
+func TestQueueAttribution(t *testing.T) {
+	in := start(t, "")
+	in.deploy("f", "python", "import time\ndef handler(event, context):\n    time.sleep(0.3)\n    return 1\n", fields{"concurrency": 1})
+	answers := make(chan answer, 3)
+	for range 3 {
+		go func() { answers <- in.do("GET", "/fn/f/", nil) }()
+	}
+	longest := 0.0
+	for range 3 {
+		a := <-answers
+		want(t, a, 200, "")
+		var queue, start, init, run float64
+		if _, err := fmt.Sscanf(strings.NewReplacer("queue;dur=", "", " start;dur=", " ", " init;dur=", " ", " run;dur=", " ", ",", "").Replace(a.header.Get("Server-Timing")), "%g %g %g %g", &queue, &start, &init, &run); err != nil {
+			t.Fatalf("%v: %v", err, a.header)
+		}
+		longest = max(longest, queue)
+		if run < 300 || start != 0 || init != 0 {
+			t.Errorf("timings %s", a.header.Get("Server-Timing"))
+		}
+	}
+	if longest < 500 {
+		t.Errorf("three calls of 300 ms on one instance: the longest queue was %v ms", longest)
+	}
+}
+
+// TestIsolationBetweenFunctions: nothing of another function, of the server or
+// of the host's users is visible from inside.
+func TestIsolationBetweenFunctions(t *testing.T) {
+	in := start(t, "")
+	canary := t.TempDir() + "/canary"
+	if err := os.WriteFile(canary, []byte("canary"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	look := map[string]string{
+		"python": `
+import os, socket
+def handler(event, context):
+    found = []
+    for p in event["paths"]:
+        try:
+            os.stat(p); found.append(p)
+        except OSError: pass
+    try:
+        s = socket.create_connection(("127.0.0.1", event["port"]), 2); s.close(); found.append("loopback")
+    except OSError: pass
+    n = 0
+    for d in os.listdir("/proc"):
+        if d.isdigit(): n += 1
+    try: os.kill(1, 0); os.kill(1, 9)
+    except OSError: pass
+    writable = []
+    for d in ("/", "/usr", "/function", "/etc", "/hearth", "/proc/sys/kernel/hostname", "/sys"):
+        try:
+            if os.path.isdir(d):
+                open(d + "/x", "w").close(); writable.append(d)
+            else:
+                open(d, "w").close(); writable.append(d)
+        except OSError: pass
+    env = [k for k in os.environ if "SECRET" in k]
+    return {"found": found, "processes": n, "writable": writable, "env": env, "uid": os.getuid()}
+`,
+	}
+	each(t, look, func(t *testing.T, runtime, code string) {
+		in.t = t
+		in.deploy("look-"+runtime, runtime, code, nil)
+		in.deploy("other-"+runtime, runtime, code, nil)
+		in.invoke("other-"+runtime, fields{"paths": []string{}, "port": 1})
+		var port int
+		fmt.Sscanf(in.url, "http://127.0.0.1:%d", &port) //nolint:errcheck // a zero port fails below
+		got := in.invoke("look-"+runtime, fields{
+			"paths": []string{canary, in.dir, "/root/.bashrc", "/root/.ssh", "/home", "/etc/shadow", "/var/log", "/var/lib", "/boot", "/run/systemd", "/run/lock", "/run/docker.sock", "/sys/kernel", "/dev/sda", "/dev/vda", "/dev/mem", "/dev/kmsg", "/tmp/" + strings.TrimPrefix(canary, "/tmp/")},
+			"port":  port,
+		}).json(t)
+		if len(got["found"].([]any)) != 0 || len(got["writable"].([]any)) != 0 || len(got["env"].([]any)) != 0 {
+			t.Errorf("from inside: %v", got)
+		}
+		if n := got["processes"].(float64); n > 3 {
+			t.Errorf("%v processes are visible", n)
+		}
+		if got["uid"] == 0.0 {
+			t.Error("it runs as uid 0")
+		}
+		want(t, in.invoke("look-"+runtime, fields{"paths": []string{}, "port": 1}), 200, "")
+	})
+}
+
+// TestFunctionPagesCannotManage: where functions and management share an
+// origin, browsers are told to give functions' pages another, and requests from
+// such a page are refused.
+func TestFunctionPagesCannotManage(t *testing.T) {
+	in := start(t, "")
+	in.deploy("f", "python", "def handler(event, context):\n    return {'statusCode': 200, 'headers': {'content-type': 'text/html', 'content-security-policy': 'sandbox allow-same-origin allow-scripts'}, 'body': '<p>'}\n", nil)
+	policies := in.do("GET", "/fn/f/", nil).header.Values("Content-Security-Policy")
+	if len(policies) != 2 || !strings.HasPrefix(policies[0], "sandbox ") || strings.Contains(policies[0], "allow-same-origin") {
+		t.Errorf("policies %q", policies)
+	}
+	want(t, in.do("DELETE", "/v1/functions/f", nil, "Origin", "null", "Sec-Fetch-Site", "cross-site"), 403, "denied")
+	want(t, in.do("GET", "/v1/functions", nil, "Host", "evil.example"), 403, "denied")
+	if p := in.do("GET", "/fn/f/", nil, "Host", "functions.example").header.Values("Content-Security-Policy"); len(p) != 1 {
+		t.Errorf("on a host without management: %q", p)
+	}
+}
+
+// TestOrdinaryUser runs the server without root, with what the kernel allows.
+func TestOrdinaryUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("the other tests run as an ordinary user already")
+	}
+	dir, err := os.MkdirTemp("/tmp", "hearth-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chown(dir, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	// The test binary lies where nobody may not look.
+	bin := dir + "/server"
+	copyFile(t, os.Args[0], bin)
+	in, _ := spawnAs(t, dir+"/data", bin, 65534)
+	each(t, map[string]string{
+		"python": "import os\ndef handler(event, context):\n    return os.getuid()\n",
+		"nodejs": "export const handler = () => process.getuid();\n",
+	}, func(t *testing.T, runtime, code string) {
+		in.t = t
+		a := in.try("f-"+runtime, runtime, code, nil)
+		if a.status != 201 {
+			if strings.Contains(string(a.body), "namespace") {
+				t.Skipf("this kernel gives ordinary users no user namespaces: %s", a.body)
+			}
+			t.Fatal(a)
+		}
+		var f struct{ Warnings []string }
+		decode(t, a, &f)
+		t.Logf("warnings: %q", f.Warnings)
+		want(t, in.invoke("f-"+runtime, nil), 200, "")
+	})
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	src, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(dst, src); err != nil {
+		t.Fatal(err)
+	}
+	if err := dst.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
