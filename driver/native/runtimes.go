@@ -30,6 +30,7 @@ type interpreter struct {
 	Exe    string   `json:"exe"`              // real path, the same inside
 	Prefix string   `json:"prefix"`           // "" when all of it is below /usr
 	Views  []string `json:"views,omitempty"`  // directories besides the system's
+	Tried  bool     `json:"tried,omitempty"`  // started in a sandbox
 	Broken string   `json:"broken,omitempty"` // why it does not start in a sandbox
 }
 
@@ -247,12 +248,7 @@ func (d *Driver) discover(ctx context.Context) (good, broken []interpreter) {
 			wg.Go(func() {
 				slots <- struct{}{}
 				defer func() { <-slots }()
-				it, ok := ask(ctx, l, path)
-				if ok {
-					if err := d.try(ctx, it); err != nil {
-						it.Broken = err.Error()
-					}
-				}
+				it, _ := ask(ctx, l, path)
 				if ctx.Err() == nil {
 					mu.Lock()
 					fresh[key] = it // an empty one is no interpreter
@@ -262,26 +258,53 @@ func (d *Driver) discover(ctx context.Context) (good, broken []interpreter) {
 		}
 	}
 	wg.Wait()
+	byName := map[string][]string{} // keys of fresh, the best first
+	for key, it := range fresh {
+		if it.Name != "" {
+			byName[it.Name] = append(byName[it.Name], key)
+		}
+	}
+	for _, keys := range byName {
+		slices.SortFunc(keys, func(a, b string) int {
+			if better(fresh[a], fresh[b]) {
+				return -1
+			}
+			return 1
+		})
+	}
+	for _, keys := range byName {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			for _, key := range keys {
+				mu.Lock()
+				it := fresh[key]
+				mu.Unlock()
+				if !it.Tried {
+					if err := d.try(ctx, it); err != nil {
+						it.Broken = err.Error()
+					}
+					it.Tried = true
+				}
+				mu.Lock()
+				fresh[key] = it
+				if it.Broken == "" {
+					good = append(good, it)
+				} else {
+					broken = append(broken, it)
+				}
+				mu.Unlock()
+				if it.Broken == "" {
+					return // others of the name are not needed
+				}
+			}
+		})
+	}
+	wg.Wait()
 	if b, err := json.Marshal(fresh); err == nil && ctx.Err() == nil {
 		if err := writeFile(file, b, 0o600); err != nil {
 			d.log.Warn("native: runtimes are looked for again at the next start", "err", err)
 		}
-	}
-	best := map[string]interpreter{}
-	for _, it := range fresh {
-		if it.Name == "" {
-			continue
-		}
-		if it.Broken != "" {
-			broken = append(broken, it)
-			continue
-		}
-		if other, ok := best[it.Name]; !ok || better(it, other) {
-			best[it.Name] = it
-		}
-	}
-	for _, it := range best {
-		good = append(good, it)
 	}
 	slices.SortFunc(good, func(a, b interpreter) int {
 		return cmp.Or(cmp.Compare(a.Language, b.Language), compareVersions(b.Version, a.Version))
