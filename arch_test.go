@@ -35,6 +35,7 @@ var imports = map[string][]string{
 	"driver/native":               {"", "driver", "driver/egress", "guest"},
 	"driver/native/init":          {},
 	"bench":                       {"", "client", "driver", "guest"},
+	"test/e2e":                    {},
 	"test/script":                 {},
 }
 

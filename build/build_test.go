@@ -474,11 +474,21 @@ func TestCheckHandler(t *testing.T) {
 		language, handler string
 		ok                bool
 	}{
-		{"python", "main.handler", true}, {"python", "pkg.handler", true}, {"python", "src/app.handler", true},
-		{"python", "src.app.handler", true}, {"python", "index.handler", false}, {"python", "mian.handler", false},
-		{"nodejs", "index.handler", true}, {"nodejs", "a.handler", true}, {"nodejs", "b.handler", true},
-		{"nodejs", "x/y/z.handler", true}, {"nodejs", "main.handler", false}, {"nodejs", "../in/a.handler", false},
-		{"python", "src.handler", false}, {"python", "handler", false}, {"go", "main.handler", true},
+		{"python", "main.handler", true},
+		{"python", "pkg.handler", true},
+		{"python", "src/app.handler", true},
+		{"python", "src.app.handler", true},
+		{"python", "index.handler", false},
+		{"python", "mian.handler", false},
+		{"nodejs", "index.handler", true},
+		{"nodejs", "a.handler", true},
+		{"nodejs", "b.handler", true},
+		{"nodejs", "x/y/z.handler", true},
+		{"nodejs", "main.handler", false},
+		{"nodejs", "../in/a.handler", false},
+		{"python", "src.handler", false},
+		{"python", "handler", false},
+		{"go", "main.handler", true},
 	} {
 		err := build.CheckHandler(dir, c.language, c.handler)
 		if c.ok && err != nil {
