@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -211,23 +212,18 @@ func TestMachine(t *testing.T) {
 	if busy <= 0 || total < busy {
 		t.Errorf("busy %v of %v", busy, total)
 	}
-	stop := make(chan struct{})
+	var stop atomic.Bool
 	var spinning sync.WaitGroup
 	for range m.Cores {
 		spinning.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for !stop.Load() { // spin
 			}
 		})
 	}
 	if share, err := busyShare(t.Context(), 200*time.Millisecond); err != nil || share < 0.3 {
 		t.Errorf("a busy machine is %v busy, %v", share, err)
 	}
-	close(stop)
+	stop.Store(true)
 	spinning.Wait()
 	if _, err := rss(1 << 30); hearth.ErrorCode(err) != hearth.CodeNotFound {
 		t.Errorf("nobody's resident set: %v", err)
