@@ -57,8 +57,8 @@ func (c *cgroups1) enforces() (memory, cpu, pids bool, remedy string) {
 	return c.shared["memory"] != "", c.shared["cpu"] != "", c.shared["pids"] != "", remedy
 }
 
-// dirs returns the directories of a sandbox, without repetition where
-// controllers share a hierarchy.
+// group names the directories of a sandbox, each once where controllers share
+// a hierarchy.
 func (c *cgroups1) group(id string) *group1 {
 	g := &group1{dir: map[string]string{}}
 	for _, name := range v1Controllers {

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/hearthrun/hearth/driver"
 )
 
 // record is what the state file of a sandbox says: which process is its pid 1.
@@ -117,5 +115,3 @@ func bootID() string {
 	}
 	return strings.TrimSpace(string(b))
 }
-
-var _ driver.Sandbox = (*sandbox)(nil)
