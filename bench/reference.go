@@ -120,7 +120,7 @@ func guard(stdin io.Reader, stdout io.Writer) error {
 func startGuard(ctx context.Context, pidfd int) (*process, error) {
 	f := os.NewFile(uintptr(pidfd), "pidfd")
 	defer f.Close()
-	cmd := exec.Command("/proc/self/exe", referenceArg, "guard")
+	cmd := exec.Command("/proc/self/exe", referenceArg, "guard") //nolint:noctx // it must outlive ctx: it ends with its descriptor
 	cmd.ExtraFiles = []*os.File{f} // becomes guardedFD
 	return start(ctx, cmd)
 }
@@ -159,7 +159,7 @@ func startPlain(ctx context.Context, i interpreter) (*process, error) {
 // stdin ends. nil env is this process's own. The caller stops it; when ctx ends
 // before it is ready nothing remains.
 func startProcess(ctx context.Context, path string, env []string, args ...string) (*process, error) {
-	cmd := exec.Command(path, args...)
+	cmd := exec.Command(path, args...) //nolint:noctx // ended by stop, not by ctx
 	cmd.Env = env
 	return start(ctx, cmd)
 }

@@ -78,7 +78,7 @@ func (s *Server) start(ctx context.Context, binary string, args []string) error 
 	}
 	defer words.Close()
 	args = append([]string{"serve", "--data-dir", filepath.Join(s.dir, "data"), "--listen", addr}, args...)
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command(binary, args...) //nolint:noctx // ended in order by stop, not by ctx
 	cmd.Stdout, cmd.Stderr = words, words
 	// Ctrl-C in a terminal reaches the whole foreground group; the server ends
 	// when Stop says so, after the functions were deleted.

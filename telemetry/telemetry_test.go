@@ -135,7 +135,7 @@ func TestFollowHasNoGapAndNoRepetition(t *testing.T) {
 		}()
 	}
 	for range followers {
-		if err := <-results; err != errDone {
+		if err := <-results; !errors.Is(err, errDone) {
 			t.Error(err)
 		}
 	}
