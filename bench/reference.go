@@ -121,7 +121,7 @@ func startGuard(ctx context.Context, pidfd int) (*process, error) {
 	f := os.NewFile(uintptr(pidfd), "pidfd")
 	defer f.Close()
 	cmd := exec.Command("/proc/self/exe", referenceArg, "guard") //nolint:noctx // it must outlive ctx: it ends with its descriptor
-	cmd.ExtraFiles = []*os.File{f} // becomes guardedFD
+	cmd.ExtraFiles = []*os.File{f}                               // becomes guardedFD
 	return start(ctx, cmd)
 }
 

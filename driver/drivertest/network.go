@@ -44,7 +44,7 @@ func Main(m *testing.M) int {
 	if err != nil {
 		return m.Run()
 	}
-	runtime.LockOSThread() // Pdeathsig is sent when the thread ends
+	runtime.LockOSThread()                    // Pdeathsig is sent when the thread ends
 	cmd := exec.Command(self, os.Args[1:]...) //nolint:noctx // it is the whole test run
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), networkEnv+"=new")
