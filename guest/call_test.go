@@ -118,6 +118,9 @@ func (g *script) sendBody(stream uint32, body []byte, piece int) {
 			for _, b := range []byte(f.payload) {
 				window = window<<8 | int(b)
 			}
+			if window > windowSize {
+				g.tb.Errorf("the host granted %d bytes", window)
+			}
 		}
 		n := min(len(body), piece, window)
 		g.raw(appendFrame(nil, typeData, stream, body[:n]))
@@ -127,8 +130,15 @@ func (g *script) sendBody(stream uint32, body []byte, piece int) {
 
 func TestResponseBody(t *testing.T) {
 	for _, tt := range []struct{ size, piece int }{
-		{1, 1}, {5000, 1}, {chunkSize, chunkSize}, {100_000, 999}, {windowSize, windowSize},
-		{windowSize + 1, chunkSize}, {3 * windowSize, 8 << 10}, {20 << 20, chunkSize}, {20 << 20, windowSize},
+		{1, 1},
+		{5000, 1},
+		{chunkSize, chunkSize},
+		{100_000, 999},
+		{windowSize, windowSize},
+		{windowSize + 1, chunkSize},
+		{3 * windowSize, 8 << 10},
+		{20 << 20, chunkSize},
+		{20 << 20, windowSize},
 	} {
 		t.Run(fmt.Sprintf("%d/%d", tt.size, tt.piece), func(t *testing.T) {
 			host, far := socketpair(t)
@@ -535,7 +545,7 @@ func TestTinyFrames(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(call.frames) > 2 || cap(call.buf) > 200_000 {
+	if len(call.frames) != 2 || cap(call.buf) > 200_000 {
 		t.Errorf("%d frames, %d bytes", len(call.frames), cap(call.buf))
 	}
 }
@@ -552,4 +562,123 @@ func TestEventTooLarge(t *testing.T) {
 	if err := c.Invoke(t.Context(), httpCall("b"), &recorder{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestUploadWindow: the host sends exactly what the guest is ready for.
+func TestUploadWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, far := net.Pipe()
+		c := start(t, host, far, Options{}, func(g *script) {
+			f := g.expect(typeInvoke)
+			for n := 0; n < windowSize; {
+				n += len(g.expect(typeData).payload)
+				if n > windowSize {
+					t.Errorf("%d bytes came", n)
+				}
+			}
+			for _, n := range []int{0, 10, 1} {
+				if n > 0 {
+					g.window(f.stream, n)
+					if got := len(g.expect(typeData).payload); got != n {
+						t.Errorf("%d bytes came, %d were granted", got, n)
+					}
+				}
+				g.nc.SetReadDeadline(time.Now().Add(time.Hour))
+				if f, err := g.next(); err == nil {
+					t.Errorf("frame %#x of %d bytes beyond the window", f.typ, len(f.payload))
+				}
+				g.nc.SetReadDeadline(time.Time{})
+			}
+			g.respond(f.stream, "")
+		})
+		call := httpCall("a")
+		call.Rest = io.LimitReader(endless{}, 2*windowSize)
+		if err := c.Invoke(t.Context(), call, &recorder{}); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	})
+}
+
+// TestUploadStops: nothing of a body is sent after the call has ended.
+func TestUploadStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, far := net.Pipe()
+		c := start(t, host, far, Options{}, func(g *script) {
+			f := g.expect(typeInvoke)
+			g.expect(typeData)
+			g.respond(f.stream, "")
+			if f, err := g.next(); err == nil {
+				t.Errorf("frame %#x came after the end of the call", f.typ)
+			}
+		})
+		call := httpCall("a")
+		pr, pw := io.Pipe()
+		call.Rest = pr
+		go pw.Write([]byte("first")) //nolint:errcheck // the guest counts
+		if err := c.Invoke(t.Context(), call, &recorder{}); err != nil {
+			t.Error(err)
+		}
+		pw.Write([]byte("late")) //nolint:errcheck // as above
+		pw.Close()
+		synctest.Wait()
+		c.Close()
+	})
+}
+
+// TestHeadsInOneRead: frames of several calls that come together wake each.
+func TestHeadsInOneRead(t *testing.T) {
+	host, far := socketpair(t)
+	var heads sync.WaitGroup
+	heads.Add(2)
+	c := start(t, host, far, Options{}, func(g *script) {
+		g.expect(typeInvoke)
+		g.expect(typeInvoke)
+		head := []byte(`{"status":200}`)
+		g.raw(appendFrame(appendFrame(nil, typeResponse, 1, head), typeResponse, 3, head))
+		heads.Wait()
+		g.raw(appendFrame(appendFrame(nil, typeEnd, 3, nil), typeEnd, 1, nil))
+	})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			r := &recorder{onHead: heads.Done}
+			if err := c.Invoke(ctx, httpCall("a"), r); err != nil {
+				t.Error(err)
+			}
+			if r.head == nil {
+				heads.Done()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestAbandonedKeepsNothing: what comes for a caller that has left is counted,
+// not kept.
+func TestAbandonedKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, far := net.Pipe()
+		c := start(t, host, far, Options{}, func(g *script) {
+			f := g.expect(typeInvoke)
+			g.expect(typeCancel)
+			g.send(typeResponse, f.stream, `{}`)
+			for range windowSize / chunkSize {
+				g.send(typeData, f.stream, strings.Repeat("x", chunkSize))
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		wantError(t, c.Invoke(ctx, httpCall("a"), &recorder{}), hearth.CodeTimeout, "")
+		synctest.Wait()
+		c.mu.Lock()
+		call := c.calls[1]
+		c.mu.Unlock()
+		if call.received != windowSize || cap(call.buf)+cap(call.frames) != 0 {
+			t.Errorf("%d received, %d bytes and %d frames kept", call.received, cap(call.buf), cap(call.frames))
+		}
+		c.Close()
+	})
 }
