@@ -619,7 +619,7 @@ func TestUploadStops(t *testing.T) {
 		if err := c.Invoke(t.Context(), call, &recorder{}); err != nil {
 			t.Error(err)
 		}
-		synctest.Wait() // the first piece is written and done with
+		synctest.Wait()          // the first piece is written and done with
 		pw.Write([]byte("late")) //nolint:errcheck // as above
 		pw.Close()
 		synctest.Wait()
