@@ -79,6 +79,8 @@ func stepName(op byte) string {
 		return "create the namespaces"
 	case 'k':
 		return "create a session keyring"
+	case 'S':
+		return "set the scheduling policy"
 	case 'c':
 		return "drop capabilities"
 	case 'L':

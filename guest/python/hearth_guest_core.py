@@ -30,6 +30,7 @@ HEAD_JSON = b'{"status":200,"headers":[["content-type","application/json"]]}'
 HEAD_TEXT = b'{"status":200,"headers":[["content-type","text/plain; charset=utf-8"]]}'
 HEAD_BYTES = b'{"status":200,"headers":[["content-type","application/octet-stream"]]}'
 BYTES = (bytes, bytearray, memoryview)
+NO_HEADERS = {}
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 
 
@@ -651,7 +652,7 @@ def http_response(result):
 def http_head(result, status, kind):
     """Encodes the head of a response; kind is the default content type."""
     get = result.get
-    headers = get("headers")
+    headers = get("headers") or NO_HEADERS
     key = None
     if type(headers) is dict and "cookies" not in result and "multiValueHeaders" not in result:
         try:

@@ -58,7 +58,7 @@ func (h *helper) run(plan []byte) error {
 // arity is the least number of arguments of each step.
 var arity = map[byte]int{
 	'o': 2, 'O': 1, 'r': 2, 'u': 2, 'd': 2, 'l': 2, 'f': 3, 'b': 2, 't': 2, 'p': 1,
-	'P': 0, 'W': 2, 'U': 1, 'B': 3, 'R': 1, 'h': 1, 'n': 0, 'T': 4, 'i': 3, 'k': 0, 'c': 0,
+	'P': 0, 'W': 2, 'U': 1, 'B': 3, 'R': 1, 'h': 1, 'n': 0, 'T': 4, 'i': 3, 'k': 0, 'S': 1, 'c': 0,
 	'L': 1, 's': 1, 'e': 1, 'a': 1, 'w': 1, 'x': 0,
 }
 
@@ -139,6 +139,12 @@ func (h *helper) step(op byte, a []string) error {
 	case 'i': // resource limit: number, soft, hard
 		l := unix.Rlimit{Cur: uint64(atoi(a[1])), Max: uint64(atoi(a[2]))}
 		return unix.Setrlimit(atoi(a[0]), &l)
+	case 'S': // scheduling policy of this thread and what it starts
+		param := int32(0)
+		if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, uintptr(atoi(a[0])), uintptr(unsafe.Pointer(&param))); e != 0 {
+			return e
+		}
+		return nil
 	case 'k': // leave the host's session keyring; without the system call there is none to reach
 		if _, _, e := unix.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0); e != 0 && e != unix.ENOSYS && e != unix.EPERM {
 			return e
