@@ -25,3 +25,13 @@ func Command(language, interpreter, dir string) []string {
 	}
 	return nil
 }
+
+// PrepareCommand returns a command that makes later starts of the shim with the
+// interpreter faster, nil where there is nothing to prepare. It is to be run
+// once, where dir is writable and outside of any sandbox.
+func PrepareCommand(language, interpreter, dir string) []string {
+	if language != "python" {
+		return nil
+	}
+	return []string{interpreter, "-I", "-S", "-B", path.Join(dir, "python/hearth_guest.py"), "--compile"}
+}

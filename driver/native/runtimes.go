@@ -32,6 +32,8 @@ type interpreter struct {
 	Views  []string `json:"views,omitempty"`  // directories besides the system's
 	Tried  bool     `json:"tried,omitempty"`  // started in a sandbox
 	Broken string   `json:"broken,omitempty"` // why it does not start in a sandbox
+	// Prepared is the directory of the shims that were compiled for it.
+	Prepared string `json:"prepared,omitempty"`
 }
 
 // language is how interpreters of one language are found.
@@ -286,6 +288,10 @@ func (d *Driver) discover(ctx context.Context) (good, broken []interpreter) {
 					}
 					it.Tried = true
 				}
+				if it.Broken == "" && it.Prepared != d.shims {
+					d.prepare(ctx, it)
+					it.Prepared = d.shims
+				}
 				mu.Lock()
 				fresh[key] = it
 				if it.Broken == "" {
@@ -312,6 +318,22 @@ func (d *Driver) discover(ctx context.Context) (good, broken []interpreter) {
 	slices.SortFunc(broken, func(a, b interpreter) int { return cmp.Compare(a.Exe, b.Exe) })
 	broken = slices.CompactFunc(broken, func(a, b interpreter) bool { return a.Exe == b.Exe })
 	return good, broken
+}
+
+// prepare compiles the shim for an interpreter, where that makes starts
+// faster. It is our own code, so it need not run in a sandbox.
+func (d *Driver) prepare(ctx context.Context, it interpreter) {
+	argv := guest.PrepareCommand(it.Language, it.Exe, d.shims)
+	if argv == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = []string{} // not even PATH: it starts nothing
+	if out, err := cmd.CombinedOutput(); err != nil {
+		d.log.Warn("native: starts will be slower: the guest could not be compiled", "runtime", it.Name, "err", err, "output", string(out))
+	}
 }
 
 // better prefers the system's own interpreter, then the newer one.
