@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
@@ -49,8 +50,9 @@ type Options struct {
 	Runtime string
 	// Concurrencies are the numbers of connections, 1, 8 and 64 by default.
 	Concurrencies []int
-	// FunctionConcurrency is the function's own limit of instances, that of
-	// hearth.DefaultConcurrency by default.
+	// FunctionConcurrency is the function's own limit of instances, by default
+	// two for each core: an echo is bound by the CPU, and more instances would
+	// only add context switches.
 	FunctionConcurrency int
 	// Rounds is how often each warm cell is measured, 3 by default.
 	Rounds int
@@ -83,7 +85,7 @@ func (o Options) withDefaults() Options {
 	o.Concurrencies = slices.Clone(o.Concurrencies)
 	slices.Sort(o.Concurrencies)
 	o.Concurrencies = slices.Compact(o.Concurrencies)
-	o.FunctionConcurrency = cmp.Or(o.FunctionConcurrency, hearth.DefaultConcurrency)
+	o.FunctionConcurrency = cmp.Or(o.FunctionConcurrency, 2*runtime.NumCPU())
 	o.Rounds = cmp.Or(o.Rounds, 3)
 	o.Warmup = cmp.Or(o.Warmup, time.Second)
 	o.Duration = cmp.Or(o.Duration, 3*time.Second)
