@@ -23,7 +23,8 @@ const helperTasks = 8
 
 // cgroups makes the control groups of this owner's sandboxes.
 type cgroups interface {
-	// create makes the group of a sandbox and sets its limits.
+	// create makes the group of a sandbox and sets its limits. After an error
+	// nothing remains of it; one that existed before stays as it is.
 	create(id string, l driver.Limits) (group, error)
 	// open returns the group of a sandbox of an earlier process.
 	open(id string) group
@@ -140,12 +141,13 @@ func readPIDs(dir string) []int {
 	return pids
 }
 
-// killListed kills the processes that list returns. A number may have gone to
-// a stranger between reading it and opening it: so it counts only if it is
-// still listed once its process is held by a descriptor.
+// killListed kills the processes that list returns, but never this one: groups
+// of version 1 list it while one of its threads starts a process in them. A
+// number may have gone to a stranger between reading it and opening it: so it
+// counts only if it is still listed once its process is held by a descriptor.
 func killListed(list func() []int) {
 	for range 16 {
-		pids := list()
+		pids := slices.DeleteFunc(list(), func(pid int) bool { return pid == os.Getpid() })
 		if len(pids) == 0 {
 			return
 		}

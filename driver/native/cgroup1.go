@@ -80,11 +80,13 @@ func (c *cgroups1) open(id string) group { return c.group(id) }
 
 func (c *cgroups1) create(id string, l driver.Limits) (group, error) {
 	g := c.group(id)
+	made := 0
 	err := func() error {
 		for _, dir := range g.dirs {
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				return err
 			}
+			made++
 		}
 		if dir := g.dir["memory"]; dir != "" {
 			limit := strconv.FormatInt(l.Memory, 10)
@@ -110,7 +112,9 @@ func (c *cgroups1) create(id string, l driver.Limits) (group, error) {
 		return nil
 	}()
 	if err != nil {
-		_ = g.remove(context.Background())
+		for _, dir := range g.dirs[:made] {
+			_ = unix.Rmdir(dir)
+		}
 		return nil, err
 	}
 	return g, nil

@@ -131,7 +131,7 @@ func (c *cgroups2) create(id string, l driver.Limits) (group, error) {
 		set("cpu", "cpu.max", fmt.Sprintf("%d %d", max(int(l.CPU*cpuPeriod), 1000), cpuPeriod)),
 		set("pids", "pids.max", strconv.Itoa(l.PIDs+helperTasks)))
 	if err != nil {
-		_ = g.remove(context.Background())
+		_ = unix.Rmdir(g.dir)
 		return nil, err
 	}
 	return g, nil

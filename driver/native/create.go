@@ -2,6 +2,8 @@ package native
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"math"
 	"os"
 	"path"
@@ -47,6 +49,11 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 	if err := d.reserve(s); err != nil {
 		return nil, err
 	}
+	defer func() {
+		d.mu.Lock()
+		s.creating = false
+		d.mu.Unlock()
+	}()
 	compose := func() *plan { return d.compose(spec, views, argv, environment(spec.Env, bin), "/tmp") }
 	if err := d.bring(ctx, s, spec.Limits, compose); err != nil {
 		if derr := s.Destroy(ctx); derr != nil {
@@ -60,6 +67,9 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 // bring starts the reserved sandbox. After an error the caller destroys it.
 func (d *Driver) bring(ctx context.Context, s *sandbox, limits driver.Limits, compose func() *plan) error {
 	g, err := d.cgroups.create(s.id, limits)
+	if errors.Is(err, fs.ErrExist) {
+		return errLeft(s.id)
+	}
 	if err != nil {
 		return hearth.Errorf(hearth.CodeUnavailable, "make the control group of sandbox %s: %w", s.id, err)
 	}

@@ -160,6 +160,9 @@ func (d *Driver) reserve(s *sandbox) error {
 	if _, ok := d.sandboxes[s.id]; ok {
 		return hearth.Errorf(hearth.CodeConflict, "a sandbox %q exists already", s.id)
 	}
+	if _, err := os.Lstat(d.statePath(s.id)); err == nil {
+		return errLeft(s.id)
+	}
 	if len(d.taken) >= usersEach/2 {
 		return hearth.Errorf(hearth.CodeExhausted, "%d sandboxes are the most this driver can run", usersEach/2)
 	}
@@ -169,8 +172,15 @@ func (d *Driver) reserve(s *sandbox) error {
 	s.user = d.next % usersEach
 	d.next++
 	d.taken[s.user] = true
+	s.creating = true
 	d.sandboxes[s.id] = s
 	return nil
+}
+
+// errLeft says that an earlier process left a sandbox of this id.
+func errLeft(id string) error {
+	return hearth.Errorf(hearth.CodeConflict, "a sandbox %q of an earlier run exists", id).
+		WithHint("destroy what List returns first")
 }
 
 // release undoes reserve.
@@ -183,8 +193,9 @@ func (d *Driver) release(s *sandbox) {
 	}
 }
 
-// List returns the sandboxes of this process and those that an earlier one
-// left behind: known by a state file or a control group.
+// List returns the sandboxes of this process, without those that Create still
+// works on, and those that an earlier one left behind: known by a state file or
+// a control group.
 func (d *Driver) List(context.Context) ([]driver.Sandbox, error) {
 	entries, err := os.ReadDir(filepath.Join(d.dir, runDir))
 	if err != nil {
@@ -204,7 +215,9 @@ func (d *Driver) List(context.Context) ([]driver.Sandbox, error) {
 	var list []driver.Sandbox
 	for id, s := range d.sandboxes {
 		delete(ids, id)
-		list = append(list, s)
+		if !s.creating {
+			list = append(list, s)
+		}
 	}
 	for id := range ids {
 		list = append(list, d.orphan(id))

@@ -33,6 +33,7 @@ type sandbox struct {
 	control        *net.UnixConn
 	phases         [3]time.Duration // monotonic clock: helper began, assembled, guest started
 	orphan         *record          // set for one that an earlier process left
+	creating       bool             // guarded by driver.mu; nobody else may have it yet
 
 	output  output
 	started chan error    // one value: nil once the guest runs, or why it does not
