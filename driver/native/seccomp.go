@@ -22,6 +22,7 @@ var allowedCalls = []string{
 	// files
 	"access", "chdir", "chmod", "chown", "close", "close_range", "copy_file_range", "creat",
 	"dup", "dup2", "dup3", "faccessat", "faccessat2", "fadvise64", "fallocate", "fchdir", "fchmod",
+	"fstatat", // what the table for arm64 calls newfstatat
 	"fchmodat", "fchown", "fchownat", "fcntl", "fdatasync", "fgetxattr", "flistxattr", "flock",
 	"fremovexattr", "fsetxattr", "fstat", "fstatfs", "fsync", "ftruncate", "futimesat", "getcwd",
 	"getdents", "getdents64", "getxattr", "inotify_add_watch", "inotify_init", "inotify_init1",
