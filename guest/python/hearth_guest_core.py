@@ -792,8 +792,6 @@ def load():
         sys.path.insert(0, code)
         if "PYTHONPATH" in env:
             sys.path[1:1] = [p for p in str(env["PYTHONPATH"]).split(":") if p]
-        if more is not None:
-            more.forget_shadowed(code)
         module, dot, attribute = name.rpartition(".")
         module = module.replace("/", ".")
         __import__(module)
@@ -826,8 +824,6 @@ def stop():
 def main():
     start()
     while init is None:
-        if greeted and more is None:
-            wait_in_stem_cell()
         pump()
     if not load():
         while True:  # the host ends the sandbox
@@ -843,15 +839,6 @@ def main():
             pump()
         except Exception as e:  # raised by a signal handler of the function
             load_more().log_exception(e)
-
-
-def wait_in_stem_cell():
-    """Uses the time before INIT, if there is some, to load what calls need."""
-    from select import POLLIN, poll
-    poll = poll()
-    poll.register(fd, POLLIN)
-    if not poll.poll(50):
-        load_more().preload(poll)
 
 
 def is_async(f):

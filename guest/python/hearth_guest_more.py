@@ -10,9 +10,7 @@ CHUNK = g.CHUNK  # noqa: F821
 g = g  # noqa: F821
 OURS = (g.main.__code__.co_filename, (lambda: 0).__code__.co_filename, g.read_code.__code__.co_filename)
 BURST = 256 << 10  # bytes written at a time
-PRELOAD = ("select", "os", "json", "linecache", "traceback", "base64", "datetime", "logging", "asyncio")
 
-preloaded = set()  # modules that were imported before the function was known
 loop = None  # the asyncio loop, in async mode
 current = None  # ContextVar of the call
 
@@ -22,31 +20,6 @@ class Canceled(BaseException):
 
 
 # ---- loading ----
-
-def preload(poll):
-    """Imports what functions usually need until the host sends more."""
-    before = set(sys.modules)
-    for name in PRELOAD:
-        try:
-            __import__(name)
-        except ImportError:
-            pass
-        if poll.poll(0):
-            break
-    preloaded.update(set(sys.modules) - before)
-
-
-def forget_shadowed(code):
-    """Lets the function's own modules win over preloaded ones of their name."""
-    if not preloaded:
-        return
-    import posix
-    for name in posix.listdir(code):
-        name = name.partition(".")[0]
-        if name in preloaded:
-            for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
-                del sys.modules[module]
-
 
 class Archive:
     """The archive after INIT as a file; reads wait for the host."""
