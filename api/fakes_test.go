@@ -209,6 +209,9 @@ func (h *host) do(method, target string, body any, headers ...string) answer {
 			req.Host = headers[i+1]
 		case "RemoteAddr":
 			req.RemoteAddr = headers[i+1]
+		case "Proto":
+			req.Proto = headers[i+1]
+			req.ProtoMajor, req.ProtoMinor, _ = http.ParseHTTPVersion(headers[i+1])
 		default:
 			req.Header.Set(headers[i], headers[i+1])
 			if headers[i+1] == "" {

@@ -12,9 +12,20 @@ import (
 	"github.com/hearthrun/hearth"
 )
 
-// forwarded are the headers by which a proxy says that it speaks for another.
-func forwarded() []string {
-	return []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip"}
+// proxied tells by what a request shows that a proxy passed it on; "" if by
+// nothing. A proxy that was told nothing about headers may add none, but
+// nginx then also speaks HTTP/1.0, which no client of ours does.
+func proxied(r *http.Request) string {
+	for name := range r.Header {
+		switch {
+		case name == "Forwarded", name == "Via", name == "X-Real-Ip", strings.HasPrefix(name, "X-Forwarded-"):
+			return "it has the header " + name
+		}
+	}
+	if !r.ProtoAtLeast(1, 1) {
+		return "it is HTTP/1.0"
+	}
+	return ""
 }
 
 // guard protects management until there is authentication:
@@ -65,11 +76,9 @@ func (s *server) admit(r *http.Request) error {
 		return hearth.Errorf(hearth.CodeDenied, "management is only possible from the machine that Hearth runs on").
 			WithHint("use the CLI there, or an SSH tunnel: ssh -L 8080:127.0.0.1:8080 HOST")
 	}
-	for _, name := range forwarded() {
-		if len(r.Header.Values(name)) > 0 {
-			return hearth.Errorf(hearth.CodeDenied, "management is not possible through a proxy (the request has the header %s)", name).
-				WithHint("use the CLI on the machine that Hearth runs on, and let the proxy pass on /fn and your routes only")
-		}
+	if sign := proxied(r); sign != "" {
+		return hearth.Errorf(hearth.CodeDenied, "management is not possible through a proxy (this request came through one: %s)", clip(sign)).
+			WithHint("use the CLI on the machine that Hearth runs on, and let the proxy pass on /fn and your routes only")
 	}
 	if !ManagementHost(r.Host, s.AllowedHosts) {
 		return hearth.Errorf(hearth.CodeDenied, "management is not served under the host name %q", clip(r.Host)).

@@ -42,6 +42,10 @@ func TestGuard(t *testing.T) {
 		{[]string{"Host", ""}, false},
 		{[]string{"X-Forwarded-For", "127.0.0.1"}, false},
 		{[]string{"Forwarded", "for=127.0.0.1"}, false},
+		{[]string{"Via", "1.1 proxy"}, false},
+		{[]string{"X-Forwarded-Proto", "https"}, false},
+		{[]string{"X-Real-Ip", "192.0.2.7"}, false},
+		{[]string{"Proto", "HTTP/1.0"}, false}, // nginx by default, without any header
 	} {
 		for _, path := range []string{"/v1/functions", "/openapi.json", "/docs"} {
 			a := h.do("GET", path, nil, c.headers...)
