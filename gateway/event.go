@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -103,6 +104,8 @@ func appendHeaders(b []byte, r *http.Request, t *target, peer string, trusted bo
 		switch {
 		case name == "Cookie", hopByHop(name), len(connection) > 0 && listed(connection, name):
 			continue
+		case strings.HasPrefix(name, "Hearth-"), strings.IndexByte(name, '_') >= 0 && ambiguous(name):
+			continue // only Hearth speaks with these names
 		case name == "Forwarded", strings.HasPrefix(name, "X-Forwarded-"):
 			if !trusted || name == "X-Forwarded-For" || name == "X-Forwarded-Prefix" {
 				continue // a claim nobody vouches for, or written below
@@ -144,6 +147,14 @@ func appendHeaders(b []byte, r *http.Request, t *target, peer string, trusted bo
 	return append(b, '}')
 }
 
+// ambiguous tells whether a header with an underscore in its name is the same as
+// a guarded one to frameworks that turn names into variables, as CGI and WSGI
+// do: X_Forwarded_For and X-Forwarded-For are both HTTP_X_FORWARDED_FOR there.
+func ambiguous(name string) bool {
+	plain := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+	return strings.HasPrefix(plain, "x-forwarded-") || strings.HasPrefix(plain, "hearth-")
+}
+
 // peerAddress returns the client's address, and whether what it says of
 // earlier hops is believed: only a proxy on this host is.
 func peerAddress(r *http.Request) (addr string, trusted bool) {
@@ -154,14 +165,19 @@ func peerAddress(r *http.Request) (addr string, trusted bool) {
 	return host, host == "127.0.0.1" || host == "::1" || net.ParseIP(host).IsLoopback()
 }
 
-// firstForwarded returns the address the proxy on this host saw.
+// firstForwarded returns the address the proxy on this host saw, and the
+// proxy's own when what it says is no address.
 func firstForwarded(r *http.Request, peer string) string {
 	prior := r.Header["X-Forwarded-For"]
 	if len(prior) == 0 {
 		return peer
 	}
 	last := prior[len(prior)-1]
-	return strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
+	last = strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
+	if _, err := netip.ParseAddr(last); err != nil {
+		return peer
+	}
+	return last
 }
 
 // listed tells whether a Connection header names the header.

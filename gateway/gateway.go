@@ -169,7 +169,9 @@ func (g *Gateway) finish(rec *hearth.Invocation, err error) {
 }
 
 func (g *Gateway) logError(rec *hearth.Invocation, e *hearth.Error) {
-	lines := []string{string(e.Code) + ": " + e.Message}
+	// What a function raised is text of its choice: a line break in it must not
+	// begin what looks like another line of Hearth's.
+	lines := strings.Split(string(e.Code)+": "+strings.TrimRight(e.Message, "\r\n"), "\n")
 	if e.Function != nil {
 		for _, s := range e.Function.Stack {
 			lines = append(lines, strings.Split(strings.TrimRight(s, "\n"), "\n")...)
@@ -179,7 +181,7 @@ func (g *Gateway) logError(rec *hearth.Invocation, e *hearth.Error) {
 	for _, text := range lines {
 		g.cfg.Logs.Append(hearth.LogLine{
 			Time: now, Function: rec.Function, Version: rec.Version,
-			Invocation: rec.ID, Stream: "hearth", Text: text,
+			Invocation: rec.ID, Stream: "hearth", Text: strings.TrimSuffix(text, "\r"),
 		})
 	}
 }

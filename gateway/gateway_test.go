@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/guest"
 )
 
 func versionWith(name string, routes ...hearth.Route) hearth.Version {
@@ -163,6 +164,62 @@ func TestUntrustedForwardingIsDropped(t *testing.T) {
 	}
 	if !reflect.DeepEqual(event.Headers, want) || event.Context.HTTP.SourceIP != "198.51.100.7" {
 		t.Errorf("headers %v, source %s", event.Headers, event.Context.HTTP.SourceIP)
+	}
+}
+
+// A client must not speak in the name of Hearth or of a proxy, also not with
+// names that frameworks take for the same.
+func TestSpoofedHeadersAreDropped(t *testing.T) {
+	r := httptest.NewRequest("GET", "http://example.com/p", nil)
+	r.RemoteAddr = "127.0.0.1:1234"
+	r.Header = http.Header{
+		"Hearth-Invocation-Id": {"spoof"}, "Hearth_start": {"warm"}, "X_Forwarded_For": {"1.1.1.1"},
+		"X-Forwarded_proto": {"https"}, "X-Forwarded-For": {"1.1.1.1, not an address"}, "A_b": {"kept"},
+	}
+	v := versionWith("f")
+	var event struct {
+		Headers map[string]string
+		Context struct {
+			HTTP struct{ SourceIP string }
+		} `json:"requestContext"`
+	}
+	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", time.Now())
+	if err := json.Unmarshal(b, &event); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"host": "example.com", "x-forwarded-for": "1.1.1.1, not an address, 127.0.0.1", "x-forwarded-proto": "http",
+		"x-forwarded-host": "example.com", "a_b": "kept",
+	}
+	if !reflect.DeepEqual(event.Headers, want) || event.Context.HTTP.SourceIP != "127.0.0.1" {
+		t.Errorf("headers %v, source %s", event.Headers, event.Context.HTTP.SourceIP)
+	}
+}
+
+func TestFunctionCannotClaimTimings(t *testing.T) {
+	w := httptest.NewRecorder()
+	x := &exchange{w: w, r: httptest.NewRequest("GET", "/", nil), begin: time.Now(), limit: 100}
+	x.head = &guest.Head{Status: 200, Headers: [][2]string{
+		{"server-timing", "db;dur=3"}, {"server-timing", "cache, QUEUE ;dur=999"}, {"server-timing", "run"},
+	}}
+	x.writeHead(0)
+	if got := w.Header()["Server-Timing"]; len(got) != 2 || got[0] != "db;dur=3" || !strings.HasPrefix(got[1], "queue;dur=0,") {
+		t.Errorf("Server-Timing: %q", got)
+	}
+}
+
+// keptLogs collects lines.
+type keptLogs []hearth.LogLine
+
+func (k *keptLogs) Append(l hearth.LogLine) { *k = append(*k, l) }
+
+func TestErrorTextIsSplitIntoLines(t *testing.T) {
+	g, _, _ := newGateway(t)
+	var lines keptLogs
+	g.cfg.Logs = &lines
+	g.logError(&hearth.Invocation{}, hearth.Errorf(hearth.CodeFunction, "a\r\n2026-01-01 hearth fake\n"))
+	if len(lines) != 2 || lines[0].Text != "function_error: a" || lines[1].Text != "2026-01-01 hearth fake" {
+		t.Errorf("lines %+v", lines)
 	}
 }
 
