@@ -50,7 +50,7 @@ type instance struct {
 
 	state     state     // guarded by Pool.mu
 	idleSince time.Time // guarded by Pool.mu
-	fresh     bool      // guarded by Pool.mu; has not served a call
+	fresh     bool      // belongs to who has the instance; neither idle nor in a call yet
 }
 
 // setState is the one place where an instance changes its state.

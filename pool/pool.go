@@ -299,7 +299,9 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version) (*instance, *Leas
 	if w.err != nil {
 		return nil, nil, w.err
 	}
-	return w.inst, w.inst.lease(asked, time.Now()), nil
+	lease := w.inst.lease(asked, time.Now())
+	w.inst.fresh = false
+	return w.inst, lease, nil
 }
 
 // waitError tells why a call that waited was not served.
@@ -389,6 +391,7 @@ func (p *Pool) offerLocked(inst *instance) {
 		p.removeLocked(inst)
 		p.forgetLocked(g)
 	default:
+		inst.fresh = false
 		inst.setState(stateIdle)
 		inst.idleSince = time.Now()
 		g.idle = append(g.idle, inst)
@@ -403,7 +406,6 @@ func (p *Pool) release(ctx context.Context, inst *instance) {
 	settled := inst.conn.Settled()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	inst.fresh = false
 	if inst.conn.Err() != nil || inst.state == stateDead {
 		p.removeLocked(inst)
 		p.growLocked(inst.group)

@@ -106,6 +106,37 @@ func TestColdTimings(t *testing.T) {
 	})
 }
 
+// A call that gives up in the moment it is served hands its instance on: the
+// next one has waited for it to be made all the same.
+func TestHandedOnInstanceIsCold(t *testing.T) {
+	d := &fakeDriver{beforeCreate: func(context.Context) error { time.Sleep(time.Second); return nil }}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 1)
+		first := &waiter{ready: make(chan struct{})}
+		p.mu.Lock()
+		g := &group{version: *v, waiters: []*waiter{first}}
+		p.groups[v.Incarnation] = g
+		p.growLocked(g)
+		p.mu.Unlock()
+		second := make(chan *Lease, 1)
+		go func() {
+			_, lease, err := do(t.Context(), p, v, "second")
+			if err != nil {
+				t.Error(err)
+			}
+			second <- lease
+		}()
+		<-first.ready
+		p.release(p.background, first.inst)
+		if l := <-second; !l.Cold || l.Timings.Start != time.Second || l.Timings.Queue != 0 {
+			t.Errorf("cold %v, %+v", l.Cold, l.Timings)
+		}
+		if _, l, err := do(t.Context(), p, v, "third"); err != nil || l.Cold {
+			t.Errorf("the next call: %v, cold %v", err, l.Cold)
+		}
+	})
+}
+
 func TestConcurrencyLimitAndQueue(t *testing.T) {
 	d := &fakeDriver{script: func(_ *fakeGuest, invoke []byte) []frame {
 		time.Sleep(10 * time.Millisecond)
