@@ -291,6 +291,8 @@ func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, 
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(v.Config.Timeout)+verifyGrace)
 	defer cancel()
 	if err := s.Verifier.Verify(ctx, &v); err != nil {
+		// A start that goes on would leave an instance that nobody calls.
+		s.Verifier.Retire(v.Incarnation)
 		var e *hearth.Error
 		if errors.As(err, &e) && e.Code == hearth.CodeFunction && e.Hint == "" {
 			return v, e.WithHint("nothing was changed; correct the code and deploy it again")

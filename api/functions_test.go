@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -255,7 +256,7 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	h.verify = fail
 	h.do("PUT", "/v1/functions/hello", nameless(set("cpu", 2))).problem(502, hearth.CodeFunction)
 	h.do("GET", "/v1/functions/hello", nil).json(200, &after)
-	if after.Live != before.Live || after.Generation != before.Generation || h.reloads != 1 || len(h.retired) != 0 {
+	if after.Live != before.Live || after.Generation != before.Generation || h.reloads != 1 || slices.Contains(h.retired, h.verified[1].Incarnation) {
 		t.Errorf("it changed: %+v", after)
 	}
 	// A failure of ours keeps its cause to itself.
@@ -380,5 +381,8 @@ func TestClientLeavesDuringStart(t *testing.T) {
 	h.do("POST", "/v1/functions", hello()).problem(499, hearth.CodeCanceled)
 	if fs, err := h.store.Functions(t.Context(), "", 1); err != nil || len(fs) != 0 {
 		t.Errorf("%v, %v", fs, err)
+	}
+	if len(h.retired) != 1 || h.retired[0] != h.verified[0].Incarnation {
+		t.Errorf("the instance that was still starting stays: %v", h.retired)
 	}
 }
