@@ -21,11 +21,11 @@ import (
 var allowedCalls = []string{
 	// files
 	"access", "chdir", "chmod", "chown", "close", "close_range", "copy_file_range", "creat",
-	"dup", "dup2", "dup3", "faccessat", "faccessat2", "fadvise64", "fallocate", "fchdir", "fchmod",
+	"dup", "dup2", "dup3", "faccessat", "faccessat2", "fallocate", "fchdir", "fchmod",
 	"fstatat", // what the table for arm64 calls newfstatat
-	"fchmodat", "fchown", "fchownat", "fcntl", "fdatasync", "fgetxattr", "flistxattr", "flock",
+	"fchmodat", "fchown", "fchownat", "fdatasync", "fgetxattr", "flistxattr", "flock",
 	"fremovexattr", "fsetxattr", "fstat", "fstatfs", "fsync", "ftruncate", "futimesat", "getcwd",
-	"getdents", "getdents64", "getxattr", "inotify_add_watch", "inotify_init", "inotify_init1",
+	"getdents", "getdents64", "getxattr", "inotify_init", "inotify_init1",
 	"inotify_rm_watch", "lchown", "lgetxattr", "link", "linkat", "listxattr", "llistxattr",
 	"lremovexattr", "lseek", "lsetxattr", "lstat", "mkdir", "mkdirat", "mknod", "mknodat",
 	"newfstatat", "open", "openat", "openat2", "pipe", "pipe2", "pread64", "preadv", "preadv2",
@@ -75,6 +75,10 @@ var deniedCalls = []string{
 	// namespaces and mounts
 	"setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen",
 	"fsconfig", "fsmount", "fspick", "mount_setattr",
+	// The host's programs and those of other sandboxes are the same files here: a
+	// watch would tell who starts what, and when. Runtimes that only make an
+	// inotify instance still start.
+	"inotify_add_watch",
 	// other processes and the kernel's inner life
 	"ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd",
 	"bpf", "perf_event_open", "userfaultfd", "lookup_dcookie", "syslog", "vmsplice",
@@ -146,8 +150,14 @@ func checkedCalls() map[string][]bpf.Instruction {
 		"ioctl": program(one(argument(1)), oneOf(refuse(unix.EPERM), unix.TIOCSTI, unix.TIOCSETD, 0x541c), one(allow())),
 		// In a user namespace without root this would say EINVAL, which no program
 		// expects.
-		"setuid":      program(one(argument(0)), oneOf(refuse(unix.EPERM), 0), one(allow())),
-		"setgid":      program(one(argument(0)), oneOf(refuse(unix.EPERM), 0), one(allow())),
+		"setuid": program(one(argument(0)), oneOf(refuse(unix.EPERM), 0), one(allow())),
+		"setgid": program(one(argument(0)), oneOf(refuse(unix.EPERM), 0), one(allow())),
+		// Being told of what others do with the files that are the host's, or making
+		// them wait for a lease.
+		"fcntl": program(one(argument(1)), oneOf(refuse(unix.EPERM), unix.F_NOTIFY, unix.F_SETLEASE), one(allow())),
+		// Throwing the host's files out of its page cache slows everybody down. It
+		// is only advice: say that it was taken.
+		"fadvise64":   program(one(argument(3)), oneOf(refuse(0), unix.FADV_DONTNEED), one(allow())),
 		"personality": program(one(argument(0)), oneOf(allow(), 0, 0xffffffff), one(refuse(unix.EPERM))),
 	}
 }
@@ -171,7 +181,7 @@ func compileFilter(info *arch.Info) ([]byte, error) {
 	}
 	// Also refuses the x32 numbers of amd64, which begin at 1<<30.
 	checked := checkedCalls()
-	for _, name := range []string{"ioctl", "socket", "clone", "socketpair", "clone3", "unshare", "personality", "setuid", "setgid"} {
+	for _, name := range []string{"fcntl", "ioctl", "socket", "clone", "socketpair", "clone3", "unshare", "personality", "setuid", "setgid", "fadvise64"} {
 		if n, ok := info.SyscallNames[name]; ok {
 			body := checked[name]
 			program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(n), SkipFalse: uint8(len(body))})

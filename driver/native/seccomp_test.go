@@ -74,6 +74,13 @@ func TestFilter(t *testing.T) {
 			{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_AUDIT}, no(unix.EPROTONOSUPPORT)},
 			{"ioctl", []uint64{0, 1<<32 + unix.TIOCSTI}, no(unix.EPERM)},
 			{"ioctl", []uint64{0, unix.TCGETS}, allowed},
+			{"inotify_init1", nil, allowed},
+			{"inotify_add_watch", nil, no(unix.EPERM)},
+			{"fcntl", []uint64{0, unix.F_SETFL}, allowed},
+			{"fcntl", []uint64{0, unix.F_NOTIFY}, no(unix.EPERM)},
+			{"fcntl", []uint64{0, unix.F_SETLEASE}, no(unix.EPERM)},
+			{"fadvise64", []uint64{0, 0, 0, unix.FADV_SEQUENTIAL}, allowed},
+			{"fadvise64", []uint64{0, 0, 0, unix.FADV_DONTNEED}, no(0)},
 			{"personality", []uint64{0x0040000}, no(unix.EPERM)},
 			{"setuid", []uint64{0}, no(unix.EPERM)},
 		} {
