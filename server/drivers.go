@@ -4,11 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/native"
 )
@@ -23,6 +26,27 @@ func newDrivers(dir, owner string, log *slog.Logger) (map[string]driver.Driver, 
 		return nil, err
 	}
 	return map[string]driver.Driver{"native": n}, nil
+}
+
+// clean destroys what an earlier process of the same owner left.
+func clean(ctx context.Context, drivers map[string]driver.Driver, log *slog.Logger) error {
+	for name, d := range drivers {
+		left, err := d.List(ctx)
+		if err != nil {
+			// A driver that does not work here has left nothing either.
+			log.Warn("cannot list sandboxes", "driver", name, "err", err)
+			continue
+		}
+		for _, sb := range left {
+			if err := sb.Destroy(ctx); err != nil {
+				return hearth.Errorf(hearth.CodeUnavailable, "a sandbox of an earlier run could not be destroyed: %s: %w", sb.ID(), err)
+			}
+		}
+		if len(left) > 0 {
+			log.Info("destroyed sandboxes of an earlier run", "driver", name, "count", len(left))
+		}
+	}
+	return nil
 }
 
 // probes asks each driver once what it can do, in the background, and keeps
@@ -82,7 +106,9 @@ func probe(parent context.Context, drivers map[string]driver.Driver, log *slog.L
 // Probe tells what each driver can do on this host, without a server. dir is
 // a directory it may use, such as a temporary one.
 func Probe(ctx context.Context, dir string, log *slog.Logger) ([]driver.Info, error) {
-	drivers, err := newDrivers(dir, "probe", log)
+	// A name of its own, as several may be asked at once; one that was killed
+	// may have left something under the same name.
+	drivers, err := newDrivers(dir, "probe-"+strconv.Itoa(os.Getpid()), log)
 	if err != nil {
 		return nil, err
 	}
@@ -91,5 +117,8 @@ func Probe(ctx context.Context, dir string, log *slog.Logger) ([]driver.Info, er
 			d.Close() //nolint:errcheck // nothing was created
 		}
 	}()
+	if err := clean(ctx, drivers, log); err != nil {
+		return nil, err
+	}
 	return probe(ctx, drivers, log), nil
 }

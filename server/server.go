@@ -198,7 +198,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // end.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close() //nolint:errcheck // logged there
-	if err := s.clean(ctx); err != nil {
+	if err := clean(ctx, s.drivers, s.cfg.Logger); err != nil {
 		return err
 	}
 	if err := s.gateway.Reload(ctx); err != nil {
@@ -265,27 +265,6 @@ func (s *Server) Close() error {
 		s.cfg.Logger.Error("closing", "err", err)
 	}
 	return err
-}
-
-// clean destroys what an earlier server with this data directory left.
-func (s *Server) clean(ctx context.Context) error {
-	for name, d := range s.drivers {
-		left, err := d.List(ctx)
-		if err != nil {
-			// A driver that does not work here has left nothing either.
-			s.cfg.Logger.Warn("cannot list sandboxes", "driver", name, "err", err)
-			continue
-		}
-		for _, sb := range left {
-			if err := sb.Destroy(ctx); err != nil {
-				return hearth.Errorf(hearth.CodeUnavailable, "a sandbox of an earlier run could not be destroyed: %s: %w", sb.ID(), err)
-			}
-		}
-		if len(left) > 0 {
-			s.cfg.Logger.Info("destroyed sandboxes of an earlier run", "driver", name, "count", len(left))
-		}
-	}
-	return nil
 }
 
 // readiness tells why calls are not served; nil when they are.

@@ -104,7 +104,7 @@ func Run(t *testing.T, cfg Config) {
 // probe asks a driver of its own, so that no case depends on it.
 func probe(t testing.TB, cfg Config) driver.Info {
 	t.Helper()
-	d := cfg.New(t, t.TempDir(), "probe")
+	d := cfg.New(t, t.TempDir(), "probe-"+strconv.Itoa(os.Getpid()))
 	ctx, cancel := context.WithTimeout(t.Context(), 2*cfg.Start)
 	defer cancel()
 	info, err := d.Probe(ctx)
