@@ -124,6 +124,8 @@ type Invoker interface {
 	// InvokeEvent runs the function with the event and streams the handler's
 	// value to w. started is called once, before the first write, with the
 	// record as far as it is known. The returned record is complete. Errors
-	// carry a Code; after started was called they mean a broken stream.
+	// carry a Code; after started was called they mean a broken stream. If w has
+	// SetWriteDeadline, as net.Conn has, it is set to the call's deadline and, at
+	// the end, to none.
 	InvokeEvent(ctx context.Context, r EventRequest, w io.Writer, started func(Invocation)) (Invocation, error)
 }

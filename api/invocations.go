@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -215,6 +216,11 @@ func (a *answer) Write(p []byte) (int, error) {
 		return n, err
 	}
 	return n, http.NewResponseController(a.w).Flush()
+}
+
+// SetWriteDeadline bounds the writing to the client; the Invoker knows until when.
+func (a *answer) SetWriteDeadline(t time.Time) error {
+	return http.NewResponseController(a.w).SetWriteDeadline(t)
 }
 
 // head sets what the record tells.

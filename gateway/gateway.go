@@ -214,8 +214,14 @@ func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 		}
 		call.Body, rec.BytesIn = body, int64(len(body))
 	}
+	if d, ok := w.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		// A caller that does not read must not hold the instance for longer.
+		d.SetWriteDeadline(end)               //nolint:errcheck // a connection without deadlines is a test's
+		defer d.SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
+	}
 	sink := &eventSink{w: w, rec: &rec, started: started, begin: now, limit: g.cfg.MaxResponse}
-	if err = g.invoke(ctx, v, call, &rec, sink); err == nil {
+	err = blame(g.invoke(ctx, v, call, &rec, sink), end)
+	if err == nil {
 		rec.Status = 200
 	}
 	g.finish(&rec, err)

@@ -90,7 +90,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if x.bounded {
 		http.NewResponseController(w).SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
 	}
-	err = x.blame(err)
+	err = blame(err, x.end)
 	broken := err != nil && x.wrote
 	if err != nil && !broken {
 		x.rec.Status = hearth.AsError(err).Code.HTTPStatus()
@@ -105,11 +105,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // blame tells a caller that left from a deadline that passed: at the deadline
 // reads and writes fail too.
-func (x *exchange) blame(err error) error {
+func blame(err error, end time.Time) error {
 	switch code := hearth.ErrorCode(err); {
-	case code == hearth.CodeCanceled && !time.Now().Before(x.end):
+	case code == hearth.CodeCanceled && !time.Now().Before(end):
 		return &hearth.Error{Code: hearth.CodeTimeout, Message: "the deadline passed while the caller was slow to send or to read", Err: err}
-	case code == hearth.CodeTimeout && time.Now().Before(x.end):
+	case code == hearth.CodeTimeout && time.Now().Before(end):
 		return clientError(err)
 	}
 	return err
