@@ -94,6 +94,38 @@ func TestRoutePrecedence(t *testing.T) {
 	}
 }
 
+func TestConnectIsRefused(t *testing.T) {
+	g, _, _ := newGateway(t, versionWith("any", "/{rest...}"))
+	for _, path := range []string{"/fn/any/", "/x", ""} {
+		r := httptest.NewRequest("CONNECT", "/", nil)
+		r.URL.Path = path
+		w := httptest.NewRecorder()
+		if g.ServeHTTP(w, r); w.Code != 400 || w.Header().Get("Hearth-Error") != "invalid" {
+			t.Errorf("CONNECT %q: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
+func TestPathParams(t *testing.T) {
+	for _, c := range []struct {
+		route hearth.Route
+		path  string
+		want  [][2]string
+	}{
+		{"GET /hello/{who}", "/hello/J%C3%BCrgen%2FX", [][2]string{{"who", "Jürgen/X"}}},
+		{"/a/{x}/b/{y}", "/a/1/b/2", [][2]string{{"x", "1"}, {"y", "2"}}},
+		{"/files/{path...}", "/files/a/b", [][2]string{{"path", "a/b"}}},
+		{"/files/{path...}", "/files/", [][2]string{{"path", ""}}},
+		{"/dir/{x}/{$}", "/dir/1/", [][2]string{{"x", "1"}}},
+		{"/dir/{x}/", "/dir/1/2", [][2]string{{"x", "1"}}},
+		{"/plain", "/plain", nil},
+	} {
+		if got := pathParams(c.route, c.path); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s of %s: %q, want %q", c.path, c.route, got, c.want)
+		}
+	}
+}
+
 func TestCheckRoutes(t *testing.T) {
 	g, _, _ := newGateway(t, versionWith("a", "/a/{x}/c", "GET /same"), versionWith("b", "/b"))
 	for _, c := range []struct {

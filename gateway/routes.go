@@ -118,6 +118,11 @@ type target struct {
 
 // match finds the function for a request.
 func (t *table) match(r *http.Request) (target, error) {
+	if r.Method == http.MethodConnect {
+		// A 2xx answer to it would have no body and begin a tunnel.
+		return target{}, hearth.Errorf(hearth.CodeInvalid, "the method CONNECT cannot be used: Hearth is no proxy").
+			WithHint("send the request to the function's URL with another method")
+	}
 	escaped := r.URL.EscapedPath()
 	if rest, ok := strings.CutPrefix(escaped, "/fn/"); ok {
 		name, _, _ := strings.Cut(rest, "/")
@@ -159,7 +164,7 @@ func pathParams(r hearth.Route, escaped string) [][2]string {
 		return nil
 	}
 	var params [][2]string
-	for pattern != "" && escaped != "" {
+	for pattern != "" {
 		pattern, escaped = strings.TrimPrefix(pattern, "/"), strings.TrimPrefix(escaped, "/")
 		segment, restPattern, _ := strings.Cut(pattern, "/")
 		value, restPath, _ := strings.Cut(escaped, "/")
