@@ -98,8 +98,8 @@ type FunctionError struct {
 	// Type is the exception's class ("ValueError").
 	Type    string `json:"type"`
 	Message string `json:"message"`
-	// Stack has one frame or line an entry, outermost first, as the language
-	// prints it.
+	// Stack has one frame or line an entry, in the order in which the language
+	// prints them.
 	Stack []string `json:"stack,omitempty"`
 }
 
