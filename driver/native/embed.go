@@ -3,7 +3,9 @@ package native
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -81,4 +83,22 @@ func writeFile(path string, content []byte, mode os.FileMode) error {
 		_ = os.Remove(f.Name())
 	}
 	return err
+}
+
+// publish makes everything below dir readable for the sandboxes' users,
+// whatever umask the server runs with.
+func publish(dir string) error {
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+		case e.IsDir():
+			err = os.Chmod(path, 0o755)
+		case e.Type().IsRegular():
+			err = os.Chmod(path, 0o644)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // another's temporary file
+		}
+		return err
+	})
 }

@@ -103,7 +103,7 @@ func (d *Driver) writeEtc() error {
 			}
 		}
 	}
-	return nil
+	return publish(filepath.Join(d.dir, etcDir))
 }
 
 // devices are bound from the host: a user namespace cannot make its own.

@@ -333,6 +333,8 @@ func (d *Driver) prepare(ctx context.Context, it interpreter) {
 	cmd.Env = []string{} // not even PATH: it starts nothing
 	if out, err := cmd.CombinedOutput(); err != nil {
 		d.log.Warn("native: starts will be slower: the guest could not be compiled", "runtime", it.Name, "err", err, "output", string(out))
+	} else if err := publish(d.shims); err != nil {
+		d.log.Warn("native: starts will be slower: the compiled guest cannot be read", "runtime", it.Name, "err", err)
 	}
 }
 
@@ -414,5 +416,5 @@ func (d *Driver) writeShims() (string, error) {
 			return "", err
 		}
 	}
-	return dir, nil
+	return dir, publish(dir)
 }
