@@ -50,6 +50,10 @@ type Step struct {
 // opts.New if the function exists.
 func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Function, error) {
 	began := time.Now()
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		return Function{}, hearth.Errorf(hearth.CodeInvalid, "%s is not a directory", dir).
+			WithHint("name the directory that holds the %s", ManifestName)
+	}
 	m, err := LoadManifest(dir)
 	if err != nil {
 		return Function{}, err

@@ -50,6 +50,10 @@ func LoadManifest(path string) (Manifest, error) {
 	}
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
+		if file == path && filepath.Ext(file) != ".yaml" {
+			return Manifest{}, hearth.Errorf(hearth.CodeNotFound, "there is no %s", path).
+				WithHint("hearth init %s makes one; or name a directory with a %s", path, ManifestName)
+		}
 		return Manifest{}, hearth.Errorf(hearth.CodeNotFound, "there is no %s", file).
 			WithHint("hearth init %s makes one", filepath.Dir(file))
 	} else if err != nil {

@@ -34,7 +34,8 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 		Example: `  hearth deploy hello
   hearth deploy . --name hello-staging --env STAGE=staging
   hearth deploy . --isolation native -o json`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              oneAtMost,
+		ValidArgsFunction: completeDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := "."
 			if len(args) > 0 {
@@ -134,13 +135,14 @@ func (a *app) configCmd() *cobra.Command {
 		Short: "Check hearth.yaml and show it with its defaults",
 		Long: `Check reads hearth.yaml in DIR (default: the current directory) or FILE as
 deploy would, and shows the configuration with all defaults filled in. It needs
-no server; what depends on the host, such as which runtimes there are, is
-checked by deploy. The keys are:
+no server; what depends on the host, such as which runtimes there are and what
+egress is by default, deploy settles. The keys are:
 
 ` + keys(),
 		Example: `  hearth config check
   hearth config check hello/hearth.yaml -o json`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              oneAtMost,
+		ValidArgsFunction: completeDir,
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := "."
 			if len(args) > 0 {

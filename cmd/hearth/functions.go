@@ -59,7 +59,8 @@ func (a *app) getCmd() *cobra.Command {
 		Long:  `Get shows a function with the configuration of its live version.`,
 		Example: `  hearth get hello
   hearth get hello -o json | jq .config`,
-		Args: cobra.ExactArgs(1),
+		Args:              oneName,
+		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
@@ -100,7 +101,8 @@ func (a *app) deleteCmd() *cobra.Command {
 normally. On a terminal it asks first; otherwise it needs --yes.`,
 		Example: `  hearth delete hello
   hearth delete hello --yes`,
-		Args: cobra.ExactArgs(1),
+		Args:              oneName,
+		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
 				if err := a.confirm("Delete the function " + args[0] + " with all its versions?"); err != nil {

@@ -31,7 +31,8 @@ overwrites a file.
 The function is named after the directory unless --name says otherwise.`,
 		Example: `  hearth init hello --runtime python
   hearth init --runtime nodejs --name greeter`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              oneAtMost,
+		ValidArgsFunction: completeDir,
 		RunE: func(_ *cobra.Command, args []string) error {
 			dir := "."
 			if len(args) > 0 {
@@ -42,6 +43,10 @@ The function is named after the directory unless --name says otherwise.`,
 	}
 	cmd.Flags().StringVar(&runtime, "runtime", "python", "language: python or nodejs")
 	cmd.Flags().StringVar(&name, "name", "", "name of the function (default: the directory's)")
+	languages := cobra.FixedCompletions([]string{"python", "nodejs"}, cobra.ShellCompDirectiveNoFileComp)
+	if err := cmd.RegisterFlagCompletionFunc("runtime", languages); err != nil {
+		panic(err) // the flag exists: it was just made
+	}
 	return cmd
 }
 

@@ -28,7 +28,8 @@ the exit code is 9; other exit codes mean that Hearth could not do the call.`,
 		Example: `  hearth invoke hello --data '{"name":"you"}'
   hearth invoke hello --data @event.json -v
   echo '[1,2]' | hearth invoke hello --data -`,
-		Args: cobra.ExactArgs(1),
+		Args:              oneName,
+		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			event, err := a.event(data)
 			if err != nil {

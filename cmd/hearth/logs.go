@@ -3,12 +3,16 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hearthrun/hearth"
 )
+
+// maxTail is how many lines the server gives at once.
+const maxTail = 10000
 
 func (a *app) logsCmd() *cobra.Command {
 	var follow bool
@@ -24,10 +28,14 @@ outside of any call), the stream and the text; -o json prints one object a line.
 		Example: `  hearth logs hello
   hearth logs hello -f -n 10
   hearth logs hello -o json | jq -r .text`,
-		Args: cobra.ExactArgs(1),
+		Args:              oneName,
+		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tail < 0 {
 				return &usageError{fmt.Errorf("--tail %d is negative", tail)}
+			}
+			if tail > maxTail {
+				return &usageError{fmt.Errorf("--tail %d is more than %d", tail, maxTail)}
 			}
 			c, err := a.client()
 			if err != nil {
@@ -54,7 +62,7 @@ outside of any call), the stream and the text; -o json prints one object a line.
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new lines")
-	cmd.Flags().IntVarP(&tail, "tail", "n", 100, "how many of the last lines to show")
+	cmd.Flags().IntVarP(&tail, "tail", "n", 100, "how many of the last lines to show, at most "+strconv.Itoa(maxTail))
 	return a.talks(a.prints(cmd))
 }
 
