@@ -79,8 +79,9 @@ Hearth serves on $HEARTH_URL
   Python      ${python}hello/you
   JavaScript  ${node}hello/you
   API         $HEARTH_URL/docs
-Try:  bin/hearth list;  bin/hearth logs hello-python;  bin/hearth init my-function
-Ctrl-C stops it.
+In another terminal:  bin/hearth list;  bin/hearth logs hello-python;  bin/hearth init my-function
 END
+[ "$listen" = 127.0.0.1:8080 ] || echo "First: export HEARTH_URL=$HEARTH_URL"
+echo "Ctrl-C stops it."
 wait "$server" && status=0 || status=$?
 exit "$status"
