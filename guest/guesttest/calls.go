@@ -283,7 +283,8 @@ func (s *suite) language(t *testing.T) {
 			if r.body() != w.body || r.stdout() != w.stdout || r.stderr() != w.stderr || typ != w.err {
 				t.Errorf("%s was answered with %v and printed %q and %q", handler, r, r.stdout(), r.stderr())
 			}
-			if handler == "fetched" && (r.head.Status != 203 || !slices.Contains(r.head.Headers, [2]string{"set-cookie", "b=2"})) {
+			if handler == "fetched" && (r.head.Status != 203 || !slices.Contains(r.head.Headers, [2]string{"set-cookie", "b=2"}) ||
+				!slices.Contains(r.head.Headers, [2]string{"set-cookie", "a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT"})) {
 				t.Errorf("%s was answered with %v", handler, r)
 			}
 		}

@@ -181,7 +181,9 @@ module.exports = (g) => {
     if (!call.http) return '{}';
     if (isFetchResponse(source)) {
       const headers = [...source.headers.entries()].filter(([name]) => name !== 'set-cookie');
-      const cookies = source.headers.getSetCookie?.() ?? [];
+      // Older versions of Node.js only have them joined; dates in them have commas too.
+      const cookies = source.headers.getSetCookie?.() ??
+        source.headers.get('set-cookie')?.split(/,\s*(?=[^\s;,=]+=)/) ?? [];
       headers.push(...cookies.map((c) => ['set-cookie', c]));
       if (source.status < 200 || source.status > 599) throw new g.InvalidResponse(`status must be from 200 to 599, not ${source.status}`);
       if (source.body && !source.headers.has('content-type')) headers.push(['content-type', 'application/octet-stream']);

@@ -72,7 +72,26 @@ func start(t *testing.T, dir string) *installation {
 		stopped = true
 		t.Fatalf("the server did not start: %v", err)
 	}
+	in.needDriver()
 	return in
+}
+
+// needDriver skips the test where no sandbox can be made.
+func (in *installation) needDriver() {
+	in.t.Helper()
+	var v struct {
+		Drivers []struct {
+			Name    string
+			Works   bool
+			Missing []struct{ What string }
+		}
+	}
+	decode(in.t, in.do("GET", "/v1/drivers", nil), &v)
+	for _, d := range v.Drivers {
+		if d.Name == "native" && !d.Works {
+			in.t.Skipf("the native driver does not work on this machine: %v", d.Missing)
+		}
+	}
 }
 
 // testWriter shows the server's log in the test's output.

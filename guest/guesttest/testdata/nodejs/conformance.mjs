@@ -187,7 +187,7 @@ export const callback = (event, context, callback) => {
 
 export const callback_error = (event, context, callback) => { callback(new RangeError('told')); };
 
-export const fetched = () => new Response('fetched', { status: 203, headers: [['set-cookie', 'a=1'], ['set-cookie', 'b=2'], ['x-a', 'b']] });
+export const fetched = () => new Response('fetched', { status: 203, headers: [['set-cookie', 'a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT'], ['set-cookie', 'b=2'], ['x-a', 'b']] });
 
 export const web_stream = () => new ReadableStream({
   start(c) { c.enqueue(new TextEncoder().encode('web')); c.close(); },
