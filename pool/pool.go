@@ -377,10 +377,40 @@ func (w *waiter) fail(err error) {
 	close(w.ready)
 }
 
-// offerLocked gives a free instance to the first waiter, or makes it idle.
+// owesLocked tells whether a full pool needs a place for a version that has
+// calls and no instance. Else versions whose queues never end would keep all
+// places.
+func (p *Pool) owesLocked() bool {
+	if len(p.instances) < p.cfg.MaxInstances {
+		return false
+	}
+	owed := 0
+	for _, g := range p.groups {
+		if g.starved() {
+			owed++
+		}
+	}
+	if owed == 0 {
+		return false
+	}
+	for inst := range p.instances {
+		if inst.state == stateDead {
+			owed-- // its place is on the way
+		}
+	}
+	return owed > 0
+}
+
+func (g *group) starved() bool { return g.total == 0 && len(g.waiters) > 0 }
+
+// offerLocked gives a free instance to the first waiter, or makes it idle. One
+// that has served a call may have to give its place to another version instead.
 func (p *Pool) offerLocked(inst *instance) {
 	g := inst.group
 	switch {
+	case !inst.fresh && p.owesLocked():
+		p.removeLocked(inst)
+		p.forgetLocked(g)
 	case len(g.waiters) > 0:
 		w := g.waiters[0]
 		g.waiters = g.waiters[1:]
@@ -464,8 +494,14 @@ func (p *Pool) removeLocked(inst *instance) {
 	})
 }
 
-// makeRoomLocked lets groups that found the pool full try again.
+// makeRoomLocked lets groups that found the pool full try again, those that
+// have no instance first.
 func (p *Pool) makeRoomLocked() {
+	for _, g := range p.groups {
+		if g.starved() && len(p.instances) < p.cfg.MaxInstances {
+			p.growLocked(g)
+		}
+	}
 	for _, g := range p.groups {
 		if len(g.waiters) > g.starting {
 			p.growLocked(g)

@@ -436,6 +436,43 @@ func TestFullPoolMakesRoom(t *testing.T) {
 	})
 }
 
+// Queues that never end must not keep a full pool to themselves.
+func TestFullPoolIsShared(t *testing.T) {
+	for _, places := range []int{2, 3} {
+		d := &fakeDriver{script: func(_ *fakeGuest, invoke []byte) []frame {
+			time.Sleep(time.Second)
+			return answer(invocationID(invoke))
+		}}
+		run(t, d, func(c *Config) { c.MaxInstances = places }, func(t *testing.T, p *Pool) {
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			for range 6 {
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						do(ctx, p, version("busy", 10), "busy") //nolint:errcheck // ends with ctx
+					}
+				})
+			}
+			time.Sleep(500 * time.Millisecond)
+			for range 3 {
+				began := time.Now()
+				if _, _, err := do(t.Context(), p, version("other", 1), "other"); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(began); took > 4*time.Second {
+					t.Errorf("%d places: it waited for %s", places, took)
+				}
+			}
+			if d.most > places {
+				t.Errorf("%d instances at once, want at most %d", d.most, places)
+			}
+			cancel()
+			wg.Wait()
+			time.Sleep(time.Second) // guests end what they do
+		})
+	}
+}
+
 func TestCloseBreaksWhatOutlivesTheDrain(t *testing.T) {
 	d := &fakeDriver{script: func(g *fakeGuest, _ []byte) []frame { <-g.sb.exited; return nil }}
 	synctest.Test(t, func(t *testing.T) {
