@@ -63,7 +63,8 @@ const (
 // Timings attributes the time of one invocation. Their sum is what the caller
 // waited for Hearth and the function.
 type Timings struct {
-	// Queue is the wait for an instance to become free, without Start and Init.
+	// Queue is the wait for an instance to become free, without Start and Init;
+	// of a call that got no instance it is the whole wait.
 	Queue time.Duration `json:"queue"`
 	// Start is the creation of the sandbox until its runtime was ready; 0 when warm.
 	Start time.Duration `json:"start"`

@@ -122,13 +122,18 @@ func (g *Gateway) Live(function string) (*hearth.Version, error) {
 
 // invoke runs one call with the function's deadline. It fills rec.
 func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Call, rec *hearth.Invocation, sink guest.Sink) error {
+	asked, lent := time.Now(), false
 	err := g.cfg.Pool.Do(ctx, v, func(ctx context.Context, inst Instance) error {
+		lent = true
 		rec.Cold, rec.Timings = inst.Cold, inst.Timings
 		begin := time.Now()
 		err := inst.Conn.Invoke(ctx, call, sink)
 		rec.Timings.Run = time.Since(begin)
 		return err
 	})
+	if !lent {
+		rec.Timings.Queue = time.Since(asked)
+	}
 	if hearth.ErrorCode(err) == hearth.CodeTimeout && rec.Timings.Run > 0 {
 		e := *hearth.AsError(err)
 		e.Message = "the function did not answer within its timeout of " + v.Config.Timeout.String()

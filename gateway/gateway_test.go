@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -92,6 +93,25 @@ func TestRoutePrecedence(t *testing.T) {
 	if w := get(g, "GET", "/x/1"); w.Header().Get("Retry-After") == "" {
 		t.Error("a refused call has no Retry-After")
 	}
+}
+
+// slowPool lets calls wait in vain.
+type slowPool struct{ fakePool }
+
+func (*slowPool) Do(ctx context.Context, _ *hearth.Version, _ func(context.Context, Instance) error) error {
+	<-ctx.Done()
+	return hearth.Errorf(hearth.CodeTimeout, "no instance")
+}
+
+func TestWaitInVainIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _, _ := newGateway(t, versionWith("f"))
+		g.cfg.Pool = &slowPool{}
+		w := get(g, "GET", "/fn/f/")
+		if got := w.Header().Get("Server-Timing"); w.Code != 504 || got != "queue;dur=30000, start;dur=0, init;dur=0" {
+			t.Errorf("%d, Server-Timing: %s", w.Code, got)
+		}
+	})
 }
 
 func TestConnectIsRefused(t *testing.T) {
