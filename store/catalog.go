@@ -227,12 +227,6 @@ func (s *Store) Live(ctx context.Context) ([]hearth.Version, error) {
 	return collect(ctx, rows, err, "list live versions", scanVersion)
 }
 
-// Artifacts returns the digests that versions refer to, sorted.
-func (s *Store) Artifacts(ctx context.Context) ([]string, error) {
-	rows, err := s.catalog.read.QueryContext(ctx, `SELECT DISTINCT artifact FROM versions ORDER BY artifact`)
-	return collect(ctx, rows, err, "list artifacts", scanString)
-}
-
 const (
 	selectFunction = `SELECT f.name, f.live, f.generation, f.created_at, f.updated_at, v.config, v.artifact
 		FROM functions f JOIN versions v ON v.function = f.name AND v.number = f.live`

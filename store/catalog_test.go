@@ -133,9 +133,6 @@ func TestPages(t *testing.T) {
 	if live, err := s.Live(ctx); err != nil || len(live) != 5 || live[0].Number != 5 {
 		t.Errorf("live %v %v", live, err)
 	}
-	if ds, err := s.Artifacts(ctx); err != nil || len(ds) != 1 || ds[0] != d {
-		t.Errorf("artifacts %v %v", ds, err)
-	}
 }
 
 func TestBadVersions(t *testing.T) {
