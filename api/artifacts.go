@@ -52,7 +52,7 @@ func (s *server) uploadArtifact(w http.ResponseWriter, r *http.Request) error {
 	if r.ContentLength > s.Limits.Compressed {
 		return withStatus(http.StatusRequestEntityTooLarge,
 			hearth.Errorf(hearth.CodeInvalid, "the archive is larger than %s", hearth.Bytes(s.Limits.Compressed)).
-				WithHint("leave out what the function does not need at run time (tests, caches, .git), or raise the server's limit"))
+				WithHint("leave out what the function does not need at run time (tests, caches, .git)"))
 	}
 	sum, err := s.store(r.Context(), func(dir string) (build.Summary, error) {
 		return build.Extract(r.Context(), r.Body, format, dir, s.Limits)

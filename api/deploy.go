@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,7 +106,7 @@ func (s *server) current(ctx context.Context, d deployment) (*hearth.Function, e
 	}
 	if old != nil && (d.mustBeNew || d.ifNew) {
 		err := hearth.Errorf(hearth.CodeConflict, "there is a function %q already", d.name).
-			WithHint("choose another name, or use PUT /v1/functions/%s to give it a new version", d.name)
+			WithHint("choose another name; a deploy that does not insist on a new function (PUT /v1/functions/%s) gives it a new version", d.name)
 		if d.ifNew {
 			return nil, withStatus(http.StatusPreconditionFailed, err)
 		}
@@ -211,16 +212,19 @@ func (s *server) driver(ctx context.Context, name string) (driver.Info, error) {
 // findRuntime returns the runtime with the name, or the newest one of the
 // language with that name. Errors: CodeInvalid.
 func findRuntime(info driver.Info, name string) (driver.Runtime, error) {
-	var have []string
+	var have, languages []string
 	for _, r := range info.Runtimes {
 		if r.Name == name || r.Language == name { // newest first
 			return r, nil
 		}
 		have = append(have, r.Name)
+		if !slices.Contains(languages, r.Language) {
+			languages = append(languages, r.Language)
+		}
 	}
 	hint := "no runtime was found on this host; install python3 or nodejs and start Hearth again"
 	if len(have) > 0 {
-		hint = "available: " + strings.Join(have, ", ")
+		hint = "available: " + strings.Join(have, ", ") + "; without its number a language takes the newest: " + strings.Join(languages, ", ")
 	}
 	return driver.Runtime{}, hearth.Errorf(hearth.CodeInvalid, "isolation %s has no runtime %q", info.Name, name).WithHint("%s", hint)
 }

@@ -188,7 +188,7 @@ func (s *server) function(ctx context.Context, name string) (hearth.Function, er
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
 		return f, (&hearth.Error{
 			Code: hearth.CodeNotFound, Message: "there is no function " + strconv.Quote(clip(name)), Err: err,
-		}).WithHint("GET /v1/functions (hearth list) shows all functions")
+		}).WithHint("hearth list shows the functions")
 	}
 	return f, err
 }

@@ -200,7 +200,7 @@ func (s *source) explain(err error, format Format) error {
 
 func tooLarge(limit int64) *hearth.Error {
 	return hearth.Errorf(hearth.CodeInvalid, "the archive is larger than %s", hearth.Bytes(limit)).
-		WithHint("leave out what the function does not need at run time (tests, caches, .git), or raise the server's limit")
+		WithHint("leave out what the function does not need at run time (tests, caches, .git)")
 }
 
 func canceled(err error) *hearth.Error {

@@ -264,16 +264,16 @@ func (t *tree) copy(name string, w io.Writer, r io.Reader, n *node) error {
 
 func (t *tree) tooMany() error {
 	return hearth.Errorf(hearth.CodeInvalid, "there are more than %d entries", t.limits.Files).
-		WithHint("leave out what the function does not need at run time (tests, caches, .git), or raise the server's limit")
+		WithHint("leave out what the function does not need at run time (tests, caches, .git)")
 }
 
 func (t *tree) fileTooLarge(name string) error {
-	return badEntry(name, "is larger than "+hearth.Bytes(t.limits.File).String(), "leave it out, or raise the server's limit")
+	return badEntry(name, "is larger than "+hearth.Bytes(t.limits.File).String(), "leave it out")
 }
 
 func (t *tree) tooMuch() error {
 	return hearth.Errorf(hearth.CodeInvalid, "the unpacked files are larger than %s together", hearth.Bytes(t.limits.Unpacked)).
-		WithHint("leave out what the function does not need at run time, or raise the server's limit")
+		WithHint("leave out what the function does not need at run time")
 }
 
 // symlink adds a symbolic link; finish makes it.

@@ -128,8 +128,12 @@ func (l *Logs) Append(line hearth.LogLine) {
 		s.mu.Lock()
 	}
 	defer s.mu.Unlock()
+	rate := &s.rate
+	if line.Stream == "hearth" {
+		rate = &s.ownRate // a flood must not swallow why its call ended
+	}
 	switch {
-	case !s.rate.take(now, cost, l.opts):
+	case !rate.take(now, cost, l.opts):
 		s.droppedLocked(line, &s.lost.rate)
 	case !l.enqueue(s, cost):
 		s.droppedLocked(line, &s.lost.queue)

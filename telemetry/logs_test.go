@@ -60,6 +60,9 @@ func TestFloodIsCutAndSaid(t *testing.T) {
 		for i := range 100 {
 			l.Append(line("flood", "%d", i))
 		}
+		why := line("flood", "timeout")
+		why.Stream = "hearth"
+		l.Append(why)
 		l.Append(line("quiet", "heard"))
 		time.Sleep(1100 * time.Millisecond)
 		for i := range 20 {
@@ -71,9 +74,14 @@ func TestFloodIsCutAndSaid(t *testing.T) {
 			t.Fatal(err)
 		}
 		var kept, dropped int
+		told := false
 		for _, x := range lines {
 			if x.Stream != "hearth" {
 				kept++
+				continue
+			}
+			if x.Text == "timeout" {
+				told = true
 				continue
 			}
 			var n int
@@ -85,6 +93,9 @@ func TestFloodIsCutAndSaid(t *testing.T) {
 		// A burst of 20, then what 1.1 s give.
 		if kept != 31 || kept+dropped != 120 {
 			t.Errorf("%d kept and %d dropped of 120", kept, dropped)
+		}
+		if !told {
+			t.Error("the flood swallowed what Hearth had to say")
 		}
 		if got := tail(t, l, "quiet", 10); !slices.Equal(got, []string{"heard"}) {
 			t.Errorf("quiet got %q", got)

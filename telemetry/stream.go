@@ -25,6 +25,7 @@ type stream struct {
 	deleted      bool // not in Logs.streams any more
 	watchers     int  // followers
 	rate         bucket
+	ownRate      bucket // for the lines of stream "hearth"
 	lost         losses
 	lostLine     hearth.LogLine // the last one dropped
 	lastNotice   time.Time
