@@ -43,6 +43,10 @@ type Version struct {
 	CreatedAt time.Time `json:"created_at"`
 	// Warnings tell what of Config the host cannot enforce.
 	Warnings []string `json:"warnings,omitempty"`
+	// RequestStream is true if the handler reads request bodies as they arrive,
+	// which it said when it was first loaded. Others get whole bodies, and Hearth
+	// collects them before it takes an instance.
+	RequestStream bool `json:"request_stream,omitempty"`
 	// Incarnation is a random id, unique to this version in the world. The
 	// pool keys its instances by it, so code deployed under a deleted
 	// function's name never meets an instance of the old one.

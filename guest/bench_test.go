@@ -65,7 +65,7 @@ func BenchmarkInvoke(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer c.Close()
-			if err := c.Init(b.Context(), Init{}); err != nil {
+			if _, err := c.Init(b.Context(), Init{}); err != nil {
 				b.Fatal(err)
 			}
 			ctx, cancel := context.WithTimeout(b.Context(), time.Hour)

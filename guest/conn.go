@@ -99,14 +99,22 @@ func Connect(ctx context.Context, nc net.Conn, opts Options) (*Conn, Hello, erro
 	return c, hello, nil
 }
 
+// Ready tells how a function that was loaded wants to be called.
+type Ready struct {
+	// RequestStream is true if the handler reads request bodies as they arrive.
+	RequestStream bool `json:"request_stream"`
+}
+
 // Init loads the function. It may be called once. Errors: CodeFunction with
 // Function set if the user's code failed to load; CodeTimeout and CodeCanceled
 // after ctx. After an error the connection is of no more use.
-func (c *Conn) Init(ctx context.Context, in Init) error {
+func (c *Conn) Init(ctx context.Context, in Init) (Ready, error) {
 	if in.Env == nil {
 		in.Env = map[string]string{} // an object for the guest, never null
 	}
-	return c.ask(ctx, typeInit, in, &struct{}{})
+	var ready Ready
+	err := c.ask(ctx, typeInit, in, &ready)
+	return ready, err
 }
 
 // ask sends a control frame and decodes the READY that answers it.

@@ -151,7 +151,7 @@ func TestInit(t *testing.T) {
 			if name == "two answers to HELLO" {
 				<-c.Done()
 			}
-			err = c.Init(t.Context(), Init{"f", 3, "main.handler", "/function", 128, map[string]string{"A": "b"}})
+			_, err = c.Init(t.Context(), Init{"f", 3, "main.handler", "/function", 128, map[string]string{"A": "b"}})
 			if tt.code == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -174,7 +174,7 @@ func TestInitTooLarge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = c.Init(t.Context(), Init{Env: map[string]string{"A": strings.Repeat("x", maxPayload)}})
+	_, err = c.Init(t.Context(), Init{Env: map[string]string{"A": strings.Repeat("x", maxPayload)}})
 	wantError(t, err, hearth.CodeInvalid, "")
 }
 

@@ -122,7 +122,7 @@ func FuzzReader(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if err := c.Init(t.Context(), Init{}); err != nil {
+		if _, err := c.Init(t.Context(), Init{}); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

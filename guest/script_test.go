@@ -166,7 +166,7 @@ func start(tb testing.TB, host, far net.Conn, opts Options, play func(g *script)
 	if hello.Runtime != "test1" || hello.PID != 2 {
 		tb.Errorf("hello: %+v", hello)
 	}
-	if err := c.Init(context.Background(), Init{Function: "f"}); err != nil {
+	if _, err := c.Init(context.Background(), Init{Function: "f"}); err != nil {
 		tb.Fatal(err)
 	}
 	return c

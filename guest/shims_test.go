@@ -59,7 +59,7 @@ export const handler = async (event, context) => {
 			if !strings.HasPrefix(hello.Runtime, tt.language) || hello.PID == 0 {
 				t.Errorf("hello %+v", hello)
 			}
-			err = c.Init(ctx, Init{Function: "f", Version: 1, Handler: "main.handler", Code: code, MemoryMB: 128, Env: map[string]string{"A": "b"}})
+			_, err = c.Init(ctx, Init{Function: "f", Version: 1, Handler: "main.handler", Code: code, MemoryMB: 128, Env: map[string]string{"A": "b"}})
 			if err != nil {
 				t.Fatal(err)
 			}

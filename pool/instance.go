@@ -45,6 +45,7 @@ type instance struct {
 	conn    *guest.Conn
 	started time.Time // the runtime was ready
 	inited  time.Time // the function was loaded
+	ready   guest.Ready
 	output  []*telemetry.LineWriter
 	last    lastLines
 
@@ -71,7 +72,7 @@ func newID() string {
 // fresh instance was made because of a call, but its start may have begun
 // before this one asked.
 func (i *instance) lease(asked, got time.Time) *Lease {
-	l := &Lease{Conn: i.conn, Instance: i.id, Cold: i.fresh}
+	l := &Lease{Conn: i.conn, Instance: i.id, Ready: i.ready, Cold: i.fresh}
 	wait := got.Sub(asked)
 	if i.fresh {
 		l.Timings.Start = overlap(asked, got, i.asked, i.started)
@@ -136,7 +137,7 @@ func (i *instance) start(ctx context.Context) (err error) {
 
 	initCtx, cancel := context.WithTimeout(ctx, cfg.InitTimeout)
 	defer cancel()
-	err = i.conn.Init(initCtx, guest.Init{
+	i.ready, err = i.conn.Init(initCtx, guest.Init{
 		Function: v.Function,
 		Version:  v.Number,
 		Handler:  v.Config.Handler,

@@ -90,7 +90,11 @@ type Pool struct {
 
 // group is the instances and waiting calls of one version. Guarded by Pool.mu.
 type group struct {
-	version  hearth.Version
+	version hearth.Version
+	// ctx bounds the starts of instances; cancel ends it when nobody can need
+	// them any more. nil before the first start.
+	ctx      context.Context
+	cancel   context.CancelFunc
 	idle     []*instance // the most recently used last
 	waiters  []*waiter   // first come, first served
 	starting int
@@ -111,6 +115,8 @@ type Lease struct {
 	Conn *guest.Conn
 	// Instance is the id of the sandbox.
 	Instance string
+	// Ready is what the function said when it was loaded.
+	Ready guest.Ready
 	// Cold is true if the call waited for this instance to be made.
 	Cold bool
 	// Timings has Queue, Start and Init of this call.
@@ -161,7 +167,10 @@ func (p *Pool) Do(ctx context.Context, v *hearth.Version, fn func(context.Contex
 // Verify starts an instance of v to see whether its code loads, and keeps it
 // for the version's first call. Errors: as Do.
 func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
-	return p.Do(ctx, v, func(context.Context, *Lease) error { return nil })
+	return p.Do(ctx, v, func(_ context.Context, l *Lease) error {
+		v.RequestStream = l.Ready.RequestStream
+		return nil
+	})
 }
 
 // Retire lets the instances of an incarnation finish their calls, and those
@@ -203,7 +212,7 @@ func (p *Pool) Close(ctx context.Context) error {
 		p.closed = true
 		for _, g := range p.groups {
 			g.retired = true
-			p.evictLocked(g)
+			p.evictLocked(g) // also ends starts that no call waits for
 		}
 		p.quietLocked()
 	}
@@ -266,7 +275,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version) (*instance, *Leas
 		g.idle = g.idle[:n-1]
 		inst.setState(stateLent)
 		p.mu.Unlock()
-		return inst, &Lease{Conn: inst.conn, Instance: inst.id}, nil
+		return inst, &Lease{Conn: inst.conn, Instance: inst.id, Ready: inst.ready}, nil
 	}
 	if len(g.waiters) >= p.cfg.MaxQueue {
 		p.mu.Unlock()
@@ -327,11 +336,15 @@ func (p *Pool) growLocked(g *group) {
 			pool: p, group: g, id: newID(),
 			asked: time.Now(), fresh: true,
 		}
+		if g.ctx == nil || g.ctx.Err() != nil {
+			g.ctx, g.cancel = context.WithCancel(p.background)
+		}
+		startCtx := g.ctx
 		inst.setState(stateStarting)
 		g.starting++
 		g.total++
 		p.instances[inst] = struct{}{}
-		p.wg.Go(func() { p.start(inst) })
+		p.wg.Go(func() { p.start(startCtx, inst) })
 	}
 }
 
@@ -349,8 +362,8 @@ func (p *Pool) evictOldestLocked() {
 }
 
 // start makes an instance and gives it to the first waiter.
-func (p *Pool) start(inst *instance) {
-	err := inst.start(p.background)
+func (p *Pool) start(ctx context.Context, inst *instance) {
+	err := inst.start(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	g := inst.group
@@ -361,7 +374,7 @@ func (p *Pool) start(inst *instance) {
 			w := g.waiters[0]
 			g.waiters = g.waiters[1:]
 			w.fail(err)
-		} else {
+		} else if !g.retired {
 			p.cfg.Logger.Info("instance did not start", "function", g.version.Function, "version", g.version.Number, "instance", inst.id, "err", err)
 		}
 		p.growLocked(g)
@@ -509,8 +522,12 @@ func (p *Pool) makeRoomLocked() {
 	}
 }
 
-// forgetLocked drops a group that has nothing left.
+// forgetLocked drops a group that has nothing left, and gives up starts that
+// nobody can need any more.
 func (p *Pool) forgetLocked(g *group) {
+	if len(g.waiters) == 0 && (g.retired || g.total == 0) && g.cancel != nil {
+		g.cancel() // nobody needs what is still starting
+	}
 	if g.total == 0 && len(g.waiters) == 0 && p.groups[g.version.Incarnation] == g {
 		delete(p.groups, g.version.Incarnation)
 	}

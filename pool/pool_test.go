@@ -389,6 +389,46 @@ func TestRetireServesWhatWaits(t *testing.T) {
 	})
 }
 
+// TestStartNobodyNeeds: when its caller has left and the version is retired, or
+// the pool closes, a start is given up at once.
+func TestStartNobodyNeeds(t *testing.T) {
+	for _, how := range []string{"retire", "close"} {
+		t.Run(how, func(t *testing.T) {
+			d := &fakeDriver{beforeCreate: func(ctx context.Context) error {
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(20 * time.Second):
+					return nil
+				}
+			}}
+			synctest.Test(t, func(t *testing.T) {
+				d.script = echo
+				p := newPool(d, nil)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				v := version("f", 1)
+				if err := p.Verify(ctx, v); hearth.ErrorCode(err) != hearth.CodeTimeout {
+					t.Fatal(err)
+				}
+				if how == "retire" {
+					p.Retire(v.Incarnation)
+					synctest.Wait()
+					p.mu.Lock()
+					if n := len(p.instances); n != 0 {
+						t.Errorf("%d instances are still starting", n)
+					}
+					p.mu.Unlock()
+				}
+				begin := time.Now()
+				if err := p.Close(t.Context()); err != nil || time.Since(begin) != 0 {
+					t.Errorf("Close after %v: %v", time.Since(begin), err)
+				}
+			})
+		})
+	}
+}
+
 // TestCallAfterRetire: a call that comes late is served, but leaves nothing.
 func TestCallAfterRetire(t *testing.T) {
 	d := &fakeDriver{}
