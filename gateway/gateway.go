@@ -59,11 +59,17 @@ type Config struct {
 	Logger   *slog.Logger
 	// MaxRequest and MaxResponse bound bodies in bytes; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
+	// SpoolDir is where long request bodies are kept while they arrive; default
+	// is the system's directory for temporary files. MaxSpool bounds all of them
+	// together in bytes; default 1 GiB.
+	SpoolDir string
+	MaxSpool int64
 }
 
 // Gateway answers calls. Its methods may be called from many goroutines.
 type Gateway struct {
 	cfg    Config
+	spool  spool
 	reload sync.Mutex
 	table  atomic.Pointer[table]
 }
@@ -78,7 +84,10 @@ func New(cfg Config) *Gateway {
 	if cfg.MaxResponse == 0 {
 		cfg.MaxResponse = 1 << 30
 	}
-	g := &Gateway{cfg: cfg}
+	if cfg.MaxSpool == 0 {
+		cfg.MaxSpool = 1 << 30
+	}
+	g := &Gateway{cfg: cfg, spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
 	g.table.Store(emptyTable())
 	return g
 }

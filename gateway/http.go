@@ -46,7 +46,7 @@ type exchange struct {
 var exchanges = sync.Pool{New: func() any { return new(exchange) }}
 
 func (x *exchange) recycle() {
-	if cap(x.event) > smallBody || cap(x.body) > smallBody || x.call.Rest != nil {
+	if cap(x.event) > smallBody || cap(x.body) > smallBody || len(x.call.Body) > smallBody || x.call.Rest != nil {
 		return
 	}
 	*x = exchange{event: x.event[:0], body: x.body[:0]}
@@ -74,7 +74,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
 	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
 
-	counted, err := g.readBody(x, end)
+	counted, free, err := g.readBody(x, t.version, end)
+	defer free()
 	if err == nil {
 		x.event = appendEvent(x.event[:0], r, &t, x.rec.ID, now)
 		x.call.Event = x.event
@@ -82,7 +83,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if counted != nil {
 		x.rec.BytesIn = counted.n.Load()
-		if err != nil {
+		if err != nil && t.version.RequestStream {
 			// Unblocks the read of a body that nobody waits for any more.
 			http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // the connection is given up
 		}
@@ -115,15 +116,19 @@ func blame(err error, end time.Time) error {
 	return err
 }
 
-// readBody takes a small body into memory, or lets the call stream it; then it
-// returns the reader that counts it.
-func (g *Gateway) readBody(x *exchange, end time.Time) (*countingReader, error) {
+// readBody takes the body before an instance is asked for, so that a slow sender
+// does not hold one: a small one into x's buffer, a longer one into the spool.
+// Only a function that reads bodies as they arrive gets it as a stream. The
+// returned reader counts a body that is not small, nil otherwise; free is to be
+// called after the call.
+func (g *Gateway) readBody(x *exchange, v *hearth.Version, end time.Time) (counted *countingReader, free func(), err error) {
+	free = func() {}
 	n := x.r.ContentLength
 	if n == 0 || x.r.Body == nil || x.r.Body == http.NoBody {
-		return nil, nil
+		return nil, free, nil
 	}
 	if n > g.cfg.MaxRequest {
-		return nil, tooLarge(g.cfg.MaxRequest)
+		return nil, free, tooLarge(g.cfg.MaxRequest)
 	}
 	rc := http.NewResponseController(x.w)
 	// A little later, so that at the deadline the call is cancelled first.
@@ -134,15 +139,26 @@ func (g *Gateway) readBody(x *exchange, end time.Time) (*countingReader, error) 
 		}
 		x.body = x.body[:n]
 		if _, err := io.ReadFull(x.r.Body, x.body); err != nil {
-			return nil, bodyError(err)
+			return nil, free, bodyError(err)
 		}
 		x.call.Body, x.rec.BytesIn = x.body, n
-		return nil, nil
+		return nil, free, nil
 	}
-	rc.EnableFullDuplex() //nolint:errcheck // HTTP/2 always is
-	c := &countingReader{r: x.r.Body, limit: g.cfg.MaxRequest}
-	x.call.Rest = c
-	return c, nil
+	counted = &countingReader{r: x.r.Body, limit: g.cfg.MaxRequest}
+	if v.RequestStream {
+		rc.EnableFullDuplex() //nolint:errcheck // HTTP/2 always is
+		x.call.Rest = counted
+		return counted, free, nil
+	}
+	body, err := g.spool.collect(counted)
+	if err != nil {
+		return counted, free, err
+	}
+	x.call.Body = body.head
+	if body.rest != nil {
+		x.call.Rest = body.rest
+	}
+	return counted, body.Close, nil
 }
 
 func bodyError(err error) error {

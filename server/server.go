@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -109,8 +110,13 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.probes = newProbes(s.drivers, log)
 	s.pool = pool.New(pool.Config{Drivers: s.drivers, Artifacts: s.store, Logs: s.logs, Logger: log})
+	spool := filepath.Join(s.store.Dir(), "spool")
+	if err := os.MkdirAll(spool, 0o700); err != nil {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "the data directory cannot be used: %w", err)
+	}
 	s.gateway = gateway.New(gateway.Config{
-		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
+		SpoolDir: spool,
+		Pool:     lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
 	})
 	s.http = &http.Server{
 		Handler:           s.handler(),

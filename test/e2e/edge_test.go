@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -31,6 +32,99 @@ func TestBodyThatNeverArrives(t *testing.T) {
 		}
 		want(t, in.do("GET", "/fn/f/", nil), 200, "")
 	}
+}
+
+// TestSlowSendersHoldNoInstance: other callers are served while long bodies
+// trickle in; a function that asked for streams gets them as they arrive.
+func TestSlowSendersHoldNoInstance(t *testing.T) {
+	in := start(t, "")
+	in.deploy("f", "python", "def handler(event, context):\n    return len(event.get('body') or '')\n", fields{"concurrency": 1})
+	var senders []net.Conn
+	for range 5 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(in.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "POST /fn/f/ HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\nabc")
+		senders = append(senders, conn)
+	}
+	for range 5 {
+		want(t, in.do("GET", "/fn/f/", nil), 200, "")
+	}
+	// The last one goes on and is served.
+	conn := senders[4]
+	if _, err := conn.Write(make([]byte, 999997)); err != nil {
+		t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(20 * time.Second)) //nolint:errcheck // a net.Conn has deadlines
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "1000000" {
+		t.Errorf("a long body: %d %q, %v", resp.StatusCode, body, err)
+	}
+}
+
+// TestRequestStream: the function answers to a part of the body before the
+// client sends the next.
+func TestRequestStream(t *testing.T) {
+	in := start(t, "")
+	source := map[string]string{
+		"python": `
+def handler(event, context):
+    def echo():
+        for chunk in context.body:
+            yield chunk.upper()
+    return {"statusCode": 200, "body": echo()}
+handler.request_stream = True
+`,
+		"nodejs": `
+export const handler = async (event, context) => ({ statusCode: 200, body: (async function* () {
+  for await (const chunk of context.body) yield Buffer.from(chunk.toString().toUpperCase());
+})() });
+handler.requestStream = true;
+`,
+	}
+	each(t, source, func(t *testing.T, runtime, code string) {
+		in.t = t
+		in.deploy("stream-"+runtime, runtime, code, nil)
+		r, w := io.Pipe()
+		req, err := http.NewRequestWithContext(t.Context(), "POST", in.url+"/fn/stream-"+runtime+"/", r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		written := make(chan error, 1)
+		go func() {
+			_, err := w.Write([]byte("first"))
+			written <- err
+		}()
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := <-written; err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range []string{"first", "second", "third"} {
+			if word != "first" {
+				if _, err := w.Write([]byte(word)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got := make([]byte, len(word))
+			if _, err := io.ReadFull(resp.Body, got); err != nil || string(got) != strings.ToUpper(word) {
+				t.Fatalf("to %q it answered %q, %v", word, got, err)
+			}
+		}
+		w.Close()
+		if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) != 0 {
+			t.Errorf("the end: %q, %v", rest, err)
+		}
+	})
 }
 
 // TestReaderThatNeverReads: a client that does not read a long response holds
