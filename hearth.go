@@ -69,13 +69,13 @@ const (
 type Timings struct {
 	// Queue is the wait for an instance to become free, without Start and Init;
 	// of a call that got no instance it is the whole wait.
-	Queue time.Duration `json:"queue"`
+	Queue time.Duration `json:"queue_ns"`
 	// Start is the creation of the sandbox until its runtime was ready; 0 when warm.
-	Start time.Duration `json:"start"`
+	Start time.Duration `json:"start_ns"`
 	// Init is the loading of the function's code; 0 when warm.
-	Init time.Duration `json:"init"`
+	Init time.Duration `json:"init_ns"`
 	// Run is from sending the event to the end of the response.
-	Run time.Duration `json:"run"`
+	Run time.Duration `json:"run_ns"`
 }
 
 // Invocation is the record of one call.

@@ -90,6 +90,14 @@ func TestRoutePrecedence(t *testing.T) {
 			t.Errorf("%s %s: the error is no problem document: %s", c.method, c.target, w.Body)
 		}
 	}
+	if w := get(g, "POST", "/x/special/"); w.Code != http.StatusTooManyRequests {
+		t.Errorf("the rest: %d %s", w.Code, w.Body)
+	}
+	g, _, _ = newGateway(t, versionWith("get", "GET /only"))
+	if w := get(g, "POST", "/only"); w.Code != 404 || !strings.Contains(w.Body.String(), "answers to GET") {
+		t.Errorf("another method: %d %s", w.Code, w.Body)
+	}
+	g, _, _ = newGateway(t, versionWith("get", "GET /x/{id}"))
 	if w := get(g, "GET", "/x/1"); w.Header().Get("Retry-After") == "" {
 		t.Error("a refused call has no Retry-After")
 	}

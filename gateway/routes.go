@@ -142,11 +142,29 @@ func (t *table) match(r *http.Request) (target, error) {
 		return target{redirect: h}, nil
 	}
 	if !ok {
-		return target{}, hearth.Errorf(hearth.CodeNotFound, "no function has the route %s %s", r.Method, r.URL.Path).
-			WithHint("functions answer at /fn/NAME/ and at their routes; hearth list shows them")
+		err := hearth.Errorf(hearth.CodeNotFound, "no function has the route %s %s", r.Method, r.URL.Path)
+		if methods := allowed(h, r); methods != "" {
+			return target{}, err.WithHint("this path answers to %s", methods)
+		}
+		return target{}, err.WithHint("functions answer at /fn/NAME/ and at their routes; hearth list shows them, and /docs describes the management API")
 	}
 	return target{version: e.version, path: escaped, routeKey: routeKey(e.route), params: pathParams(e.route, escaped)}, nil
 }
+
+// allowed returns the methods that the mux's own answer names, "" if it names
+// none.
+func allowed(h http.Handler, r *http.Request) string {
+	w := headerOnly{}
+	h.ServeHTTP(w, r)
+	return w.Header().Get("Allow")
+}
+
+// headerOnly is a response of which only the header counts.
+type headerOnly http.Header
+
+func (w headerOnly) Header() http.Header         { return http.Header(w) }
+func (w headerOnly) Write(p []byte) (int, error) { return len(p), nil }
+func (w headerOnly) WriteHeader(int)             {}
 
 func routeKey(r hearth.Route) string {
 	method, path := r.Parts()

@@ -223,13 +223,22 @@ func (i *instance) destroy() {
 	}
 }
 
+// maxFrameLines bounds the lines taken from one frame: a megabyte of line ends
+// would keep the server busy, not the function.
+const maxFrameLines = 20_000
+
 // log takes output that the guest tagged with its call.
 func (i *instance) log(invocation string, stream int, text []byte) {
 	name := "stdout"
 	if stream == 2 {
 		name = "stderr"
 	}
+	n := 0
 	for line := range strings.Lines(strings.ToValidUTF8(string(text), "\uFFFD")) {
+		if n++; n > maxFrameLines {
+			i.append("hearth", invocation, "log lines were dropped: too many at once")
+			return
+		}
 		i.append(name, invocation, strings.TrimRight(line, "\r\n"))
 	}
 }

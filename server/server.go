@@ -227,7 +227,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	close(s.draining)
-	s.cfg.Logger.Info("draining", "timeout", s.cfg.DrainTimeout)
+	s.cfg.Logger.Info("draining: running calls may end; a second signal ends them at once", "timeout", s.cfg.DrainTimeout)
 	drain, cancelDrain := context.WithTimeout(background, s.cfg.DrainTimeout)
 	defer cancelDrain()
 	// The pool first stops waiting for nobody: HTTP calls end, then their
@@ -240,6 +240,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.http.Close() //nolint:errcheck // nothing is left to do
 		s.cfg.Logger.Warn("calls were broken off at the end of the drain", "err", err)
 	}
+	s.cfg.Logger.Info("stopped")
 	return nil
 }
 

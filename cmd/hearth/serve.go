@@ -26,8 +26,8 @@ Everything it keeps is in the data directory, which one server uses at a time.
 On SIGINT or SIGTERM it takes no new calls, lets running ones finish, and ends;
 a second signal ends it at once. Logs go to standard error.
 
-The management API has no log-in yet: listen only where every user who can
-connect may deploy code.`,
+The management API has no log-in yet: it is served only to clients on this
+machine, under any --listen address; functions are served to everyone.`,
 		Example: `  hearth serve
   hearth serve --listen 127.0.0.1:9000 --data-dir ./data
   HEARTH_LOG_FORMAT=json hearth serve`,
