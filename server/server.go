@@ -230,8 +230,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.cfg.Logger.Info("draining: running calls may end; a second signal ends them at once", "timeout", s.cfg.DrainTimeout)
 	drain, cancelDrain := context.WithTimeout(background, s.cfg.DrainTimeout)
 	defer cancelDrain()
-	// The pool first stops waiting for nobody: HTTP calls end, then their
-	// instances are closed. Calls that outlive the drain are broken off.
+	// First calls end, then their instances. What outlives the drain is broken off.
 	err := s.http.Shutdown(drain)
 	if poolErr := s.pool.Close(drain); err == nil {
 		err = poolErr
