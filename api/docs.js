@@ -261,8 +261,8 @@ function render() {
           el("a", { href: "#" + op.operationId }, el("span", { class: "method " + method }, method.toUpperCase()), op.summary)));
       }
     }
-    index.append(el("h2", {}, tag.name), el("ul", {}, ...links));
-    main.append(el("h2", {}, tag.name), el("p", { class: "soft" }, tag.description || ""), ...sections);
+    index.append(el("div", { class: "tag" }, el("h2", {}, tag.name), el("ul", {}, ...links)));
+    main.append(el("div", { class: "tag" }, el("h2", {}, tag.name), el("p", { class: "soft" }, tag.description || ""), ...sections));
   }
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
@@ -273,6 +273,9 @@ document.getElementById("filter").addEventListener("input", (e) => {
     const hit = words.every((w) => section.dataset.text.includes(w));
     section.hidden = !hit;
     document.querySelector('li[data-for="' + section.id + '"]').hidden = !hit;
+  }
+  for (const tag of document.querySelectorAll(".tag")) {
+    tag.hidden = !tag.querySelector("section:not([hidden]), li:not([hidden])");
   }
 });
 
