@@ -7,6 +7,6 @@ time=${1:-10s}
 grep -rlE '^func Fuzz' --include='*_test.go' . | xargs -r -n1 dirname | sort -u | while read -r dir; do
 	grep -hoE '^func Fuzz[A-Za-z0-9_]*' "$dir"/*_test.go | awk '{print $2}' | while read -r target; do
 		step "$dir $target"
-		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzztime "$time" </dev/null
+		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzzminimizetime 1x -fuzztime "$time" </dev/null
 	done
 done
