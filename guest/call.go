@@ -276,7 +276,7 @@ func appendInvoke(b []byte, in *Call) []byte {
 
 // receive passes frames to sink until the call has ended.
 func (c *Conn) receive(ctx context.Context, x *exchange, failed <-chan error, sink Sink) error {
-	granted := 0
+	granted, begun := 0, false
 	for {
 		select {
 		case <-x.call.notify:
@@ -289,6 +289,13 @@ func (c *Conn) receive(ctx context.Context, x *exchange, failed <-chan error, si
 			return err
 		}
 		x.call.take(&x.batch)
+		if n := len(x.batch.frames); !begun && n > 0 && x.batch.frames[n-1].typ == typeError {
+			// It failed before anything of its response was passed on: a plain
+			// error is better than a response that breaks off.
+			f := x.batch.frames[n-1]
+			return c.decodeError(x.batch.buf[f.start:f.end])
+		}
+		begun = begun || len(x.batch.frames) > 0
 		for i, f := range x.batch.frames {
 			payload := x.batch.buf[f.start:f.end]
 			switch f.typ {

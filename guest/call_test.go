@@ -283,26 +283,35 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
+// TestHandlerError: before anything of the response was passed on the call
+// fails, afterwards its response breaks off.
 func TestHandlerError(t *testing.T) {
 	const frame = `{"kind":"handler","type":"ValueError","message":"no","stack":["a","b"]}`
-	for _, after := range []bool{false, true} {
-		t.Run(fmt.Sprint(after), func(t *testing.T) {
+	for _, when := range []string{"at once", "with the head", "after it"} {
+		t.Run(when, func(t *testing.T) {
 			host, far := socketpair(t)
+			passed := make(chan struct{})
 			c := start(t, host, far, Options{}, func(g *script) {
 				f := g.expect(typeInvoke)
-				if after {
-					g.send(typeResponse, f.stream, `{"status":200}`)
-					g.send(typeData, f.stream, "half")
+				var b []byte
+				if when != "at once" {
+					b = appendFrame(b, typeResponse, f.stream, []byte(`{"status":200}`))
+					b = appendFrame(b, typeData, f.stream, []byte("half"))
 				}
-				g.send(typeError, f.stream, frame)
+				if when == "after it" {
+					g.raw(b)
+					b = nil
+					<-passed
+				}
+				g.raw(appendFrame(b, typeError, f.stream, []byte(frame)))
 				g.respond(g.expect(typeInvoke).stream, "fine")
 			})
-			var r recorder
+			r := recorder{onData: func() error { close(passed); return nil }}
 			e := wantError(t, c.Invoke(t.Context(), httpCall("a"), &r), hearth.CodeFunction, "ValueError")
 			if e.Message != "ValueError: no" || len(e.Function.Stack) != 2 {
 				t.Errorf("%+v", e)
 			}
-			if (r.head != nil) != after || r.last != 0 || after && string(r.body) != "half" {
+			if after := when == "after it"; (r.head != nil) != after || r.last != 0 || after && string(r.body) != "half" {
 				t.Errorf("the sink got %+v", r)
 			}
 			r = recorder{}
