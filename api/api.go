@@ -76,7 +76,8 @@ type Router interface {
 	// CheckRoutes tells whether the function may have these routes besides
 	// those of all other functions. Errors: CodeConflict.
 	CheckRoutes(function string, routes []hearth.Route) error
-	// Reload reads the catalog. When it returns, calls reach what is in it.
+	// Reload reads the catalog. When it returns, calls reach what is in it, and
+	// the instances of versions that none reaches any more are being retired.
 	Reload(ctx context.Context) error
 }
 

@@ -313,18 +313,12 @@ func (s *server) commitVersion(ctx context.Context, v hearth.Version, old *heart
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	retire, f, err := s.storeVersion(ctx, v, old)
+	f, err := s.storeVersion(ctx, v, old)
 	if err != nil {
 		s.Verifier.Retire(v.Incarnation)
 		return f, err
 	}
-	if err := s.reload(ctx); err != nil {
-		return f, err
-	}
-	if retire != "" {
-		s.Verifier.Retire(retire)
-	}
-	return f, nil
+	return f, s.reload(ctx)
 }
 
 // reload makes calls follow the catalog.
@@ -338,22 +332,17 @@ func (s *server) reload(ctx context.Context) error {
 	return nil
 }
 
-// storeVersion writes v to the catalog. It returns the incarnation of the
-// version that v replaces, "" if none.
-func (s *server) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Function) (retire string, f hearth.Function, err error) {
+// storeVersion writes v to the catalog.
+func (s *server) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Function) (f hearth.Function, err error) {
 	if err := s.Router.CheckRoutes(v.Function, v.Config.Routes); err != nil {
-		return "", f, err
+		return f, err
 	}
 	if old == nil {
 		f, _, err = s.Catalog.CreateFunction(ctx, v)
-		return "", f, err
+	} else {
+		f, _, err = s.Catalog.AddVersion(ctx, v, old.Generation)
 	}
-	before, err := s.Versions.Version(ctx, old.Name, old.Live)
-	if err != nil {
-		return "", f, err
-	}
-	f, _, err = s.Catalog.AddVersion(ctx, v, old.Generation)
-	return before.Incarnation, f, err
+	return f, err
 }
 
 // remove deletes a function.
@@ -377,17 +366,12 @@ func (s *server) remove(ctx context.Context, name string, match condition) error
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	v, err := s.Versions.Version(ctx, name, f.Live)
-	if err != nil {
-		return err
-	}
 	if err := s.Catalog.DeleteFunction(ctx, name, f.Generation); err != nil {
 		return err
 	}
 	if err := s.reload(ctx); err != nil {
 		return err
 	}
-	s.Verifier.Retire(v.Incarnation)
 	if err := s.Logs.Delete(name); err != nil {
 		// The function is gone all the same; nobody can repeat the request.
 		s.Logger.WarnContext(ctx, "the logs of a deleted function remain", "function", name, "error", err)
