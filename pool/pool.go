@@ -370,11 +370,12 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 	g.starting--
 	if err != nil {
 		p.removeLocked(inst)
-		if len(g.waiters) > 0 {
+		givenUp := ctx.Err() != nil && p.background.Err() == nil
+		if len(g.waiters) > 0 && !givenUp { // who came after it was given up gets another
 			w := g.waiters[0]
 			g.waiters = g.waiters[1:]
 			w.fail(err)
-		} else if !g.retired {
+		} else if !givenUp {
 			p.cfg.Logger.Info("instance did not start", "function", g.version.Function, "version", g.version.Number, "instance", inst.id, "err", err)
 		}
 		p.growLocked(g)

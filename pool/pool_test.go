@@ -429,6 +429,32 @@ func TestStartNobodyNeeds(t *testing.T) {
 	}
 }
 
+// TestCallAfterStartWasGivenUp: a call that comes while a start that nobody
+// needed is being ended gets an instance of its own.
+func TestCallAfterStartWasGivenUp(t *testing.T) {
+	var starts atomic.Int64
+	d := &fakeDriver{beforeCreate: func(ctx context.Context) error {
+		if starts.Add(1) > 1 {
+			return nil
+		}
+		<-ctx.Done()
+		time.Sleep(time.Second) // a host that is slow to give up
+		return ctx.Err()
+	}}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 1)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := p.Verify(ctx, v); hearth.ErrorCode(err) != hearth.CodeTimeout {
+			t.Fatal(err)
+		}
+		p.Retire(v.Incarnation)
+		if body, _, err := do(t.Context(), p, v, "late"); err != nil || body != "late" {
+			t.Errorf("%q, %v", body, err)
+		}
+	})
+}
+
 // TestCallAfterRetire: a call that comes late is served, but leaves nothing.
 func TestCallAfterRetire(t *testing.T) {
 	d := &fakeDriver{}
