@@ -233,7 +233,7 @@ func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 		d.SetWriteDeadline(end)               //nolint:errcheck // a connection without deadlines is a test's
 		defer d.SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
 	}
-	sink := &eventSink{w: w, rec: &rec, started: started, begin: now, limit: g.cfg.MaxResponse}
+	sink := &eventSink{w: w, rec: &rec, started: started, begin: time.Now(), limit: g.cfg.MaxResponse}
 	err = blame(g.invoke(ctx, v, call, &rec, sink), end)
 	if err == nil {
 		rec.Status = 200

@@ -69,13 +69,14 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	x := exchanges.Get().(*exchange)
 	defer x.recycle()
-	x.w, x.r, x.begin, x.end, x.limit = w, r, now, end, g.cfg.MaxResponse
+	x.w, x.r, x.end, x.limit = w, r, end, g.cfg.MaxResponse
 	x.rec = g.newRecord(t.version, hearth.KindHTTP, now)
 	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
 	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
 
 	counted, free, err := g.readBody(x, t.version, end)
 	defer free()
+	x.begin = time.Now() // what the body took to arrive is not the function's
 	if err == nil {
 		x.event = appendEvent(x.event[:0], r, &t, x.rec.ID, now)
 		x.call.Event = x.event
