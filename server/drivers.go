@@ -54,7 +54,6 @@ func clean(ctx context.Context, drivers map[string]driver.Driver, log *slog.Logg
 type probes struct {
 	drivers map[string]driver.Driver
 	log     *slog.Logger
-	start   sync.Once
 	done    chan struct{}
 	infos   []driver.Info // set before done is closed
 }
@@ -64,10 +63,8 @@ func newProbes(drivers map[string]driver.Driver, log *slog.Logger) *probes {
 }
 
 func (p *probes) run(ctx context.Context) {
-	p.start.Do(func() {
-		p.infos = probe(ctx, p.drivers, p.log)
-		close(p.done)
-	})
+	p.infos = probe(ctx, p.drivers, p.log)
+	close(p.done)
 }
 
 // Drivers waits for the probes and returns what they found, sorted by name;

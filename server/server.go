@@ -111,7 +111,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.probes = newProbes(s.drivers, log)
 	s.pool = pool.New(pool.Config{Drivers: s.drivers, Artifacts: s.store, Logs: s.logs, Logger: log})
 	spool := filepath.Join(s.store.Dir(), "spool")
-	if err := os.MkdirAll(spool, 0o700); err != nil {
+	// A killed server may have left what it had no time to unlink.
+	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "the data directory cannot be used: %w", err)
 	}
 	s.gateway = gateway.New(gateway.Config{
