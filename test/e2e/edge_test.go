@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +67,41 @@ func TestSlowSendersHoldNoInstance(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "1000000" {
 		t.Errorf("a long body: %d %q, %v", resp.StatusCode, body, err)
 	}
+}
+
+// TestRunIsTheFunctionsTime: a body that arrives slowly is not counted as run.
+func TestRunIsTheFunctionsTime(t *testing.T) {
+	in := start(t, "")
+	in.deploy("f", "python", "def handler(event, context):\n    return 1\n", nil)
+	for _, size := range []int{100, 300_000} {
+		r, w := io.Pipe()
+		go func() {
+			w.Write(make([]byte, size)) //nolint:errcheck // a pipe that is read to its end
+			time.Sleep(500 * time.Millisecond)
+			w.Close()
+		}()
+		a := in.do("POST", "/fn/f/", r)
+		want(t, a, 200, "")
+		_, run, _ := strings.Cut(a.header.Get("Server-Timing"), "run;dur=")
+		if ms, err := strconv.ParseFloat(run, 64); err != nil || ms > 400 {
+			t.Errorf("%d bytes: run %q", size, run)
+		}
+	}
+}
+
+// TestRetiredInstancesEnd: nothing of a replaced or deleted version stays.
+func TestRetiredInstancesEnd(t *testing.T) {
+	in := start(t, "")
+	for _, n := range []string{"1", "2"} {
+		in.deploy("f", "python", "def handler(event, context):\n    return "+n+"\n", nil)
+		want(t, in.do("GET", "/fn/f/", nil), 200, "")
+	}
+	// The sandbox of one version is its pid 1 and its guest.
+	waitFor(t, "the replaced version's instance to end", func() bool { return len(sandboxProcesses(in.dir)) == 2 })
+	if a := in.do("DELETE", "/v1/functions/f", nil); a.status != 204 {
+		t.Fatal(a)
+	}
+	waitFor(t, "the deleted version's instance to end", func() bool { return len(sandboxProcesses(in.dir)) == 0 })
 }
 
 // TestRequestStream: the function answers to a part of the body before the
