@@ -351,13 +351,19 @@ func (w *writer) remove(s *stream, segments []segment) error {
 }
 
 // delete removes everything of a stream, and the stream itself if nobody
-// follows it.
+// follows it. A stream that was deleted meanwhile holds nothing any more, and
+// its place may be another's.
 func (w *writer) delete(s *stream) error {
 	l := w.logs
 	w.closeFile(s)
 	delete(w.late, s)
 	l.mu.Lock()
 	s.mu.Lock()
+	if s.deleted {
+		s.mu.Unlock()
+		l.mu.Unlock()
+		return nil
+	}
 	old, cost := s.segments, s.pendingBytes
 	s.segments, s.pending, s.pendingBytes, s.lost = nil, nil, 0, losses{}
 	if s.watchers == 0 {
