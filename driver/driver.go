@@ -78,6 +78,27 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// Snapshotter is implemented by sandboxes whose whole state, memory included,
+// can be saved.
+type Snapshotter interface {
+	// Snapshot saves the sandbox to dir, an existing empty directory that only
+	// this process's user may enter: the memory of a function may hold secrets.
+	// The guest must have let go of its stream before. The sandbox has ended
+	// afterwards; the caller destroys it. On an error dir may hold anything.
+	Snapshot(ctx context.Context, dir string) error
+}
+
+// Restorer is implemented by drivers that can start sandboxes from what
+// Snapshotter saved.
+type Restorer interface {
+	// Restore is Create, except that the guest goes on where it was saved. spec
+	// must equal the one of the saved sandbox but for ID, Labels, Stdout and
+	// Stderr. Any number may be restored from one snapshot, also at once. Errors:
+	// those of Create; CodeUnavailable for a snapshot that cannot be used, after
+	// which Create is the way.
+	Restore(ctx context.Context, spec Spec, dir string) (Sandbox, error)
+}
+
 // Spec describes a sandbox.
 type Spec struct {
 	// ID names the sandbox: 1 to 40 of a-z, 0-9 and '-', unique for the owner.
@@ -100,6 +121,10 @@ type Spec struct {
 	// link-local or metadata addresses, nor another sandbox. None leaves it a
 	// loopback interface of its own.
 	Egress hearth.Egress
+	// Allow are endpoints, "host:port", that a sandbox with internet may reach
+	// besides, whatever their addresses are: package registries of a private
+	// network. Names are resolved by the host.
+	Allow []string
 	// Labels are kept for people who look at the host (docker ps).
 	Labels map[string]string
 	// Stdout and Stderr receive what the guest's processes write to descriptors

@@ -54,6 +54,9 @@ type Options struct {
 	Log *slog.Logger
 	// Host is shared by all Stacks of a process. nil makes one for this Stack.
 	Host *Host
+	// Allow are endpoints, "host:port", that can be reached over TCP besides
+	// public addresses. Names are resolved by the host.
+	Allow []string
 	// MaxConns bounds TCP connections that exist at the same time, also those
 	// being opened and closed; further ones are refused. Default 256.
 	MaxConns int
@@ -110,7 +113,8 @@ type Stack struct {
 	flows  atomic.Int64 // UDP flows
 	opened bucket
 	dns    chan struct{} // one token for each name query under way
-	bufs   sync.Pool     // *[]byte of copyBuffer bytes
+	allow  allowed
+	bufs   sync.Pool // *[]byte of copyBuffer bytes
 }
 
 // Start serves the TUN device until Close is called or the device disappears.
@@ -137,9 +141,10 @@ func Start(tun *os.File, opts Options) (*Stack, error) {
 		return nil, fmt.Errorf("take over the TUN device: %w", err)
 	}
 	s := &Stack{
-		opts: opts.withDefaults(),
-		tun:  os.NewFile(uintptr(fd), tun.Name()),
-		done: make(chan struct{}),
+		opts:  opts.withDefaults(),
+		allow: allowed{endpoints: opts.Allow},
+		tun:   os.NewFile(uintptr(fd), tun.Name()),
+		done:  make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	go s.run()

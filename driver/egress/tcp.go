@@ -14,6 +14,15 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
+// dial connects to a public or an allowed address.
+func (s *Stack) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	if s.allow.has(ctx, to) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", to.String())
+	}
+	return s.opts.Host.dial(ctx, "tcp", to)
+}
+
 // serveTCP handles a request of the sandbox to connect, in a goroutine of the
 // request's own. It dials first and accepts then, so the sandbox sees a refusal
 // as a refusal.
@@ -40,7 +49,7 @@ func (s *Stack) serveTCP(r *tcp.ForwarderRequest) {
 	var remote *net.TCPConn
 	if !isDNS {
 		ctx, cancel := context.WithTimeout(s.ctx, s.opts.DialTimeout)
-		c, err := s.opts.Host.dial(ctx, "tcp", to)
+		c, err := s.dial(ctx, to)
 		cancel()
 		if err != nil {
 			s.opts.Log.Debug("a sandbox's connection failed", "to", to, "err", err)

@@ -65,7 +65,7 @@ var _ driver.Driver = (*Driver)(nil)
 // not check whether the host allows sandboxes; Probe does. The caller calls
 // Close. Errors: CodeInvalid, CodeUnavailable.
 func New(cfg Config) (*Driver, error) {
-	if !idRE.MatchString(cfg.Owner) || !filepath.IsAbs(cfg.Dir) {
+	if !driver.ValidID(cfg.Owner) || !filepath.IsAbs(cfg.Dir) {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "native driver: owner %q or directory %q is not valid", cfg.Owner, cfg.Dir)
 	}
 	if cfg.Logger == nil {
@@ -206,7 +206,7 @@ func (d *Driver) List(context.Context) ([]driver.Sandbox, error) {
 		ids[id] = true
 	}
 	for _, e := range entries {
-		if idRE.MatchString(e.Name()) {
+		if driver.ValidID(e.Name()) {
 			ids[e.Name()] = true
 		}
 	}

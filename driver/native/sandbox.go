@@ -26,6 +26,7 @@ type sandbox struct {
 	id             string
 	user           uint32 // offset in the owner's range
 	argv0          string
+	allow          []string // endpoints besides public addresses
 	limits         driver.Limits
 	group          group
 	stdout, stderr io.Writer

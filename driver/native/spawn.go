@@ -268,7 +268,7 @@ func (s *sandbox) messages() (status syscall.WaitStatus, exited bool) {
 
 // connect gives the sandbox its way to the internet.
 func (s *sandbox) connect(tun *os.File) {
-	stack, err := egress.Start(tun, egress.Options{Log: s.driver.log, Host: &s.driver.network})
+	stack, err := egress.Start(tun, egress.Options{Log: s.driver.log, Host: &s.driver.network, Allow: s.allow})
 	if err != nil {
 		s.driver.log.Error("native: no network for a sandbox", "sandbox", s.id, "err", err)
 		return

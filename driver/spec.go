@@ -1,0 +1,128 @@
+package driver
+
+import (
+	"maps"
+	"math"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/hearthrun/hearth"
+)
+
+var (
+	idRE  = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
+	envRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+)
+
+// ValidID tells whether id can name a sandbox.
+func ValidID(id string) bool { return idRE.MatchString(id) }
+
+// Provided is the runtime without an interpreter of a language.
+const Provided = "provided"
+
+// GuestDir is where guest.Shims is readable inside every sandbox.
+const GuestDir = "/hearth/guest"
+
+// Environment returns what a guest finds in its environment: PATH, with bin
+// first unless it is empty, HOME, TMPDIR, LANG, and extra, which wins. Nothing
+// of the host's environment gets in. It is sorted.
+func Environment(extra map[string]string, bin string) []string {
+	search := "/usr/local/bin:/usr/bin:/bin"
+	if bin != "" && !slices.Contains(strings.Split(search, ":"), bin) {
+		search = bin + ":" + search
+	}
+	env := map[string]string{"PATH": search, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+	maps.Copy(env, extra)
+	list := make([]string, 0, len(env))
+	for k, v := range env {
+		list = append(list, k+"="+v)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// reserved are the places inside a sandbox that no mount may hide or replace.
+var reserved = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/nix", "/hearth"}
+
+// Validate checks what can be checked without knowing the driver, and that the
+// sources of mounts exist. Drivers call it with the default limits filled in.
+// Errors: CodeInvalid.
+func (spec Spec) Validate() error {
+	bad := func(hint, format string, args ...any) error {
+		return hearth.Errorf(hearth.CodeInvalid, format, args...).WithHint("%s", hint)
+	}
+	l := spec.Limits
+	switch {
+	case !idRE.MatchString(spec.ID):
+		return bad("use 1 to 40 of a-z, 0-9 and -", "sandbox id %q is not valid", spec.ID)
+	case l.Memory < 4<<20 || l.Memory > 1<<50:
+		return bad("choose at least 4 MiB, or 0 for the default", "memory limit of %d bytes is out of range", l.Memory)
+	case math.IsNaN(l.CPU) || l.CPU < 0.01 || l.CPU > 4096:
+		return bad("choose at least 0.01 cores, or 0 for the default", "cpu limit of %v cores is out of range", l.CPU)
+	case l.PIDs < 1 || l.PIDs > 1<<20:
+		return bad("choose at least 1, or 0 for the default", "limit of %d processes is out of range", l.PIDs)
+	case l.Disk < 4096 || l.Disk > 1<<50:
+		return bad("choose at least 4 KiB, or 0 for the default", "disk limit of %d bytes is out of range", l.Disk)
+	case spec.Egress != "" && spec.Egress != hearth.EgressNone && spec.Egress != hearth.EgressInternet:
+		return bad("choose internet or none", "egress %q is not valid", string(spec.Egress))
+	}
+	if spec.Runtime == Provided && len(spec.Command) == 0 {
+		return bad("set the command to the path of a program inside the sandbox", "the runtime provided needs a command")
+	}
+	for _, a := range spec.Allow {
+		if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
+			return bad("write host:port", "endpoint %q is not valid", a)
+		}
+	}
+	total := 0
+	for k, v := range spec.Env {
+		total += len(k) + len(v)
+		if !envRE.MatchString(k) || strings.ContainsRune(v, 0) {
+			return bad("names have letters, digits and underscores; values no NUL byte", "environment variable %q is not valid", k)
+		}
+	}
+	for _, a := range spec.Command {
+		total += len(a)
+		if strings.ContainsRune(a, 0) {
+			return bad("remove it", "the command contains a NUL byte")
+		}
+	}
+	if total > 1<<20 {
+		return bad("put large data into files", "environment and command have %d bytes, more than 1 MiB", total)
+	}
+	if len(spec.Command) > 0 && !path.IsAbs(spec.Command[0]) {
+		return bad("write the path of the program inside the sandbox", "command %q is not an absolute path", spec.Command[0])
+	}
+	for i, m := range spec.Mounts {
+		switch {
+		case !filepath.IsAbs(m.Source) || strings.ContainsRune(m.Source, 0):
+			return bad("write the directory's path from the root", "mount source %q is not an absolute path", m.Source)
+		case !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || m.Target == "/" || strings.ContainsRune(m.Target, 0):
+			return bad("write a path from the root, without . and ..", "mount target %q is not a clean absolute path", m.Target)
+		}
+		if info, err := os.Stat(m.Source); err != nil || !info.IsDir() {
+			return bad("make the directory first", "mount source %s is not a directory that hearth can see", m.Source)
+		}
+		for _, r := range reserved {
+			if Overlap(m.Target, r) {
+				return bad("choose another place, for example below /mnt", "mount target %s overlaps %s", m.Target, r)
+			}
+		}
+		for _, o := range spec.Mounts[:i] {
+			if Overlap(m.Target, o.Target) {
+				return bad("give each mount a place of its own", "mount targets %s and %s overlap", o.Target, m.Target)
+			}
+		}
+	}
+	return nil
+}
+
+// Overlap tells whether one path is the other or lies below it.
+func Overlap(a, b string) bool {
+	return a == b || strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/")
+}
