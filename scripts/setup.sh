@@ -32,6 +32,18 @@ if [ "${1:-}" = --test ]; then
 		missing+=(libc6-dev)
 		names+=("the C library's headers")
 	fi
+	# Other isolation than the built-in, and dependency builds. Only root can use
+	# the former, so others need not have it.
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+		need dockerd docker.io
+		need runc runc
+		need mmdebstrap mmdebstrap
+		need npm npm
+		if ! python3 -m pip --version >/dev/null 2>&1; then
+			missing+=(python3-pip)
+			names+=(pip)
+		fi
+	fi
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
