@@ -8,6 +8,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/guest"
 )
 
@@ -30,7 +31,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, 
 // create makes a sandbox with the given views of the host and command.
 func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, argv []string, bin string) (driver.Sandbox, error) {
 	s := &sandbox{
-		driver: d, id: spec.ID, allow: spec.Allow, argv0: argv[0], limits: spec.Limits, group: noGroup{},
+		driver: d, id: spec.ID, allow: spec.Allow, argv0: argv[0], limits: spec.Limits, group: cgroup.None{}.Open(""),
 		stdout: spec.Stdout, stderr: spec.Stderr,
 		started: make(chan error, 2), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
@@ -56,7 +57,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 
 // bring starts the reserved sandbox. After an error the caller destroys it.
 func (d *Driver) bring(ctx context.Context, s *sandbox, limits driver.Limits, compose func() *plan) error {
-	g, err := d.cgroups.create(s.id, limits)
+	g, err := d.cgroups.Create(s.id, limits)
 	if errors.Is(err, fs.ErrExist) {
 		return errLeft(s.id)
 	}

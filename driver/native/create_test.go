@@ -3,13 +3,13 @@ package native
 import (
 	"context"
 	"fmt"
-	"os"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 )
 
 func sleeper(id string) driver.Spec {
@@ -50,12 +50,6 @@ func TestListDuringCreate(t *testing.T) {
 	wg.Wait()
 }
 
-// TestKillListedSparesItself: a group of version 1 lists this process while one
-// of its threads is inside.
-func TestKillListedSparesItself(t *testing.T) {
-	killListed(func() []int { return []int{os.Getpid()} })
-}
-
 // TestCreateLeftOver: Create of an id that an earlier process left fails at
 // once, and what was left can still be found and destroyed.
 func TestCreateLeftOver(t *testing.T) {
@@ -69,7 +63,7 @@ func TestCreateLeftOver(t *testing.T) {
 		root: d.root, system: d.system, etc: d.etc, users: d.users, sandboxes: map[string]*sandbox{}, taken: map[uint32]bool{},
 	}
 	for _, what := range []string{"state file", "control group"} {
-		if _, none := d.cgroups.(noCgroups); none && what == "control group" {
+		if _, none := d.cgroups.(cgroup.None); none && what == "control group" {
 			continue
 		}
 		start := time.Now()

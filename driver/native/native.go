@@ -20,6 +20,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
 )
 
@@ -38,7 +39,7 @@ type Driver struct {
 	// Constant after New.
 	dir        string
 	log        *slog.Logger
-	cgroups    cgroups
+	cgroups    cgroup.Groups
 	helper     *os.File
 	helperPath string
 	filter     []byte // the seccomp program
@@ -99,13 +100,13 @@ func New(cfg Config) (*Driver, error) {
 	if d.helper, d.helperPath, err = openHelper(d.dir); err != nil {
 		return nil, unavailable(err)
 	}
-	d.cgroups = findCgroups(cfg.Owner)
+	d.cgroups = cgroup.Find("hearth-" + cfg.Owner)
 	return d, nil
 }
 
 // Close releases the helper and the shared control groups.
 func (d *Driver) Close() error {
-	d.cgroups.close()
+	d.cgroups.Close()
 	return d.helper.Close()
 }
 
@@ -202,7 +203,7 @@ func (d *Driver) List(context.Context) ([]driver.Sandbox, error) {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "native driver: list sandboxes: %w", err)
 	}
 	ids := map[string]bool{}
-	for _, id := range d.cgroups.list() {
+	for _, id := range d.cgroups.List() {
 		ids[id] = true
 	}
 	for _, e := range entries {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 )
 
 // asUser is set in the process that repeats the tests as an ordinary user.
@@ -144,7 +145,7 @@ func TestInside(t *testing.T) {
 		"stdin":               {"wc -c", "0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "cgroup hidden" && d.cgroups == (noCgroups{}) {
+			if name == "cgroup hidden" && d.cgroups == (cgroup.None{}) {
 				t.Skip("no control groups here")
 			}
 			if name == "no core dumps" && os.Getenv(asUser) != "" {
@@ -224,7 +225,7 @@ print("done")
 // TestHostile lets guests do their worst.
 func TestHostile(t *testing.T) {
 	d := newDriver(t)
-	memory, _, _, _ := d.cgroups.enforces()
+	memory, _, _, _ := d.cgroups.Enforces()
 	small := func(s *driver.Spec) {
 		s.Limits = driver.Limits{PIDs: 20, Disk: 1 << 20, Memory: 32 << 20}
 	}
@@ -403,7 +404,7 @@ func greet(c net.Conn) (r ready, err error) {
 // TestPause freezes a sandbox and destroys it while it is frozen.
 func TestPause(t *testing.T) {
 	d := newDriver(t)
-	if _, none := d.cgroups.(noCgroups); none {
+	if _, none := d.cgroups.(cgroup.None); none {
 		t.Skip("no control groups here")
 	}
 	testPause(t, d)
@@ -419,18 +420,19 @@ func TestPause2(t *testing.T) {
 	}
 	old := d.cgroups
 	defer func() { d.cgroups = old }()
-	groups := place(parent, fmt.Sprintf("test-%d", time.Now().UnixNano()))
-	if groups == nil {
+	name := fmt.Sprintf("hearth-test-%d", time.Now().UnixNano())
+	groups, ok := cgroup.InV2(parent, name)
+	if !ok {
 		t.Fatal("cannot make a group")
 	}
 	d.cgroups = groups
 	testPause(t, d)
-	if ids := groups.list(); len(ids) > 0 {
+	if ids := groups.List(); len(ids) > 0 {
 		t.Errorf("left over: %v", ids)
 	}
-	groups.close()
-	if _, err := os.Stat(groups.shared); err == nil {
-		t.Errorf("left over: %s", groups.shared)
+	groups.Close()
+	if _, err := os.Stat(filepath.Join(parent, name)); err == nil {
+		t.Errorf("left over: %s", name)
 	}
 }
 

@@ -47,7 +47,7 @@ func (d *Driver) Probe(ctx context.Context) (driver.Info, error) {
 	info.Works = true
 
 	var remedy string
-	info.MemoryLimit, info.CPULimit, info.PIDLimit, remedy = d.cgroups.enforces()
+	info.MemoryLimit, info.CPULimit, info.PIDLimit, remedy = d.cgroups.Enforces()
 	info.Enforced = []string{
 		"a root file system of its own: the host's /usr read-only, a private /tmp of bounded size, nothing else of the host",
 		"no process, network device, IPC object or host name of the host is visible (pid, net, ipc, uts, mount, user and cgroup namespaces)",

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 )
 
 // serverDir is set in the process that plays a server to be killed.
@@ -38,7 +39,7 @@ func TestServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, none := d.cgroups.(noCgroups); id == "paused" && !none {
+		if _, none := d.cgroups.(cgroup.None); id == "paused" && !none {
 			if err := s.(driver.Pauser).Pause(context.Background()); err != nil {
 				t.Fatal(err)
 			}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
 )
 
@@ -248,7 +249,7 @@ func rlimits(l driver.Limits) []rlimit {
 		{unix.RLIMIT_NOFILE, min(files, 4096), files},
 		{unix.RLIMIT_MEMLOCK, 64 << 10, 64 << 10},
 		{unix.RLIMIT_MSGQUEUE, 0, 0},
-		{unix.RLIMIT_NPROC, uint64(l.PIDs + helperTasks), uint64(l.PIDs + helperTasks)},
+		{unix.RLIMIT_NPROC, uint64(l.PIDs + cgroup.HelperTasks), uint64(l.PIDs + cgroup.HelperTasks)},
 	}
 }
 

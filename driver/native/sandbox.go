@@ -13,6 +13,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
 )
 
@@ -28,7 +29,7 @@ type sandbox struct {
 	argv0          string
 	allow          []string // endpoints besides public addresses
 	limits         driver.Limits
-	group          group
+	group          cgroup.Group
 	stdout, stderr io.Writer
 	process        *os.Process
 	control        *net.UnixConn
@@ -101,7 +102,7 @@ func (s *sandbox) freeze(ctx context.Context, on bool) error {
 	if s.isDestroying() {
 		return errDestroyed(s.id)
 	}
-	err := s.group.freeze(ctx, on)
+	err := s.group.Freeze(ctx, on)
 	switch {
 	case err == nil, ctx.Err() != nil:
 		return err
@@ -116,7 +117,7 @@ func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
 	if s.isDestroying() {
 		return driver.Stats{}, errDestroyed(s.id)
 	}
-	pids := s.group.procs()
+	pids := s.group.Procs()
 	if len(pids) == 0 && s.process != nil {
 		select {
 		case <-s.done:
@@ -125,7 +126,7 @@ func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
 		}
 	}
 	var st driver.Stats
-	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.stats()
+	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.Stats()
 	if s.process != nil { // its own threads are not the guest's
 		_, _, helper := processStats(s.process.Pid)
 		st.PIDs = min(max(st.PIDs-helper, 0), s.limits.PIDs)
@@ -187,7 +188,7 @@ func (s *sandbox) free(ctx context.Context) error {
 	if s.process != nil {
 		_ = s.process.Kill() // the rest dies with pid 1
 	}
-	s.group.kill()
+	s.group.Kill()
 	if s.orphan != nil {
 		s.orphan.kill()
 	}
@@ -213,7 +214,7 @@ func (s *sandbox) free(ctx context.Context) error {
 	if stack != nil {
 		_ = stack.Close()
 	}
-	if err := s.group.remove(ctx); err != nil {
+	if err := s.group.Remove(ctx); err != nil {
 		return err
 	}
 	if s.orphan != nil && s.process == nil {
@@ -329,7 +330,7 @@ func descendants(pid int) []int {
 // number of threads.
 func processStats(pid int) (pss int64, cpu time.Duration, threads int) {
 	dir := "/proc/" + strconv.Itoa(pid)
-	pss = readKB(dir + "/smaps_rollup")
+	pss = cgroup.PSS(pid)
 	b, err := os.ReadFile(dir + "/stat")
 	if err != nil {
 		return pss, 0, 0
@@ -347,14 +348,3 @@ func processStats(pid int) (pss int64, cpu time.Duration, threads int) {
 
 // ticksPerSecond is the unit of CPU times in /proc, the same everywhere Go runs.
 const ticksPerSecond = 100
-
-func readKB(path string) int64 {
-	b, _ := os.ReadFile(path)
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
-			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			return n << 10
-		}
-	}
-	return 0
-}

@@ -100,7 +100,7 @@ func (d *Driver) spawn(s *sandbox) error {
 
 	var first *os.Process
 	attr := &syscall.SysProcAttr{}
-	err = s.group.spawn(attr, func() (err error) {
+	err = s.group.Spawn(attr, func() (err error) {
 		first, err = os.StartProcess(d.helperPath, []string{"init"}, &os.ProcAttr{
 			Dir:   "/",
 			Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOTRACEBACK=none"},
@@ -225,7 +225,7 @@ func (s *sandbox) watch() {
 	case s.started <- hearth.Errorf(hearth.CodeUnavailable, "the sandbox's first process ended early (%v)", state):
 	default: // it had started, or failed with a reason
 	}
-	oom := s.group.oomKilled()
+	oom := s.group.OOMKilled()
 	s.output.drain()
 	s.mu.Lock()
 	s.exit.OOM, s.exit.Destroyed = oom, s.destroying && !exited

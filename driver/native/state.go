@@ -41,7 +41,7 @@ func (d *Driver) forget(id string) error {
 // orphan returns a sandbox of an earlier process, so that it can be destroyed.
 func (d *Driver) orphan(id string) *sandbox {
 	s := &sandbox{
-		driver: d, id: id, group: d.cgroups.open(id), orphan: &record{},
+		driver: d, id: id, group: d.cgroups.Open(id), orphan: &record{},
 		started: make(chan error, 1), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
 	b, _ := os.ReadFile(d.statePath(id))

@@ -1,4 +1,4 @@
-package native
+package cgroup
 
 import (
 	"context"
@@ -21,35 +21,36 @@ import (
 // v1Controllers are the controllers a sandbox is put into, where they exist.
 var v1Controllers = []string{"memory", "cpu", "cpuacct", "pids", "freezer"}
 
-// cgroups1 are control groups of version 1, each controller in a hierarchy of
+// v1 are control groups of version 1, each controller in a hierarchy of
 // its own or shared with another.
-type cgroups1 struct {
+type v1 struct {
+	name   string
 	own    map[string]string // controller → directory of the server's group
 	shared map[string]string // controller → directory that holds the sandboxes
 	remedy string
 }
 
-func newCgroups1(own map[string]string, owner string) cgroups {
-	c := &cgroups1{own: map[string]string{}, shared: map[string]string{}}
-	for _, name := range v1Controllers {
-		dir, ok := own[name]
+func newV1(own map[string]string, name string) Groups {
+	c := &v1{name: name, own: map[string]string{}, shared: map[string]string{}}
+	for _, controller := range v1Controllers {
+		dir, ok := own[controller]
 		if !ok {
 			continue
 		}
-		shared := filepath.Join(dir, "hearth-"+owner)
+		shared := filepath.Join(dir, name)
 		if err := os.Mkdir(shared, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			c.remedy = "run hearth as root: groups of version 1 cannot be delegated safely"
 			continue
 		}
-		c.own[name], c.shared[name] = dir, shared
+		c.own[controller], c.shared[controller] = dir, shared
 	}
 	if len(c.shared) == 0 {
-		return noCgroups{}
+		return None{}
 	}
 	return c
 }
 
-func (c *cgroups1) enforces() (memory, cpu, pids bool, remedy string) {
+func (c *v1) Enforces() (memory, cpu, pids bool, remedy string) {
 	remedy = c.remedy
 	if remedy == "" {
 		remedy = "boot the host with this controller enabled"
@@ -59,7 +60,7 @@ func (c *cgroups1) enforces() (memory, cpu, pids bool, remedy string) {
 
 // group names the directories of a sandbox, each once where controllers share
 // a hierarchy.
-func (c *cgroups1) group(id string) *group1 {
+func (c *v1) group(id string) *group1 {
 	g := &group1{dir: map[string]string{}}
 	for _, name := range v1Controllers {
 		shared, ok := c.shared[name]
@@ -76,9 +77,9 @@ func (c *cgroups1) group(id string) *group1 {
 	return g
 }
 
-func (c *cgroups1) open(id string) group { return c.group(id) }
+func (c *v1) Open(id string) Group { return c.group(id) }
 
-func (c *cgroups1) create(id string, l driver.Limits) (group, error) {
+func (c *v1) Create(id string, l driver.Limits) (Group, error) {
 	g := c.group(id)
 	made := 0
 	err := func() error {
@@ -90,24 +91,24 @@ func (c *cgroups1) create(id string, l driver.Limits) (group, error) {
 		}
 		if dir := g.dir["memory"]; dir != "" {
 			limit := strconv.FormatInt(l.Memory, 10)
-			if err := writeCgroup(dir, "memory.limit_in_bytes", limit); err != nil {
+			if err := write(dir, "memory.limit_in_bytes", limit); err != nil {
 				return err
 			}
 			// Without swap: memory and swap together get the same limit. A kernel
 			// without swap accounting lacks the file.
-			if err := writeCgroup(dir, "memory.memsw.limit_in_bytes", limit); err != nil {
-				if err := writeCgroup(dir, "memory.swappiness", "0"); err != nil {
+			if err := write(dir, "memory.memsw.limit_in_bytes", limit); err != nil {
+				if err := write(dir, "memory.swappiness", "0"); err != nil {
 					return err
 				}
 			}
 		}
 		if dir := g.dir["cpu"]; dir != "" {
-			if err := writeCgroup(dir, "cpu.cfs_quota_us", strconv.Itoa(max(int(l.CPU*cpuPeriod), 1000))); err != nil {
+			if err := write(dir, "cpu.cfs_quota_us", strconv.Itoa(max(int(l.CPU*cpuPeriod), 1000))); err != nil {
 				return err
 			}
 		}
 		if dir := g.dir["pids"]; dir != "" {
-			return writeCgroup(dir, "pids.max", strconv.Itoa(l.PIDs+helperTasks))
+			return write(dir, "pids.max", strconv.Itoa(l.PIDs+HelperTasks))
 		}
 		return nil
 	}()
@@ -123,7 +124,7 @@ func (c *cgroups1) create(id string, l driver.Limits) (group, error) {
 // cpuPeriod is the kernel's default period of the CPU quota in µs.
 const cpuPeriod = 100_000
 
-func (c *cgroups1) list() []string {
+func (c *v1) List() []string {
 	var ids []string
 	for _, shared := range c.shared {
 		entries, _ := os.ReadDir(shared)
@@ -136,7 +137,10 @@ func (c *cgroups1) list() []string {
 	return ids
 }
 
-func (c *cgroups1) close() {
+// Path is relative: each controller may have the server in another group.
+func (c *v1) Path(id string) string { return filepath.Join(c.name, id) }
+
+func (c *v1) Close() {
 	for _, dir := range c.shared {
 		_ = unix.Rmdir(dir)
 	}
@@ -148,15 +152,15 @@ type group1 struct {
 	home []string          // for each of dirs, the group the server lives in
 }
 
-// spawn moves this thread alone into the group, starts the process from it, and
+// Spawn moves this thread alone into the group, starts the process from it, and
 // moves back. A new process belongs to the groups of the thread that made it;
 // moving the process itself would stop every fork on the host for milliseconds.
-func (g *group1) spawn(_ *syscall.SysProcAttr, start func() error) error {
+func (g *group1) Spawn(_ *syscall.SysProcAttr, start func() error) error {
 	runtime.LockOSThread()
 	var moved int
 	defer func() {
 		for i := range moved {
-			if err := writeCgroup(g.home[i], "tasks", "0"); err != nil {
+			if err := write(g.home[i], "tasks", "0"); err != nil {
 				return // the thread ends with its goroutine, as it stays locked
 			}
 		}
@@ -164,14 +168,14 @@ func (g *group1) spawn(_ *syscall.SysProcAttr, start func() error) error {
 	}()
 	for i, dir := range g.dirs {
 		moved = i + 1
-		if err := writeCgroup(dir, "tasks", "0"); err != nil {
+		if err := write(dir, "tasks", "0"); err != nil {
 			return fmt.Errorf("enter the control group: %w", err)
 		}
 	}
 	return start()
 }
 
-func (g *group1) procs() []int {
+func (g *group1) Procs() []int {
 	for _, dir := range g.dirs {
 		if pids := readPIDs(dir); len(pids) > 0 {
 			return pids
@@ -180,14 +184,14 @@ func (g *group1) procs() []int {
 	return nil
 }
 
-func (g *group1) kill() {
-	killListed(g.procs)
+func (g *group1) Kill() {
+	killListed(g.Procs)
 	if dir := g.dir["freezer"]; dir != "" {
-		_ = writeCgroup(dir, "freezer.state", "THAWED") // frozen processes cannot die
+		_ = write(dir, "freezer.state", "THAWED") // frozen processes cannot die
 	}
 }
 
-func (g *group1) freeze(ctx context.Context, on bool) error {
+func (g *group1) Freeze(ctx context.Context, on bool) error {
 	dir := g.dir["freezer"]
 	if dir == "" {
 		return errors.ErrUnsupported
@@ -197,27 +201,27 @@ func (g *group1) freeze(ctx context.Context, on bool) error {
 		want = "FROZEN"
 	}
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
-		if err := writeCgroup(dir, "freezer.state", want); err != nil {
+		if err := write(dir, "freezer.state", want); err != nil {
 			return err
 		}
-		if readCgroup(dir, "freezer.state") == want {
+		if read(dir, "freezer.state") == want {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			_ = writeCgroup(dir, "freezer.state", "THAWED")
+			_ = write(dir, "freezer.state", "THAWED")
 			return ctx.Err()
 		case <-time.After(wait):
 		}
 	}
 }
 
-func (g *group1) oomKilled() bool {
+func (g *group1) OOMKilled() bool {
 	dir := g.dir["memory"]
 	return dir != "" && readKey(dir, "memory.oom_control", "oom_kill") > 0
 }
 
-func (g *group1) stats() (memory, peak int64, cpu time.Duration, pids int) {
+func (g *group1) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	if dir := g.dir["memory"]; dir != "" {
 		memory, peak = readInt(dir, "memory.usage_in_bytes"), readInt(dir, "memory.max_usage_in_bytes")
 	}
@@ -227,12 +231,12 @@ func (g *group1) stats() (memory, peak int64, cpu time.Duration, pids int) {
 	if dir := g.dir["pids"]; dir != "" {
 		pids = int(readInt(dir, "pids.current"))
 	} else if len(g.dirs) > 0 {
-		pids = len(strings.Fields(readCgroup(g.dirs[0], "tasks")))
+		pids = len(strings.Fields(read(g.dirs[0], "tasks")))
 	}
 	return memory, peak, cpu, pids
 }
 
-func (g *group1) remove(ctx context.Context) error {
+func (g *group1) Remove(ctx context.Context) error {
 	var errs []error
 	for _, dir := range g.dirs {
 		errs = append(errs, removeGroup(ctx, dir))

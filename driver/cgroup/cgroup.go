@@ -1,4 +1,6 @@
-package native
+// Package cgroup puts sandboxes into control groups of their own, in version 1,
+// hybrid and version 2 hierarchies, as root or in a group that was delegated.
+package cgroup
 
 import (
 	"bufio"
@@ -18,48 +20,53 @@ import (
 	"github.com/hearthrun/hearth/driver"
 )
 
-// helperTasks is how many threads the helper needs besides Limits.PIDs.
-const helperTasks = 8
+// HelperTasks is how many threads of a driver's own fit into a group besides
+// Limits.PIDs.
+const HelperTasks = 8
 
-// cgroups makes the control groups of this owner's sandboxes.
-type cgroups interface {
-	// create makes the group of a sandbox and sets its limits. After an error
+// Groups makes the control groups of this owner's sandboxes.
+type Groups interface {
+	// Create makes the group of a sandbox and sets its limits. After an error
 	// nothing remains of it; one that existed before stays as it is.
-	create(id string, l driver.Limits) (group, error)
-	// open returns the group of a sandbox of an earlier process.
-	open(id string) group
-	// list returns the ids of all existing groups.
-	list() []string
-	// enforces tells which limits work, and what to do about the others.
-	enforces() (memory, cpu, pids bool, remedy string)
-	// close removes what is shared, if it is empty.
-	close()
+	Create(id string, l driver.Limits) (Group, error)
+	// Open returns the group of a sandbox of an earlier process.
+	Open(id string) Group
+	// List returns the ids of all existing groups.
+	List() []string
+	// Enforces tells which limits work, and what to do about the others.
+	Enforces() (memory, cpu, pids bool, remedy string)
+	// Path is what the configuration of an OCI runtime calls the group of a
+	// sandbox.
+	Path(id string) string
+	// Close removes what is shared, if it is empty.
+	Close()
 }
 
-// group is the control group of one sandbox.
-type group interface {
-	// spawn calls start so that the process it starts is born in the group.
-	spawn(attr *syscall.SysProcAttr, start func() error) error
-	// kill kills every process in the group, also frozen ones.
-	kill()
-	freeze(ctx context.Context, on bool) error
-	// oomKilled tells whether the kernel killed a process for the memory limit.
-	oomKilled() bool
-	stats() (memory, peak int64, cpu time.Duration, pids int)
-	procs() []int
-	// remove frees the group once its processes are gone.
-	remove(ctx context.Context) error
+// Group is the control group of one sandbox.
+type Group interface {
+	// Spawn calls start so that the process it starts is born in the group.
+	Spawn(attr *syscall.SysProcAttr, start func() error) error
+	// Kill kills every process in the group, also frozen ones.
+	Kill()
+	Freeze(ctx context.Context, on bool) error
+	// OOMKilled tells whether the kernel killed a process for the memory limit.
+	OOMKilled() bool
+	Stats() (memory, peak int64, cpu time.Duration, pids int)
+	Procs() []int
+	// Remove frees the group once its processes are gone.
+	Remove(ctx context.Context) error
 }
 
-// findCgroups picks the hierarchy of this host: v2, v1, or none at all.
-func findCgroups(owner string) cgroups {
+// Find picks the hierarchy of this host: v2, v1, or none at all. Everything is
+// put into a directory called name, which no other program may use.
+func Find(name string) Groups {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return noCgroups{}
+		return None{}
 	}
 	self, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return noCgroups{}
+		return None{}
 	}
 	own := map[string]string{} // controller, "" for v2 → path of this process
 	for line := range strings.Lines(string(self)) {
@@ -69,7 +76,7 @@ func findCgroups(owner string) cgroups {
 			}
 		}
 	}
-	v1, v2 := map[string]string{}, ""
+	v1, v2, mount := map[string]string{}, "", ""
 	for s := bufio.NewScanner(bytes.NewReader(mounts)); s.Scan(); {
 		head, tail, ok := strings.Cut(s.Text(), " - ")
 		h, t := strings.Fields(head), strings.Fields(tail)
@@ -78,7 +85,7 @@ func findCgroups(owner string) cgroups {
 		}
 		switch t[0] {
 		case "cgroup2":
-			v2 = ownGroup(h[4], h[3], own[""])
+			v2, mount = ownGroup(h[4], h[3], own[""]), h[4]
 		case "cgroup":
 			for c := range strings.SplitSeq(t[2], ",") {
 				if slices.Contains(v1Controllers, c) && v1[c] == "" {
@@ -88,12 +95,12 @@ func findCgroups(owner string) cgroups {
 		}
 	}
 	if v1["memory"] == "" && v2 != "" {
-		return newCgroups2(v2, owner)
+		return newV2(v2, mount, name)
 	}
 	if len(v1) > 0 {
-		return newCgroups1(v1, owner)
+		return newV1(v1, name)
 	}
-	return noCgroups{}
+	return None{}
 }
 
 // ownGroup is the directory of the group at path in the hierarchy of which
@@ -106,23 +113,23 @@ func ownGroup(mount, root, path string) string {
 	return filepath.Join(mount, rel)
 }
 
-func writeCgroup(dir, file, value string) error {
+func write(dir, file, value string) error {
 	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0)
 }
 
-func readCgroup(dir, file string) string {
+func read(dir, file string) string {
 	b, _ := os.ReadFile(filepath.Join(dir, file))
 	return strings.TrimSpace(string(b))
 }
 
 func readInt(dir, file string) int64 {
-	n, _ := strconv.ParseInt(readCgroup(dir, file), 10, 64)
+	n, _ := strconv.ParseInt(read(dir, file), 10, 64)
 	return n
 }
 
 // readKey reads the number behind a key in a file of "key number" lines.
 func readKey(dir, file, key string) int64 {
-	for line := range strings.Lines(readCgroup(dir, file)) {
+	for line := range strings.Lines(read(dir, file)) {
 		if k, v, ok := strings.Cut(strings.TrimSpace(line), " "); ok && k == key {
 			n, _ := strconv.ParseInt(v, 10, 64)
 			return n
@@ -133,7 +140,7 @@ func readKey(dir, file, key string) int64 {
 
 func readPIDs(dir string) []int {
 	var pids []int
-	for f := range strings.FieldsSeq(readCgroup(dir, "cgroup.procs")) {
+	for f := range strings.FieldsSeq(read(dir, "cgroup.procs")) {
 		if n, err := strconv.Atoi(f); err == nil && n > 0 {
 			pids = append(pids, n)
 		}
@@ -186,25 +193,38 @@ func removeGroup(ctx context.Context, dir string) error {
 	}
 }
 
-// noCgroups is a host, or a user, without control groups.
-type noCgroups struct{}
+// None is a host, or a user, without control groups.
+type None struct{}
 
-func (noCgroups) create(string, driver.Limits) (group, error) { return noGroup{}, nil }
-func (noCgroups) open(string) group                           { return noGroup{} }
-func (noCgroups) list() []string                              { return nil }
-func (noCgroups) close()                                      {}
-func (noCgroups) enforces() (memory, cpu, pids bool, remedy string) {
+func (None) Create(string, driver.Limits) (Group, error) { return noGroup{}, nil }
+func (None) Open(string) Group                           { return noGroup{} }
+func (None) List() []string                              { return nil }
+func (None) Path(string) string                          { return "" }
+func (None) Close()                                      {}
+func (None) Enforces() (memory, cpu, pids bool, remedy string) {
 	return false, false, false, "run hearth as root, or in a delegated group: systemd-run --user --scope -p Delegate=yes hearth serve"
 }
 
 type noGroup struct{}
 
-func (noGroup) spawn(_ *syscall.SysProcAttr, start func() error) error { return start() }
-func (noGroup) kill()                                                  {}
-func (noGroup) freeze(context.Context, bool) error                     { return errors.ErrUnsupported }
-func (noGroup) oomKilled() bool                                        { return false }
-func (noGroup) stats() (memory, peak int64, cpu time.Duration, pids int) {
+func (noGroup) Spawn(_ *syscall.SysProcAttr, start func() error) error { return start() }
+func (noGroup) Kill()                                                  {}
+func (noGroup) Freeze(context.Context, bool) error                     { return errors.ErrUnsupported }
+func (noGroup) OOMKilled() bool                                        { return false }
+func (noGroup) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	return 0, 0, 0, 0
 }
-func (noGroup) procs() []int                 { return nil }
-func (noGroup) remove(context.Context) error { return nil }
+func (noGroup) Procs() []int                 { return nil }
+func (noGroup) Remove(context.Context) error { return nil }
+
+// PSS is the proportional set size of a process in bytes, 0 where unknown.
+func PSS(pid int) int64 {
+	b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			return n << 10
+		}
+	}
+	return 0
+}

@@ -1,4 +1,4 @@
-package native
+package cgroup
 
 import (
 	"context"
@@ -19,20 +19,21 @@ import (
 
 var v2Controllers = []string{"memory", "cpu", "pids"}
 
-// cgroups2 are control groups of version 2.
-type cgroups2 struct {
+// v2 are control groups of version 2.
+type v2 struct {
+	mount   string   // where the hierarchy is mounted
 	shared  string   // directory that holds the sandboxes
 	enabled []string // controllers of the sandboxes
 }
 
-// newCgroups2 finds a place for the sandboxes' groups. A group whose processes
+// newV2 finds a place for the sandboxes' groups. A group whose processes
 // we share may not have controllers in its children. So a delegated group of
 // our own (a service with Delegate=yes) is split: the server moves into a child
 // of it; root without such a group uses the top of the hierarchy; anybody else
 // has no groups.
-func newCgroups2(own, owner string) cgroups {
+func newV2(own, mount, name string) Groups {
 	if delegated(own) {
-		if c := split(own, owner); c != nil && (len(c.enabled) > 0 || os.Geteuid() != 0) {
+		if c := split(own, mount, name); c != nil && (len(c.enabled) > 0 || os.Geteuid() != 0) {
 			return c
 		}
 	}
@@ -45,11 +46,11 @@ func newCgroups2(own, owner string) cgroups {
 			}
 			top = up
 		}
-		if c := place(top, owner); c != nil {
+		if c := place(top, mount, name); c != nil {
 			return c
 		}
 	}
-	return noCgroups{}
+	return None{}
 }
 
 // delegated tells whether the group belongs to us alone, by the mark that
@@ -65,51 +66,58 @@ func delegated(dir string) bool {
 		unix.Access(filepath.Join(dir, "cgroup.subtree_control"), unix.W_OK) == nil
 }
 
+// InV2 makes the groups below the group parent of version 2, whatever Find would
+// choose; ok is false if that fails.
+func InV2(parent, name string) (groups Groups, ok bool) {
+	c := place(parent, parent, name)
+	return c, c != nil
+}
+
 // split moves the server out of its group into a child, so that the group can
 // have children with limits.
-func split(own, owner string) *cgroups2 {
+func split(own, mount, name string) *v2 {
 	pids := readPIDs(own)
 	if len(pids) == 1 && pids[0] == os.Getpid() {
 		leaf := filepath.Join(own, "hearth-server")
 		if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil
 		}
-		if err := writeCgroup(leaf, "cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
+		if err := write(leaf, "cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
 			return nil
 		}
 	}
 	if filepath.Base(own) == "hearth-server" { // a second driver in one process
 		own = filepath.Dir(own)
 	}
-	return place(own, owner)
+	return place(own, mount, name)
 }
 
 // place makes the directory for the sandboxes below parent; nil if that fails.
-func place(parent, owner string) *cgroups2 {
-	c := &cgroups2{shared: filepath.Join(parent, "hearth-"+owner)}
+func place(parent, mount, name string) *v2 {
+	c := &v2{mount: mount, shared: filepath.Join(parent, name)}
 	if err := os.Mkdir(c.shared, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil
 	}
-	for _, name := range v2Controllers {
-		_ = writeCgroup(parent, "cgroup.subtree_control", "+"+name)
-		if writeCgroup(c.shared, "cgroup.subtree_control", "+"+name) == nil {
-			c.enabled = append(c.enabled, name)
+	for _, controller := range v2Controllers {
+		_ = write(parent, "cgroup.subtree_control", "+"+controller)
+		if write(c.shared, "cgroup.subtree_control", "+"+controller) == nil {
+			c.enabled = append(c.enabled, controller)
 		}
 	}
 	return c
 }
 
-func (c *cgroups2) enforces() (memory, cpu, pids bool, remedy string) {
+func (c *v2) Enforces() (memory, cpu, pids bool, remedy string) {
 	has := func(name string) bool { return slices.Contains(c.enabled, name) }
 	return has("memory"), has("cpu"), has("pids"),
 		"enable the controller in cgroup.subtree_control of " + filepath.Dir(c.shared)
 }
 
-func (c *cgroups2) open(id string) group {
+func (c *v2) Open(id string) Group {
 	return &group2{dir: filepath.Join(c.shared, id)}
 }
 
-func (c *cgroups2) create(id string, l driver.Limits) (group, error) {
+func (c *v2) Create(id string, l driver.Limits) (Group, error) {
 	g := &group2{dir: filepath.Join(c.shared, id)}
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
 		return nil, err
@@ -118,7 +126,7 @@ func (c *cgroups2) create(id string, l driver.Limits) (group, error) {
 		if !slices.Contains(c.enabled, controller) {
 			return nil
 		}
-		err := writeCgroup(g.dir, file, value)
+		err := write(g.dir, file, value)
 		if errors.Is(err, os.ErrNotExist) && file != "memory.max" && controller == "memory" {
 			return nil // the kernel is built without swap accounting, or older
 		}
@@ -129,7 +137,7 @@ func (c *cgroups2) create(id string, l driver.Limits) (group, error) {
 		set("memory", "memory.swap.max", "0"),
 		set("memory", "memory.oom.group", "1"),
 		set("cpu", "cpu.max", fmt.Sprintf("%d %d", max(int(l.CPU*cpuPeriod), 1000), cpuPeriod)),
-		set("pids", "pids.max", strconv.Itoa(l.PIDs+helperTasks)))
+		set("pids", "pids.max", strconv.Itoa(l.PIDs+HelperTasks)))
 	if err != nil {
 		_ = unix.Rmdir(g.dir)
 		return nil, err
@@ -137,7 +145,7 @@ func (c *cgroups2) create(id string, l driver.Limits) (group, error) {
 	return g, nil
 }
 
-func (c *cgroups2) list() []string {
+func (c *v2) List() []string {
 	var ids []string
 	entries, _ := os.ReadDir(c.shared)
 	for _, e := range entries {
@@ -148,12 +156,18 @@ func (c *cgroups2) list() []string {
 	return ids
 }
 
-func (c *cgroups2) close() { _ = unix.Rmdir(c.shared) }
+// Path is absolute: runtimes would look for a relative one beside the server's
+// own group.
+func (c *v2) Path(id string) string {
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(filepath.Join(c.shared, id), c.mount), "/")
+}
+
+func (c *v2) Close() { _ = unix.Rmdir(c.shared) }
 
 type group2 struct{ dir string }
 
-// spawn has the kernel put the new process into the group as it makes it.
-func (g *group2) spawn(attr *syscall.SysProcAttr, start func() error) error {
+// Spawn has the kernel put the new process into the group as it makes it.
+func (g *group2) Spawn(attr *syscall.SysProcAttr, start func() error) error {
 	fd, err := unix.Open(g.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -163,20 +177,20 @@ func (g *group2) spawn(attr *syscall.SysProcAttr, start func() error) error {
 	return start()
 }
 
-func (g *group2) procs() []int { return readPIDs(g.dir) }
+func (g *group2) Procs() []int { return readPIDs(g.dir) }
 
-func (g *group2) kill() {
-	if writeCgroup(g.dir, "cgroup.kill", "1") != nil { // before Linux 5.14
-		killListed(g.procs)
+func (g *group2) Kill() {
+	if write(g.dir, "cgroup.kill", "1") != nil { // before Linux 5.14
+		killListed(g.Procs)
 	}
 }
 
-func (g *group2) freeze(ctx context.Context, on bool) error {
+func (g *group2) Freeze(ctx context.Context, on bool) error {
 	want := "0"
 	if on {
 		want = "1"
 	}
-	if err := writeCgroup(g.dir, "cgroup.freeze", want); err != nil {
+	if err := write(g.dir, "cgroup.freeze", want); err != nil {
 		return err
 	}
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
@@ -185,22 +199,22 @@ func (g *group2) freeze(ctx context.Context, on bool) error {
 		}
 		select {
 		case <-ctx.Done():
-			_ = writeCgroup(g.dir, "cgroup.freeze", "0")
+			_ = write(g.dir, "cgroup.freeze", "0")
 			return ctx.Err()
 		case <-time.After(wait):
 		}
 	}
 }
 
-func (g *group2) oomKilled() bool { return readKey(g.dir, "memory.events", "oom_kill") > 0 }
+func (g *group2) OOMKilled() bool { return readKey(g.dir, "memory.events", "oom_kill") > 0 }
 
-func (g *group2) stats() (memory, peak int64, cpu time.Duration, pids int) {
+func (g *group2) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	pids = int(readInt(g.dir, "pids.current"))
 	if pids == 0 {
-		pids = len(strings.Fields(readCgroup(g.dir, "cgroup.threads")))
+		pids = len(strings.Fields(read(g.dir, "cgroup.threads")))
 	}
 	return readInt(g.dir, "memory.current"), readInt(g.dir, "memory.peak"),
 		time.Duration(readKey(g.dir, "cpu.stat", "usage_usec")) * time.Microsecond, pids
 }
 
-func (g *group2) remove(ctx context.Context) error { return removeGroup(ctx, g.dir) }
+func (g *group2) Remove(ctx context.Context) error { return removeGroup(ctx, g.dir) }
