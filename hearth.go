@@ -38,8 +38,12 @@ type Version struct {
 	Number int `json:"number"`
 	// Config has every default filled in and Runtime pinned ("python3.11").
 	Config Config `json:"config"`
-	// Artifact is "sha256:" and the hex digest of the code; see package build.
-	Artifact  string    `json:"artifact"`
+	// Artifact is "sha256:" and the hex digest of what runs: the code with its
+	// dependencies; see package build.
+	Artifact string `json:"artifact"`
+	// Source is the digest of the code as it was uploaded, if dependencies were
+	// installed for it; empty if Artifact is the code as it was uploaded.
+	Source    string    `json:"source,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
 	// Warnings tell what of Config the host cannot enforce.
 	Warnings []string `json:"warnings,omitempty"`

@@ -354,7 +354,8 @@ func (s *Store) pruneArtifact(ctx context.Context, name string, olderThan time.T
 		return "", dirError(err, dir)
 	}
 	var used bool
-	err = s.catalog.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM versions WHERE artifact = ?)`, digest).Scan(&used)
+	err = s.catalog.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM versions WHERE artifact = ?1)
+		OR EXISTS (SELECT 1 FROM versions WHERE source = ?1 AND source <> '')`, digest).Scan(&used)
 	if err != nil {
 		return "", dbError(ctx, err, "look for uses of an artifact")
 	}

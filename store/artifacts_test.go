@@ -177,6 +177,31 @@ func TestPruneArtifacts(t *testing.T) {
 // TestPruneRacesWithDeploys prunes without any grace while the same few
 // artifacts are deployed and deleted again and again: a version's artifact is
 // always there.
+// TestSourceIsKept: what a version was built from stays as long as the version.
+func TestSourceIsKept(t *testing.T) {
+	s := open(t, t.TempDir())
+	v := version("built", artifact(t, s, "with dependencies"))
+	v.Source = digest("missing")
+	if _, _, err := s.CreateFunction(t.Context(), v); hearth.ErrorCode(err) != hearth.CodeNotFound {
+		t.Errorf("a version of a source that is not there: %v", err)
+	}
+	v.Source = artifact(t, s, "source")
+	f, _ := create(t, s, v)
+	if got, err := s.Version(t.Context(), "built", f.Live); err != nil || got.Source != v.Source || got.Artifact != v.Artifact {
+		t.Errorf("stored %+v, %v", got, err)
+	}
+	later := time.Now().Add(time.Hour)
+	if n, err := s.PruneArtifacts(t.Context(), later); n != 0 || err != nil {
+		t.Errorf("pruned %d, %v", n, err)
+	}
+	if err := s.DeleteFunction(t.Context(), "built", 0); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.PruneArtifacts(t.Context(), later); n != 2 || err != nil {
+		t.Errorf("pruned %d, %v; want both", n, err)
+	}
+}
+
 func TestPruneRacesWithDeploys(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)

@@ -16,8 +16,8 @@ const maxPage = 1000
 
 // CreateFunction makes the function v.Function with v as its first version,
 // which becomes live. The store sets v's Number and, if they are empty, its
-// CreatedAt and Incarnation; it returns the version as stored. The artifact
-// must have been committed (see Stage).
+// CreatedAt and Incarnation; it returns the version as stored. Its Artifact and
+// its Source, if it has one, must have been committed (see Stage).
 //
 // Errors: CodeInvalid for a bad name or digest, CodeNotFound for an artifact
 // that is not there, CodeConflict if the name or a route is taken.
@@ -59,6 +59,12 @@ func (s *Store) addVersion(ctx context.Context, v hearth.Version, check func(tx 
 		return fail(err)
 	}
 	defer s.release(v.Artifact)
+	if v.Source != "" {
+		if err := s.hold(v.Source); err != nil {
+			return fail(err)
+		}
+		defer s.release(v.Source)
+	}
 	v.Config = v.Config.Clone()
 	v.Warnings = append([]string(nil), v.Warnings...)
 	if v.Incarnation == "" {
@@ -97,8 +103,8 @@ func (s *Store) addVersion(ctx context.Context, v hearth.Version, check func(tx 
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO versions (function, number, incarnation, config, artifact, warnings, created_at, request_stream)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, v.Function, v.Number, v.Incarnation, string(config), v.Artifact, string(warnings), now, v.RequestStream)
+		_, err = tx.ExecContext(ctx, `INSERT INTO versions (function, number, incarnation, config, artifact, warnings, created_at, request_stream, source)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, v.Function, v.Number, v.Incarnation, string(config), v.Artifact, string(warnings), now, v.RequestStream, v.Source)
 		if err != nil {
 			return err
 		}
@@ -170,7 +176,8 @@ func (s *Store) DeleteFunction(ctx context.Context, name string, ifGeneration in
 		if _, err := checkGeneration(ctx, tx, name, ifGeneration); err != nil {
 			return err
 		}
-		rows, err := tx.QueryContext(ctx, `SELECT DISTINCT artifact FROM versions WHERE function = ?`, name)
+		rows, err := tx.QueryContext(ctx, `SELECT artifact FROM versions WHERE function = ?1
+			UNION SELECT source FROM versions WHERE function = ?1 AND source <> ''`, name)
 		artifacts, err = collect(ctx, rows, err, "list artifacts", scanString)
 		if err != nil {
 			return err
@@ -230,7 +237,7 @@ func (s *Store) Live(ctx context.Context) ([]hearth.Version, error) {
 const (
 	selectFunction = `SELECT f.name, f.live, f.generation, f.created_at, f.updated_at, v.config, v.artifact
 		FROM functions f JOIN versions v ON v.function = f.name AND v.number = f.live`
-	selectVersion = `SELECT v.function, v.number, v.incarnation, v.config, v.artifact, v.warnings, v.created_at, v.request_stream FROM versions v`
+	selectVersion = `SELECT v.function, v.number, v.incarnation, v.config, v.artifact, v.warnings, v.created_at, v.request_stream, v.source FROM versions v`
 )
 
 // row is what *sql.Row and *sql.Rows have in common.
@@ -252,7 +259,7 @@ func scanFunction(r row) (f hearth.Function, err error) {
 func scanVersion(r row) (v hearth.Version, err error) {
 	var created int64
 	var config, warnings []byte
-	if err := r.Scan(&v.Function, &v.Number, &v.Incarnation, &config, &v.Artifact, &warnings, &created, &v.RequestStream); err != nil {
+	if err := r.Scan(&v.Function, &v.Number, &v.Incarnation, &config, &v.Artifact, &warnings, &created, &v.RequestStream, &v.Source); err != nil {
 		return hearth.Version{}, err
 	}
 	v.CreatedAt = fromMicros(created)
