@@ -103,8 +103,12 @@ type Invocations interface {
 
 // Drivers tells what the drivers can do on this host.
 type Drivers interface {
-	// Drivers returns the result of each driver's Probe, kept by the server.
+	// Drivers returns the result of each driver's latest Probe, kept by the
+	// server.
 	Drivers(ctx context.Context) []driver.Info
+	// Refresh probes the named driver again, or all if the name is empty, unless
+	// that was done a moment ago. Then it returns the same as Drivers.
+	Refresh(ctx context.Context, name string) []driver.Info
 }
 
 // Health tells whether the server takes calls.

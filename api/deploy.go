@@ -59,14 +59,14 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	config, language, warnings, err := s.resolve(ctx, config)
+	config, rt, warnings, err := s.resolve(ctx, config)
 	if err != nil {
 		return deployed{}, err
 	}
 	if err := s.Router.CheckRoutes(d.name, config.Routes); err != nil {
 		return deployed{}, err
 	}
-	artifact, err := s.artifact(ctx, d, old, language, config.Handler)
+	artifact, err := s.artifact(ctx, d, old, rt.Language, config.Handler)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -120,16 +120,12 @@ func (s *server) current(ctx context.Context, d deployment) (*hearth.Function, e
 }
 
 // resolve decides what depends on the host: the driver, the exact runtime and
-// the egress policy. It also returns the runtime's language and warnings about
-// what the host cannot enforce.
-func (s *server) resolve(ctx context.Context, c hearth.Config) (hearth.Config, string, []string, error) {
-	info, err := s.driver(ctx, c.Isolation)
+// the egress policy. It also returns the runtime and warnings about what the
+// host cannot enforce.
+func (s *server) resolve(ctx context.Context, c hearth.Config) (hearth.Config, driver.Runtime, []string, error) {
+	info, rt, err := s.place(ctx, c)
 	if err != nil {
-		return c, "", nil, err
-	}
-	rt, err := findRuntime(info, c.Runtime)
-	if err != nil {
-		return c, "", nil, err
+		return c, rt, nil, err
 	}
 	c.Runtime = rt.Name
 	var warnings []string
@@ -145,7 +141,7 @@ func (s *server) resolve(ctx context.Context, c hearth.Config) (hearth.Config, s
 		if r := remedy(info, "egress", "internet", "network"); r != "" {
 			hint += r
 		}
-		return c, "", nil, e.WithHint("%s", hint)
+		return c, rt, nil, e.WithHint("%s", hint)
 	}
 	if !info.MemoryLimit {
 		warnings = append(warnings, fmt.Sprintf("memory: %s is not enforced by isolation %s on this host%s", c.Memory, info.Name, remedy(info, "memory")))
@@ -156,7 +152,7 @@ func (s *server) resolve(ctx context.Context, c hearth.Config) (hearth.Config, s
 	if !info.PIDLimit {
 		warnings = append(warnings, fmt.Sprintf("the number of processes is not limited by isolation %s on this host%s", info.Name, remedy(info, "pids", "processes")))
 	}
-	return c, rt.Language, warnings, nil
+	return c, rt, warnings, nil
 }
 
 // remedy returns what a driver advises about one of its limitations, as the end
@@ -172,12 +168,31 @@ func remedy(info driver.Info, words ...string) string {
 	return ""
 }
 
-// driver returns a driver that works here. Errors: CodeInvalid for an unknown
-// one, CodeUnsupported for one that does not work on this host.
-func (s *server) driver(ctx context.Context, name string) (driver.Info, error) {
+// place finds the driver and the runtime of a configuration. What was missing
+// at the last probe may have been installed since, so it is looked for again.
+// Errors: those of findDriver and findRuntime.
+func (s *server) place(ctx context.Context, c hearth.Config) (info driver.Info, rt driver.Runtime, err error) {
+	find := func(all []driver.Info) error {
+		if info, err = findDriver(all, c.Isolation); err == nil {
+			rt, err = findRuntime(info, c.Runtime)
+		}
+		return err
+	}
+	if find(s.Drivers.Drivers(ctx)) != nil && ctx.Err() == nil {
+		err = find(s.Drivers.Refresh(ctx, c.Isolation))
+	}
+	if err != nil && ctx.Err() != nil {
+		err = ctxError(ctx) // nothing was found for lack of time
+	}
+	return info, rt, err
+}
+
+// findDriver returns a driver that works here. Errors: CodeInvalid for an
+// unknown one, CodeUnsupported for one that does not work on this host.
+func findDriver(all []driver.Info, name string) (driver.Info, error) {
 	var works []string
 	var found *driver.Info
-	for _, i := range s.Drivers.Drivers(ctx) {
+	for _, i := range all {
 		if i.Works {
 			works = append(works, i.Name)
 		}
@@ -222,7 +237,7 @@ func findRuntime(info driver.Info, name string) (driver.Runtime, error) {
 			languages = append(languages, r.Language)
 		}
 	}
-	hint := "no runtime was found on this host; install python3 or nodejs and start Hearth again"
+	hint := "it has no runtime at all; GET /v1/drivers?refresh=true (hearth doctor) says how to get one"
 	if len(have) > 0 {
 		hint = "available: " + strings.Join(have, ", ") + "; without its number a language takes the newest: " + strings.Join(languages, ", ")
 	}

@@ -38,8 +38,12 @@ type host struct {
 	reload   error
 	invoke   func(ctx context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error)
 	drivers  []driver.Info
-	ready    error
-	draining chan struct{}
+	// refresh changes drivers, as installing something does; refreshed has the
+	// names that were asked for.
+	refresh   func()
+	refreshed []string
+	ready     error
+	draining  chan struct{}
 }
 
 func newHost(t testing.TB, change ...func(*api.Deps)) *host {
@@ -169,6 +173,14 @@ func (g *gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 }
 
 func (d *drivers) Drivers(context.Context) []driver.Info { return d.drivers }
+
+func (d *drivers) Refresh(_ context.Context, name string) []driver.Info {
+	d.refreshed = append(d.refreshed, name)
+	if d.refresh != nil {
+		d.refresh()
+	}
+	return d.drivers
+}
 
 func (h *health) Ready() error { return h.ready }
 

@@ -14,6 +14,10 @@ type driverList struct {
 	Drivers []driver.Info `json:"drivers"`
 }
 
+type driversInput struct {
+	Refresh bool `query:"refresh" doc:"Probe all of them again, as after installing something"`
+}
+
 type driverListOutput struct{ Body driverList }
 
 type healthBody struct {
@@ -25,10 +29,15 @@ type healthOutput struct{ Body healthBody }
 func (s *server) registerHost() {
 	register(s, huma.Operation{
 		OperationID: "list-drivers", Method: http.MethodGet, Path: "/v1/drivers", Tags: []string{"Host"},
-		Summary: "What each isolation technology can do on this host, or what it lacks",
-	}, func(ctx context.Context, _ *struct{}) (*driverListOutput, error) {
+		Summary:     "What each isolation technology can do on this host, or what it lacks",
+		Description: "They are probed when the server starts, and again when a deploy needs what was not there.",
+	}, func(ctx context.Context, in *driversInput) (*driverListOutput, error) {
 		out := &driverListOutput{Body: driverList{Drivers: []driver.Info{}}}
-		out.Body.Drivers = append(out.Body.Drivers, s.Drivers.Drivers(ctx)...)
+		if in.Refresh {
+			out.Body.Drivers = append(out.Body.Drivers, s.Drivers.Refresh(ctx, "")...)
+		} else {
+			out.Body.Drivers = append(out.Body.Drivers, s.Drivers.Drivers(ctx)...)
+		}
 		return out, nil
 	})
 	register(s, huma.Operation{

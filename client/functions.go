@@ -219,6 +219,17 @@ func (c *Client) Drivers(ctx context.Context) ([]Driver, error) {
 	return out.Drivers, err
 }
 
+// RefreshDrivers is Drivers after each was asked again what it can do.
+func (c *Client) RefreshDrivers(ctx context.Context) ([]Driver, error) {
+	var out struct {
+		Drivers []Driver `json:"drivers"`
+	}
+	_, err := c.call(ctx, request{
+		method: http.MethodGet, path: []string{"v1", "drivers"}, query: url.Values{"refresh": {"true"}},
+	}, &out)
+	return out.Drivers, err
+}
+
 // Healthy returns nil if the server's process answers.
 func (c *Client) Healthy(ctx context.Context) error {
 	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"healthz"}}, nil)

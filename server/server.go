@@ -45,6 +45,27 @@ type Config struct {
 	// defaults 1,000,000 and 7 days.
 	KeepInvocations    int
 	KeepInvocationsFor time.Duration
+
+	// ImagesDir holds the base images of runtimes; default "images" in DataDir.
+	ImagesDir string
+	// DockerHost is where Docker Engine listens, as in the variable DOCKER_HOST;
+	// default unix:///var/run/docker.sock.
+	DockerHost string
+	// DockerRuntime is the OCI runtime that Docker starts containers with, such
+	// as runsc; default is Docker's own.
+	DockerRuntime string
+}
+
+// drivers returns what drivers are made with that may write to dir.
+func (c Config) drivers(dir, owner string) driverConfig {
+	images := c.ImagesDir
+	if images == "" {
+		images = filepath.Join(c.DataDir, "images")
+	}
+	return driverConfig{
+		dir: dir, owner: owner, images: images,
+		dockerHost: c.DockerHost, dockerRuntime: c.DockerRuntime, log: c.Logger,
+	}
 }
 
 func (c Config) withDefaults() Config {
@@ -105,7 +126,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{}, log)
-	if s.drivers, err = newDrivers(s.store.Dir(), s.store.Owner(), log); err != nil {
+	if s.drivers, err = newDrivers(s.cfg.drivers(s.store.Dir(), s.store.Owner())); err != nil {
 		return nil, err
 	}
 	s.probes = newProbes(s.drivers, log)
@@ -213,7 +234,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	s.wg.Go(func() { s.probes.run(background) })
+	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
 	defer s.wg.Wait()
 	defer cancel()

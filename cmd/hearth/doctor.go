@@ -16,7 +16,8 @@ import (
 )
 
 func (a *app) doctorCmd() *cobra.Command {
-	return a.talks(a.prints(&cobra.Command{
+	cfg := server.Config{Logger: slog.New(slog.DiscardHandler)}
+	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell which isolation technologies work on this host",
 		Long: `Doctor tries each isolation technology and says whether it works, what it
@@ -24,12 +25,13 @@ protects with, what it cannot enforce, and what is missing and how to get it.
 
 It asks the server at --url or HEARTH_URL, whose host may be another one. If
 neither is given and no server answers at the usual address, it tries them
-itself, as the user it runs as.`,
+itself, as the user it runs as; then --data-dir and the flags after it matter,
+which are those of serve.`,
 		Example: `  hearth doctor
   hearth doctor -o json | jq '.[] | select(.works) | .name'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			drivers, err := a.drivers(cmd.Context(), cmd.Flags().Changed("url"))
+			drivers, err := a.drivers(cmd.Context(), cmd.Flags().Changed("url"), cfg)
 			if err != nil {
 				return err
 			}
@@ -49,27 +51,32 @@ itself, as the user it runs as.`,
 			return hearth.Errorf(hearth.CodeUnsupported, "no isolation technology works on this host").
 				WithHint("install what is missing above")
 		},
-	}))
+	}
+	hostFlags(cmd.Flags(), &cfg)
+	return a.talks(a.prints(cmd))
 }
 
 // drivers asks the server what works on its host or, if none answers and none
 // was named, finds out itself.
-func (a *app) drivers(ctx context.Context, named bool) ([]client.Driver, error) {
+func (a *app) drivers(ctx context.Context, named bool, cfg server.Config) ([]client.Driver, error) {
 	c, err := a.client()
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	drivers, err := c.Drivers(ctx)
+	drivers, err := c.RefreshDrivers(ctx)
 	if named || hearth.ErrorCode(err) != hearth.CodeUnavailable {
 		return drivers, err
+	}
+	if err := a.hostDefaults(&cfg); err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "hearth-doctor-")
 	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "cannot make a temporary directory: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	infos, err := server.Probe(ctx, dir, slog.New(slog.DiscardHandler))
+	infos, err := server.Probe(ctx, cfg, dir)
 	if err != nil {
 		return nil, err
 	}

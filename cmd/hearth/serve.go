@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/server"
@@ -37,10 +38,8 @@ machine, under any --listen address; functions are served to everyone.`,
 			if cfg.Logger, err = a.logger(logLevel, logFormat); err != nil {
 				return err
 			}
-			if cfg.DataDir == "" {
-				if cfg.DataDir, err = a.defaultDataDir(); err != nil {
-					return err
-				}
+			if err := a.hostDefaults(&cfg); err != nil {
+				return err
 			}
 			if cfg.DrainTimeout <= 0 {
 				return &usageError{fmt.Errorf("--drain-timeout %s is not positive", cfg.DrainTimeout)}
@@ -53,7 +52,7 @@ machine, under any --listen address; functions are served to everyone.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.DataDir, "data-dir", "", "where everything is kept (default /var/lib/hearth for root, else ~/.local/share/hearth)")
+	hostFlags(f, &cfg)
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "TCP address to serve on; port 0 takes a free one")
 	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", 30*time.Second, "how long running calls may go on after a signal")
 	f.StringSliceVar(&cfg.AllowedHosts, "allowed-hosts", nil, "host names under which the management API is served besides loopback")
@@ -61,8 +60,29 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.DurationVar(&cfg.KeepInvocationsFor, "keep-invocations-for", 7*24*time.Hour, "how long records of calls are kept")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "data-dir", "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "log-level", "log-format")
 	return cmd
+}
+
+// hostFlags are the flags that say what a server finds on its host; doctor has
+// them too.
+func hostFlags(f *pflag.FlagSet, cfg *server.Config) {
+	f.StringVar(&cfg.DataDir, "data-dir", "", "where everything is kept (default /var/lib/hearth for root, else ~/.local/share/hearth)")
+	f.StringVar(&cfg.ImagesDir, "images-dir", "", "where base images are kept (default images in the data directory)")
+	f.StringVar(&cfg.DockerHost, "docker-host", "", "where Docker Engine listens (default $DOCKER_HOST, else unix:///var/run/docker.sock)")
+	f.StringVar(&cfg.DockerRuntime, "docker-runtime", "", "OCI runtime that Docker starts containers with, such as runsc (default Docker's own)")
+	fromEnv(f, "data-dir", "images-dir", "docker-host", "docker-runtime")
+}
+
+// hostDefaults fills in what hostFlags left open.
+func (a *app) hostDefaults(cfg *server.Config) (err error) {
+	if cfg.DockerHost == "" {
+		cfg.DockerHost = a.getenv("DOCKER_HOST")
+	}
+	if cfg.DataDir == "" {
+		cfg.DataDir, err = a.defaultDataDir()
+	}
+	return err
 }
 
 // logger returns the server's logger.
