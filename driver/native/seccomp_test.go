@@ -7,6 +7,8 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/hearthrun/hearth/driver/seccomp"
 )
 
 // TestFilter runs the filters of both architectures on made-up calls.
@@ -124,7 +126,7 @@ func TestFilter(t *testing.T) {
 		}
 		t.Logf("%s: %d instructions", info.Name, len(program))
 	}
-	for _, name := range append(append([]string(nil), allowedCalls...), deniedCalls...) {
+	for _, name := range append(seccomp.Allowed(), seccomp.Denied()...) {
 		_, a := arch.X86_64.SyscallNames[name]
 		_, b := arch.AARCH64.SyscallNames[name]
 		if !a && !b {
