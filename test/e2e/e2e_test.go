@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,10 @@ func start(t *testing.T, dir string) *installation {
 	}
 	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: level}))
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := server.New(ctx, server.Config{DataDir: dir, Listen: "127.0.0.1:0", Logger: log, DrainTimeout: 10 * time.Second})
+	s, err := server.New(ctx, server.Config{
+		DataDir: dir, Listen: "127.0.0.1:0", Logger: log, DrainTimeout: 10 * time.Second,
+		ImagesDir: testImages(t), DockerHost: testDocker(dir),
+	})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -74,6 +78,30 @@ func start(t *testing.T, dir string) *installation {
 	}
 	in.needDriver()
 	return in
+}
+
+// testImages returns the directory with the base images that tests use; it may
+// not exist.
+func testImages(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv("HEARTH_TEST_IMAGES")
+	if dir == "" {
+		dir = "../../.cache/images"
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// testDocker returns where the Docker Engine of the tests listens. Without one
+// it names a socket that does not exist, so that no test uses the machine's.
+func testDocker(dir string) string {
+	if host := os.Getenv("HEARTH_TEST_DOCKER"); host != "" {
+		return host
+	}
+	return "unix://" + filepath.Join(dir, "no-docker.sock")
 }
 
 // needDriver skips the test where no sandbox can be made.
