@@ -18,7 +18,7 @@ const module = "github.com/hearthrun/hearth"
 var imports = map[string][]string{
 	"":                            {},
 	"cmd/hearth":                  {"", "server", "client", "bench"},
-	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/native", "guest"},
+	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/native", "guest", "images"},
 	"api":                         {"", "build", "driver"},
 	"gateway":                     {"", "guest"},
 	"pool":                        {"", "driver", "guest", "telemetry"},
@@ -36,6 +36,7 @@ var imports = map[string][]string{
 	"driver/native":               {"", "driver", "driver/cgroup", "driver/egress", "driver/seccomp", "guest"},
 	"driver/native/init":          {},
 	"driver/seccomp":              {},
+	"images":                      {"", "guest"},
 	"bench":                       {"", "client", "driver", "guest"},
 	"test/e2e":                    {},
 	"test/script":                 {},
