@@ -42,21 +42,26 @@ func NewNamespace() (*os.File, error) {
 // addresses and routes of this package, and returns it for Start. It needs
 // CAP_SYS_ADMIN and CAP_NET_ADMIN over the namespace.
 func Attach(ns *os.File) (*os.File, error) {
-	fd, err := unix.Open(TUNPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: TUNPath, Err: err}
-	}
-	tun := os.NewFile(uintptr(fd), TUNPath)
-	err = onThread(func() error {
+	var tun *os.File
+	err := onThread(func() error {
 		// Setns takes a descriptor, which must live until it returns.
 		defer runtime.KeepAlive(ns)
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the network namespace: %w", err)
 		}
+		// The device belongs to the namespace in which the file was opened.
+		fd, err := unix.Open(TUNPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: TUNPath, Err: err}
+		}
+		tun = os.NewFile(uintptr(fd), TUNPath)
 		return attach(fd)
 	})
 	if err != nil {
-		return nil, errors.Join(err, tun.Close())
+		if tun != nil {
+			err = errors.Join(err, tun.Close())
+		}
+		return nil, err
 	}
 	return tun, nil
 }
