@@ -61,7 +61,7 @@ func main() {
 		}
 		if r.Op == "close-stream" {
 			conn.Close()
-			select {} // stays alive, silent
+			silent()
 		}
 		op, ok := ops[r.Op]
 		if !ok {
@@ -77,6 +77,14 @@ func main() {
 		if enc.Encode(a) != nil {
 			return
 		}
+	}
+}
+
+// silent stays alive. Without a timer Go's runtime would find that nothing can
+// ever happen, and end the program.
+func silent() {
+	for {
+		time.Sleep(time.Hour)
 	}
 }
 

@@ -46,7 +46,7 @@ var ops = map[string]func(request) (answer, error){
 	"kill":      kill,
 	"print":     print,
 	"flood":     flood,
-	"hang":      func(request) (answer, error) { select {} },
+	"hang":      func(request) (answer, error) { silent(); return answer{}, nil },
 	"deaf":      deaf,
 	"syscalls":  func(request) (answer, error) { return answer{Map: trySyscalls()}, nil },
 	"shm":       shm,
@@ -337,7 +337,7 @@ func kill(r request) (answer, error) {
 	signal.Reset()
 	err := syscall.Kill(os.Getpid(), syscall.Signal(r.N))
 	if err == nil {
-		select {} // until it arrives
+		silent() // until it arrives
 	}
 	return answer{}, err
 }
@@ -370,7 +370,8 @@ func flood(request) (answer, error) {
 // deaf ignores every signal that can be ignored, and then hangs.
 func deaf(request) (answer, error) {
 	signal.Ignore()
-	select {}
+	silent()
+	return answer{}, nil
 }
 
 // shm lists the System V shared memory segments in sight and tries to make one.
