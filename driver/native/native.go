@@ -2,7 +2,7 @@
 // control groups, seccomp and Landlock, with a read-only view of the host's
 // interpreters as their root file system. It needs no daemon and no image.
 //
-// The driver composes a plan (plan.go, rootfs.go, seccomp.go), clones a tiny
+// The driver composes a plan (plan.go, rootfs.go), clones a tiny
 // helper into new namespaces (spawn.go), and sends it the plan. The helper
 // (directory init) becomes pid 1 of the sandbox. docs/isolation-native.md
 // explains what protects against what.
@@ -22,6 +22,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
+	"github.com/hearthrun/hearth/driver/seccomp"
 )
 
 // Config configures the driver.
@@ -88,7 +89,7 @@ func New(cfg Config) (*Driver, error) {
 		}
 	}
 	var err error
-	if d.filter, err = seccompFilter(); err != nil {
+	if d.filter, err = seccomp.Filter(); err != nil {
 		return nil, hearth.Errorf(hearth.CodeInternal, "native driver: %w", err)
 	}
 	if err := d.writeEtc(); err != nil {

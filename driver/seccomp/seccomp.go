@@ -1,6 +1,7 @@
 // Package seccomp is the list of system calls that guests need, for every driver
 // whose sandboxes share the host's kernel. What is on neither list answers
-// ENOSYS; calls that depend on their arguments are for each driver to check.
+// ENOSYS; calls that depend on their arguments are in neither, and Filter checks
+// them.
 package seccomp
 
 import "slices"

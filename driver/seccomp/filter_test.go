@@ -1,4 +1,4 @@
-package native
+package seccomp
 
 import (
 	"encoding/binary"
@@ -7,8 +7,6 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
-
-	"github.com/hearthrun/hearth/driver/seccomp"
 )
 
 // TestFilter runs the filters of both architectures on made-up calls.
@@ -126,7 +124,7 @@ func TestFilter(t *testing.T) {
 		}
 		t.Logf("%s: %d instructions", info.Name, len(program))
 	}
-	for _, name := range append(seccomp.Allowed(), seccomp.Denied()...) {
+	for _, name := range append(Allowed(), Denied()...) {
 		_, a := arch.X86_64.SyscallNames[name]
 		_, b := arch.AARCH64.SyscallNames[name]
 		if !a && !b {
