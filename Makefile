@@ -28,8 +28,8 @@ setup: ## install what is missing (Debian, Ubuntu) or say what is
 	@scripts/setup.sh --test
 
 .PHONY: generate
-generate: # the embedded pid 1 of the native driver
-	@driver/native/build-init.sh
+generate: # the embedded first processes of sandboxes
+	@scripts/build-init.sh
 
 .PHONY: build
 build: generate ## build bin/hearth, one static binary
@@ -64,4 +64,4 @@ docs: generate ## write the generated documentation (docs/cli.md)
 
 .PHONY: clean
 clean: ## remove what the targets made
-	@rm -rf bin driver/native/initbin
+	@rm -rf bin driver/*/initbin

@@ -13,7 +13,7 @@ import (
 )
 
 // If the build stops here with "pattern initbin/…: no matching files found",
-// run driver/native/build-init.sh (make build does): it builds the sandbox's
+// run scripts/build-init.sh (make build does): it builds the sandbox's
 // pid 1 that embed_amd64.go and embed_arm64.go embed.
 
 // helperHash names the embedded helper's content.
