@@ -29,6 +29,8 @@ var imports = map[string][]string{
 	"guest":                       {""},
 	"guest/guesttest":             {"", "guest"},
 	"driver":                      {""},
+	"driver/docker":               {"", "driver", "driver/cgroup", "driver/egress", "driver/seccomp", "guest", "images"},
+	"driver/docker/init":          {},
 	"driver/drivertest":           {"", "driver", "guest"},
 	"driver/drivertest/testguest": {},
 	"driver/cgroup":               {"driver"},

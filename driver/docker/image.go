@@ -1,0 +1,79 @@
+package docker
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/images"
+)
+
+// loads are the images that are being loaded into the engine, each once at a
+// time.
+type loads struct {
+	mu    sync.Mutex
+	under map[string]*load // guarded by mu; by reference
+}
+
+type load struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+// load brings an image into the engine. It goes on when ctx ends: the next
+// sandbox wants it too.
+func (d *Driver) load(ctx context.Context, img images.Image) error {
+	d.loads.mu.Lock()
+	l := d.loads.under[img.Ref]
+	if l == nil {
+		l = &load{done: make(chan struct{})}
+		if d.loads.under == nil {
+			d.loads.under = map[string]*load{}
+		}
+		d.loads.under[img.Ref] = l
+		d.sweeps.Go(func() {
+			l.err = d.loadNow(d.stopped, img)
+			d.loads.mu.Lock()
+			delete(d.loads.under, img.Ref)
+			d.loads.mu.Unlock()
+			close(l.done)
+		})
+	}
+	d.loads.mu.Unlock()
+	select {
+	case <-l.done:
+		return l.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (d *Driver) loadNow(ctx context.Context, img images.Image) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	d.log.Info("docker: loading an image into the engine", "image", img.Ref)
+	r, w := io.Pipe()
+	packed := make(chan error, 1)
+	go func() {
+		err := d.images.Archive(ctx, img, w)
+		_ = w.CloseWithError(err)
+		packed <- err
+	}()
+	result, err := d.client.ImageLoad(ctx, r)
+	if err == nil {
+		_, err = io.Copy(io.Discard, result)
+		_ = result.Close()
+	}
+	_ = r.CloseWithError(context.Canceled)
+	// What the archive says is the cause of what the engine says.
+	if perr := <-packed; perr != nil && err == nil {
+		err = perr
+	} else if hearth.ErrorCode(perr) != hearth.CodeInternal && perr != nil && !isAbsent(err) {
+		return perr
+	}
+	if err != nil {
+		return d.explain("load the image "+img.Ref, err)
+	}
+	return nil
+}

@@ -1,0 +1,10 @@
+package docker_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/hearthrun/hearth/driver/drivertest"
+)
+
+func TestMain(m *testing.M) { os.Exit(drivertest.Main(m)) }
