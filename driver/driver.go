@@ -110,6 +110,11 @@ type Spec struct {
 	// Command replaces the runtime's own guest; required for "provided". Paths
 	// are those inside the sandbox.
 	Command []string
+	// Build starts the builder of the runtime's language, which installs
+	// dependencies (package build), instead of its guest, which serves calls:
+	// without a Command, drivers run guest.CommandFor(spec.Build, …). Not for
+	// "provided".
+	Build bool
 	// Env are variables for the guest besides PATH, HOME, LANG and TMPDIR, which
 	// the driver sets. Nothing of the host's environment goes in.
 	Env map[string]string

@@ -74,6 +74,9 @@ func (spec Spec) Validate() error {
 	if spec.Runtime == Provided && len(spec.Command) == 0 {
 		return bad("set the command to the path of a program inside the sandbox", "the runtime provided needs a command")
 	}
+	if spec.Build && (spec.Runtime == Provided || len(spec.Command) > 0) {
+		return bad("choose a runtime with a language, and no command", "a build cannot have a command of its own")
+	}
 	for _, a := range spec.Allow {
 		if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
 			return bad("write host:port", "endpoint %q is not valid", a)

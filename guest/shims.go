@@ -26,6 +26,27 @@ func Command(language, interpreter, dir string) []string {
 	return nil
 }
 
+// BuildCommand is Command for the language's builder, which installs a
+// function's dependencies and sends them out (package build).
+func BuildCommand(language, interpreter, dir string) []string {
+	switch language {
+	case "python":
+		return []string{interpreter, "-I", "-B", "-X", "utf8", path.Join(dir, "python/hearth_build.py")}
+	case "nodejs":
+		return []string{interpreter, path.Join(dir, "nodejs/hearth_build.cjs")}
+	}
+	return nil
+}
+
+// CommandFor is BuildCommand if build is set, else Command: what a driver runs
+// for a spec without a command of its own (driver.Spec.Build).
+func CommandFor(build bool, language, interpreter, dir string) []string {
+	if build {
+		return BuildCommand(language, interpreter, dir)
+	}
+	return Command(language, interpreter, dir)
+}
+
 // PrepareCommand returns a command that makes later starts of the shim with the
 // interpreter faster, nil where there is nothing to prepare. It is to be run
 // once, where dir is writable and outside of any sandbox.

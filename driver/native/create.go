@@ -84,7 +84,7 @@ func (d *Driver) runtime(ctx context.Context, spec driver.Spec) (views []view, a
 	}
 	argv = spec.Command
 	if len(argv) == 0 {
-		argv = guest.Command(it.Language, it.Exe, driver.GuestDir)
+		argv = guest.CommandFor(spec.Build, it.Language, it.Exe, driver.GuestDir)
 	}
 	views = append(it.views(d.system), view{source: d.shims, target: driver.GuestDir})
 	for _, v := range it.Views {
