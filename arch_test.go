@@ -18,7 +18,7 @@ const module = "github.com/hearthrun/hearth"
 var imports = map[string][]string{
 	"":                            {},
 	"cmd/hearth":                  {"", "server", "client", "bench"},
-	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/native", "guest", "images"},
+	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/docker", "driver/native", "guest", "images"},
 	"api":                         {"", "build", "driver"},
 	"gateway":                     {"", "guest"},
 	"pool":                        {"", "driver", "guest", "telemetry"},

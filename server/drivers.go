@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"os"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/docker"
 	"github.com/hearthrun/hearth/driver/native"
+	"github.com/hearthrun/hearth/images"
 )
 
 // probeTimeout bounds the probe of one driver.
@@ -41,7 +44,18 @@ func newDrivers(c driverConfig) (map[string]driver.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string]driver.Driver{"native": n}, nil
+	store, err := images.Open(c.images)
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	d, err := docker.New(docker.Config{
+		Dir: filepath.Join(c.dir, "docker"), Owner: c.owner, Images: store,
+		Host: c.dockerHost, OCIRuntime: c.dockerRuntime, Logger: c.log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return map[string]driver.Driver{"native": n, "docker": d}, nil
 }
 
 // clean destroys what an earlier process of the same owner left.

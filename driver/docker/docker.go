@@ -124,7 +124,7 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.Host == "" {
 		cfg.Host = client.DefaultDockerHost
 	}
-	api, err := client.New(client.WithHost(cfg.Host), client.WithTLSClientConfigFromEnv())
+	api, err := client.New(client.WithHost(cfg.Host))
 	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "docker driver: %w", err).
 			WithHint("write the engine's address as unix:///path/to/docker.sock")
