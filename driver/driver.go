@@ -83,17 +83,20 @@ type Pauser interface {
 type Snapshotter interface {
 	// Snapshot saves the sandbox to dir, an existing empty directory that only
 	// this process's user may enter: the memory of a function may hold secrets.
-	// The guest must have let go of its stream before. The sandbox has ended
-	// afterwards; the caller destroys it. On an error dir may hold anything.
+	// The guest must have agreed before (guest.Conn.PrepareSnapshot), and its
+	// stream must stay open meanwhile. The sandbox has ended afterwards; the
+	// caller destroys it. On an error dir may hold anything. Errors:
+	// CodeUnsupported for a sandbox that was started so that it cannot be saved.
 	Snapshot(ctx context.Context, dir string) error
 }
 
 // Restorer is implemented by drivers that can start sandboxes from what
 // Snapshotter saved.
 type Restorer interface {
-	// Restore is Create, except that the guest goes on where it was saved. spec
-	// must equal the one of the saved sandbox but for ID, Labels, Stdout and
-	// Stderr. Any number may be restored from one snapshot, also at once. Errors:
+	// Restore is Create, except that the guest goes on where it was saved, with a
+	// new stream (guest.Resume) and the host's clock and randomness. spec must
+	// equal the one of the saved sandbox but for ID, Labels, Stdout and Stderr;
+	// Env is what the guest got when it was started. Any number may be restored from one snapshot, also at once. Errors:
 	// those of Create; CodeUnavailable for a snapshot that cannot be used, after
 	// which Create is the way.
 	Restore(ctx context.Context, spec Spec, dir string) (Sandbox, error)

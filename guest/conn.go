@@ -47,7 +47,7 @@ type Conn struct {
 	next    uint32           // guarded by mu; the next stream id
 	err     error            // guarded by mu; why the connection ended
 	settled chan struct{}    // guarded by mu; closed when calls becomes empty, nil if nobody waits
-	asked   frameType        // guarded by mu; HELLO or INIT while it is not answered, else 0
+	asked   frameType        // guarded by mu; what READY is to answer, else 0
 }
 
 type controlFrame struct {
@@ -76,16 +76,7 @@ type Init struct {
 // takes ownership of nc, also on error. Errors: CodeFunction if the guest ended
 // or broke the protocol, CodeTimeout and CodeCanceled after ctx.
 func Connect(ctx context.Context, nc net.Conn, opts Options) (*Conn, Hello, error) {
-	c := &Conn{
-		nc:      nc,
-		onLog:   opts.OnLog,
-		control: make(chan controlFrame, 1),
-		done:    make(chan struct{}),
-		calls:   map[uint32]*call{},
-		next:    1,
-	}
-	c.w = newWriter(nc, func(err error) { c.fail(brokenError(err)) })
-	go c.read()
+	c := newConn(nc, opts)
 	var hello Hello
 	err := c.ask(ctx, typeHello, map[string]any{"protocol": protocolVersion, "secret": opts.Secret}, &hello)
 	if err == nil && hello.Protocol != protocolVersion {
@@ -99,10 +90,26 @@ func Connect(ctx context.Context, nc net.Conn, opts Options) (*Conn, Hello, erro
 	return c, hello, nil
 }
 
+func newConn(nc net.Conn, opts Options) *Conn {
+	c := &Conn{
+		nc:      nc,
+		onLog:   opts.OnLog,
+		control: make(chan controlFrame, 1),
+		done:    make(chan struct{}),
+		calls:   map[uint32]*call{},
+		next:    1,
+	}
+	c.w = newWriter(nc, func(err error) { c.fail(brokenError(err)) })
+	go c.read()
+	return c
+}
+
 // Ready tells how a function that was loaded wants to be called.
 type Ready struct {
 	// RequestStream is true if the handler reads request bodies as they arrive.
 	RequestStream bool `json:"request_stream"`
+	// Snapshot is true if the guest can be asked by PrepareSnapshot.
+	Snapshot bool `json:"snapshot"`
 }
 
 // Init loads the function. It may be called once. Errors: CodeFunction with

@@ -20,6 +20,8 @@ const (
 	typeCancel    frameType = 0x06
 	typeShutdown  frameType = 0x08
 	typeWindow    frameType = 0x09
+	typeSnapshot  frameType = 0x0a
+	typeRestored  frameType = 0x0b
 	typeReady     frameType = 0x11
 	typeInitError frameType = 0x12
 	typeResponse  frameType = 0x13

@@ -19,7 +19,7 @@ func (s *suite) requestStreams(t *testing.T) {
 	for _, handler := range []string{"upload", "upload_async"} {
 		p := s.start(t)
 		p.hello()
-		if f := p.init(s.code, "conformance."+handler); string(f.payload) != `{"request_stream":true}` {
+		if f := p.init(s.code, "conformance."+handler); !loadedOf(f).RequestStream {
 			t.Fatalf("INIT was answered with %s", f)
 		}
 		for range 2 {

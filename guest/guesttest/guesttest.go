@@ -64,6 +64,7 @@ func Run(t *testing.T, g Guest) {
 		{"cancel", (*suite).cancel},
 		{"ping and shutdown", (*suite).shutdown},
 		{"vandals", (*suite).vandals},
+		{"snapshots", (*suite).snapshots},
 		{"language", (*suite).language},
 		{"protocol errors", (*suite).protocolErrors},
 		{"mutated streams", (*suite).mutated},

@@ -29,6 +29,8 @@ const (
 	ping       = 0x07
 	shutdown   = 0x08
 	window     = 0x09
+	snapshot   = 0x0a
+	restored   = 0x0b
 	ready      = 0x11
 	initError  = 0x12
 	response   = 0x13
@@ -242,6 +244,19 @@ func (p *peer) init(code, handler string) frame {
 	p.t.Helper()
 	p.send(initialize, 0, initHead(code, handler))
 	return p.initialized()
+}
+
+// loaded is the payload of the READY that answers INIT.
+type loaded struct {
+	RequestStream bool `json:"request_stream"`
+	Snapshot      bool
+}
+
+func loadedOf(f frame) (l loaded) {
+	if f.typ != ready || json.Unmarshal(f.payload, &l) != nil {
+		return loaded{}
+	}
+	return l
 }
 
 func (p *peer) initialized() frame {

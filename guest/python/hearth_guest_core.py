@@ -4,7 +4,8 @@ It speaks docs/guest-protocol.md on the descriptor named by HEARTH_FD.
 hearth_guest.py loads it. This file is what every start pays for, so it imports
 only modules that the interpreter has loaded anyway or that are built in; what
 only some calls need (streams, async handlers, tracebacks, archives) is in
-hearth_guest_more.py and loaded when first needed.
+hearth_guest_more.py and loaded when first needed, as is what snapshots need
+in hearth_guest_snapshot.py.
 
 One thread does everything. Sync handlers run in the loop of main(), one call
 after the other; the first handler that returns an awaitable or an async
@@ -18,7 +19,7 @@ from _thread import allocate_lock, get_ident
 from time import time
 
 # Frame types.
-HELLO, INIT, INVOKE, DATA, END, CANCEL, PING, SHUTDOWN, WINDOW = range(1, 10)
+HELLO, INIT, INVOKE, DATA, END, CANCEL, PING, SHUTDOWN, WINDOW, SNAPSHOT, RESTORED = range(1, 12)
 READY, INIT_ERROR, RESPONSE, ERROR, LOG, PONG = range(0x11, 0x17)
 
 MAX_PAYLOAD = 1 << 20
@@ -114,16 +115,23 @@ find_current = None  # returns the call of the asyncio task
 heads = {}  # encoded heads of recent responses
 more = None  # hearth_guest_more
 forked = False  # this process is a child made by the handler
+loaded = False  # READY has answered INIT
+saved = False  # SNAPSHOT was granted; only RESTORED may follow
+
+
+def load_part(name):
+    """Loads one of the files beside this one."""
+    module = type(sys)(name)
+    module.g = sys.modules[__name__]
+    exec(read_code(name), module.__dict__)  # read_code: set by hearth_guest.py
+    return module
 
 
 def load_more():
     """Loads the part of the guest that most calls do without."""
     global more
     if more is None:
-        module = type(sys)("hearth_guest_more")
-        module.g = sys.modules[__name__]
-        exec(read_code("hearth_guest_more"), module.__dict__)  # read_code: set by hearth_guest.py
-        more = module
+        more = load_part("hearth_guest_more")
     return more
 
 
@@ -395,7 +403,9 @@ def parse(payload, what):
 
 
 def dispatch(kind, sid, payload):
-    global last_sid, stopping, greeted, init, archive, archive_complete
+    global last_sid, stopping, greeted, init, archive, archive_complete, saved
+    if saved and kind != RESTORED:
+        protocol_error("a frame of type %#x after SNAPSHOT" % kind)
     if kind == INVOKE:
         if init is None:
             protocol_error("INVOKE before INIT")
@@ -493,6 +503,25 @@ def dispatch(kind, sid, payload):
         init = parse(payload, "INIT")
         if init.get("archive"):
             archive = []
+    elif kind == SNAPSHOT and sid == 0 and loaded and not calls and not stopping:
+        parse(payload, "SNAPSHOT")
+        try:
+            why = load_part("hearth_guest_snapshot").obstacle()
+        except Exception as e:
+            why = "%s: %s" % (type(e).__name__, e)
+        saved = why is None
+        send(frame(READY, 0, dumps({"snapshot": saved, "reason": why or ""}).encode()))
+    elif kind == RESTORED and sid == 0 and saved:
+        head = parse(payload, "RESTORED")
+        if head.get("secret", "") != secret or type(head.get("seed")) is not str:
+            protocol_error("RESTORED without a seed or with another secret")
+        saved = False
+        last_sid = 0
+        try:
+            load_part("hearth_guest_snapshot").refresh(head["seed"])
+        except Exception as e:
+            protocol_error("the state could not be renewed: %s: %s" % (type(e).__name__, e))
+        send(frame(READY, 0, b"{}"))
     elif kind == SHUTDOWN and sid == 0 and greeted:
         parse(payload, "SHUTDOWN")
         stopping = True
@@ -738,6 +767,11 @@ def start():
     secret = take(b"HEARTH_SECRET")
     try:
         fd = int(number)
+        if fd == 0:  # the handler's standard input is no business of the host's
+            fd = posix.dup(0)
+            null = posix.open("/dev/null", posix.O_RDONLY)
+            posix.dup2(null, 0)
+            posix.close(null)
         posix.set_inheritable(fd, False)
         posix.set_blocking(fd, True)
     except (ValueError, OSError):
@@ -764,7 +798,7 @@ def after_fork():
 
 def load():
     """Loads the handler as INIT says and answers READY or INIT_ERROR."""
-    global handler, request_stream
+    global handler, request_stream, loaded
     get = init.get
     code = get("code")
     name = get("handler")
@@ -811,7 +845,9 @@ def load():
                     ready.append(call)
     stdout.flush()
     stderr.flush()
-    send(frame(READY, 0, b'{"request_stream":true}' if request_stream else b'{"request_stream":false}'))
+    loaded = True
+    send(frame(READY, 0, b'{"request_stream":true,"snapshot":true}' if request_stream
+               else b'{"request_stream":false,"snapshot":true}'))
     return True
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import random
 import sys
+import tempfile
 import time
 
 print("loading")
@@ -289,3 +291,21 @@ async def upload_patient(event, context):
 
 
 upload_patient.request_stream = True
+
+
+def chance(event, context):
+    """Tells what chance still brings as it was clear when this was loaded."""
+    return {
+        "random": random.random() in expected,
+        "tempfile": tempfile._get_candidate_names() is names,
+    }
+
+
+async def chance_async(event, context):
+    return chance(event, context)
+
+
+random.seed(7)
+expected = [random.random() for _ in range(10)]
+random.seed(7)
+names = tempfile._get_candidate_names()
