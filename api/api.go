@@ -123,6 +123,7 @@ type Deps struct {
 	Catalog     Catalog
 	Versions    Versions
 	Artifacts   Artifacts
+	Builder     Builder // default: none, dependencies are not installed
 	Verifier    Verifier
 	Instances   Instances
 	Router      Router
@@ -159,6 +160,8 @@ type server struct {
 	deploys locks
 	// uploads bounds how many artifacts are unpacked at the same time.
 	uploads chan struct{}
+	// builds bounds how many dependency builds run at the same time.
+	builds chan struct{}
 }
 
 // maxUploads is how many artifacts are unpacked at the same time; others wait.
@@ -178,6 +181,7 @@ func New(d Deps) http.Handler {
 		Deps: d, mux: http.NewServeMux(),
 		deploys: locks{held: map[string]*lock{}},
 		uploads: make(chan struct{}, maxUploads),
+		builds:  make(chan struct{}, maxBuilds),
 	}
 	s.huma = newHuma(s)
 	s.registerFunctions()

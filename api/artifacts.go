@@ -54,7 +54,7 @@ func (s *server) uploadArtifact(w http.ResponseWriter, r *http.Request) error {
 			hearth.Errorf(hearth.CodeInvalid, "the archive is larger than %s", hearth.Bytes(s.Limits.Compressed)).
 				WithHint("leave out what the function does not need at run time (tests, caches, .git)"))
 	}
-	sum, err := s.store(r.Context(), func(dir string) (build.Summary, error) {
+	sum, err := s.store(r.Context(), s.uploads, func(dir string) (build.Summary, error) {
 		return build.Extract(r.Context(), r.Body, format, dir, s.Limits)
 	})
 	if err != nil {
@@ -63,12 +63,11 @@ func (s *server) uploadArtifact(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusCreated, artifactBody{Digest: sum.Digest, Files: sum.Files, Bytes: sum.Bytes})
 }
 
-// store keeps what fill writes as an artifact. It waits while many others are
-// unpacked.
-func (s *server) store(ctx context.Context, fill func(dir string) (build.Summary, error)) (build.Summary, error) {
+// store keeps what fill writes as an artifact. It waits for one of the slots.
+func (s *server) store(ctx context.Context, slots chan struct{}, fill func(dir string) (build.Summary, error)) (build.Summary, error) {
 	select {
-	case s.uploads <- struct{}{}:
-		defer func() { <-s.uploads }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return build.Summary{}, ctxError(ctx)
 	}

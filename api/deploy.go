@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/hearthrun/hearth"
-	"github.com/hearthrun/hearth/build"
 	"github.com/hearthrun/hearth/driver"
 )
 
@@ -33,10 +32,13 @@ type deployment struct {
 	match     condition
 	ifNew     bool // If-None-Match: *
 	mustBeNew bool // POST
+	fresh     bool // installs dependencies anew
 }
 
 // deploy makes a version, starts it for real and, if that works, makes it live.
-// On any error nothing has changed.
+// On any error nothing has changed. Dependencies are installed before that; if
+// only the configuration changes, what was installed is kept unless the runtime
+// or the isolation is another.
 //
 // Deploys of one function wait for each other, so that the number a version is
 // verified with is the one it is committed with. Only the commit itself is
@@ -59,6 +61,14 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
+	var was *hearth.Version
+	if old != nil {
+		v, err := s.Versions.Version(ctx, old.Name, old.Live)
+		if err != nil {
+			return deployed{}, err
+		}
+		was = &v
+	}
 	config, rt, warnings, err := s.resolve(ctx, config)
 	if err != nil {
 		return deployed{}, err
@@ -66,20 +76,32 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err := s.Router.CheckRoutes(d.name, config.Routes); err != nil {
 		return deployed{}, err
 	}
-	artifact, err := s.artifact(ctx, d, old, rt.Language, config.Handler)
+	src, err := s.source(ctx, d, was, rt.Language, config.Handler)
 	if err != nil {
 		return deployed{}, err
 	}
-	if old != nil && old.Artifact == artifact && sameConfig(old.Config, config) {
-		v, err := s.Versions.Version(ctx, old.Name, old.Live)
-		if err != nil {
+	v := src.version(hearth.Version{Function: d.name, Config: config, Warnings: warnings})
+	same := was != nil && sameConfig(was.Config, config)
+	unchanged := func() (deployed, error) {
+		progressOf(ctx).step(stepUnchanged, "nothing has changed: version %d stays live", was.Number)
+		return deployed{function: *old, warnings: was.Warnings}, nil
+	}
+	switch {
+	case same && v.Source == was.Source && (v.Artifact == was.Artifact || v.Source != "" && !d.fresh):
+		return unchanged()
+	case v.Source == "": // nothing to install
+	case d.code == nil && !d.fresh && v.Source == was.Source &&
+		config.Runtime == was.Config.Runtime && config.Isolation == was.Config.Isolation:
+		v.Artifact = was.Artifact
+	default:
+		if v.Artifact, err = s.build(ctx, v, src, rt, d.fresh); err != nil {
 			return deployed{}, err
 		}
-		return deployed{function: *old, warnings: v.Warnings}, nil
+		if same && v.Artifact == was.Artifact && v.Source == was.Source {
+			return unchanged()
+		}
 	}
-	v, err := s.verify(ctx, hearth.Version{
-		Function: d.name, Config: config, Artifact: artifact, Warnings: warnings,
-	})
+	v, err = s.verify(ctx, v)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -244,43 +266,6 @@ func findRuntime(info driver.Info, name string) (driver.Runtime, error) {
 	return driver.Runtime{}, hearth.Errorf(hearth.CodeInvalid, "isolation %s has no runtime %q", info.Name, name).WithHint("%s", hint)
 }
 
-// artifact returns the digest of the code, which is stored then and has the
-// handler's file.
-func (s *server) artifact(ctx context.Context, d deployment, old *hearth.Function, language, handler string) (string, error) {
-	if d.code == nil {
-		return old.Artifact, s.checkHandler(old.Artifact, language, handler)
-	}
-	switch files, digest := d.code.Files, d.code.Artifact; {
-	case (len(files) == 0) == (digest == ""):
-		return "", hearth.Errorf(hearth.CodeInvalid, "code needs either files or an artifact").
-			WithHint(`write "code": {"files": {"main.py": "…"}} or "code": {"artifact": "sha256:…"}`)
-	case digest != "":
-		return digest, s.checkHandler(digest, language, handler)
-	}
-	var digest string
-	_, err := s.store(ctx, func(dir string) (build.Summary, error) {
-		sum, err := build.WriteFiles(ctx, d.code.Files, dir, s.Limits)
-		if err != nil {
-			return sum, err
-		}
-		digest = sum.Digest
-		return sum, build.CheckHandler(dir, language, handler)
-	})
-	return digest, err
-}
-
-func (s *server) checkHandler(digest, language, handler string) error {
-	dir, err := s.Artifacts.ArtifactDir(digest)
-	if hearth.ErrorCode(err) == hearth.CodeNotFound {
-		return (&hearth.Error{Code: hearth.CodeNotFound, Message: "there is no artifact " + digest, Err: err}).
-			WithHint("upload the code again to POST /v1/artifacts")
-	}
-	if err != nil {
-		return err
-	}
-	return build.CheckHandler(dir, language, handler)
-}
-
 // sameConfig tells whether two configurations mean the same.
 func sameConfig(a, b hearth.Config) bool {
 	norm := func(c hearth.Config) hearth.Config {
@@ -307,6 +292,7 @@ func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, 
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	v.Number, v.Incarnation = number, hex.EncodeToString(id[:])
+	progressOf(ctx).step(stepStart, "starting version %d with %s on %s", number, v.Config.Runtime, v.Config.Isolation)
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(v.Config.Timeout)+verifyGrace)
 	defer cancel()
 	if err := s.Verifier.Verify(ctx, &v); err != nil {

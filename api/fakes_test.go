@@ -5,16 +5,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/api"
+	"github.com/hearthrun/hearth/build"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/store"
 	"github.com/hearthrun/hearth/telemetry"
@@ -42,8 +46,11 @@ type host struct {
 	// names that were asked for.
 	refresh   func()
 	refreshed []string
-	ready     error
-	draining  chan struct{}
+	// build takes the place of installing; built has what was asked for.
+	build    func(context.Context, api.BuildRequest) (api.BuildResult, error)
+	built    []api.BuildRequest
+	ready    error
+	draining chan struct{}
 }
 
 func newHost(t testing.TB, change ...func(*api.Deps)) *host {
@@ -84,7 +91,7 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 		{Name: "docker", Missing: []driver.Problem{{What: "no daemon", Remedy: "apt-get install docker.io"}}},
 	}
 	d := api.Deps{
-		Catalog: h.store, Versions: h.store, Artifacts: artifacts{h.store}, Invocations: h.store, Logs: h.logs,
+		Catalog: h.store, Versions: h.store, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
 		Verifier: (*pool)(h), Instances: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
 		Logger: logger, Version: "1.2.3", Draining: h.draining,
 	}
@@ -127,6 +134,7 @@ type (
 	pool    host
 	gateway host
 	drivers host
+	builder host
 	health  host
 )
 
@@ -180,6 +188,39 @@ func (d *drivers) Refresh(_ context.Context, name string) []driver.Info {
 		d.refresh()
 	}
 	return d.drivers
+}
+
+// Manifest finds requirements.txt in whatever language.
+func (b *builder) Manifest(dir, _ string) (string, error) {
+	if _, err := os.Stat(filepath.Join(dir, "requirements.txt")); err != nil {
+		return "", nil
+	}
+	return "requirements.txt", nil
+}
+
+// Build copies the source and adds a file that tells what it was built for.
+func (b *builder) Build(ctx context.Context, r api.BuildRequest) (api.BuildResult, error) {
+	b.mu.Lock()
+	b.built = append(b.built, r)
+	b.mu.Unlock()
+	if b.build != nil {
+		return b.build(ctx, r)
+	}
+	fmt.Fprint(r.Log, "collecting\r\nunpack\xffed") // as installers write
+	files := map[string]string{"installed.txt": r.Isolation + " " + r.Runtime.Name}
+	entries, err := os.ReadDir(r.Source)
+	if err != nil {
+		return api.BuildResult{}, err
+	}
+	for _, e := range entries {
+		content, err := os.ReadFile(filepath.Join(r.Source, e.Name()))
+		if err != nil {
+			return api.BuildResult{}, err
+		}
+		files[e.Name()] = string(content)
+	}
+	sum, err := build.WriteFiles(ctx, files, r.Out, build.Limits{})
+	return api.BuildResult{Summary: sum, Cached: !r.Fresh && len(b.built) > 1}, err
 }
 
 func (h *health) Ready() error { return h.ready }

@@ -71,8 +71,14 @@ type functionList struct {
 
 type functionListOutput struct{ Body functionList }
 
+type createInput struct {
+	Fresh bool `query:"fresh" doc:"Install dependencies anew, whatever was installed before"`
+	Body  newFunction
+}
+
 type putInput struct {
 	Name        string `path:"name" doc:"Name of the function" example:"hello"`
+	Fresh       bool   `query:"fresh" doc:"Install dependencies anew, whatever was installed before"`
 	IfMatch     string `header:"If-Match" doc:"Only if the function has this ETag"`
 	IfNoneMatch string `header:"If-None-Match" doc:"* means: only if there is no such function yet"`
 	Body        functionInput
@@ -83,24 +89,33 @@ type deleteInput struct {
 	IfMatch string `header:"If-Match" doc:"Only if the function has this ETag"`
 }
 
+// eventsText describes progress for the document.
+const eventsText = "With Accept: " + ndjson + " the answer tells how it goes: a JSON object on each line, the last one with the type result or error. " +
+	"What is refused before anything was begun is answered as without it."
+
 func (s *server) registerFunctions() {
 	register(s, huma.Operation{
 		OperationID: "create-function", Method: http.MethodPost, Path: "/v1/functions", Tags: []string{"Functions"},
-		Summary:      "Create a function",
-		Description:  "Stores the code, starts it once in a real sandbox and, if it can be loaded, makes it answer calls. Nothing changes if anything fails.",
-		MaxBodyBytes: maxBody, DefaultStatus: http.StatusCreated,
+		Summary: "Create a function",
+		Description: "Stores the code, installs its dependencies, starts it once in a real sandbox and, if it can be loaded, makes it answer calls. Nothing changes if anything fails. " +
+			eventsText,
+		MaxBodyBytes: maxBody, DefaultStatus: http.StatusCreated, Middlewares: huma.Middlewares{s.streamed},
 	}, s.createFunction)
 	register(s, huma.Operation{
 		OperationID: "put-function", Method: http.MethodPut, Path: "/v1/functions/{name}", Tags: []string{"Functions"},
 		Summary: "Create a function or give it a new version",
 		Description: "Answers 201 for a new function and 200 for an existing one. The configuration replaces the old one as a whole; without code the function keeps its code. " +
-			"If neither code nor configuration differ, no new version is made and the function is returned as it is. Until the new version can be loaded, the old one goes on answering.",
-		MaxBodyBytes: maxBody, DefaultStatus: http.StatusOK,
+			"If neither code nor configuration differ, no new version is made and the function is returned as it is. Until the new version can be loaded, the old one goes on answering. " +
+			eventsText,
+		MaxBodyBytes: maxBody, DefaultStatus: http.StatusOK, Middlewares: huma.Middlewares{s.streamed},
 		Responses: map[string]*huma.Response{"201": {
 			Description: "Created",
 			Content:     map[string]*huma.MediaType{"application/json": {Schema: schemaOf[functionBody](s)}},
 		}},
 	}, s.putFunction)
+	paths := s.huma.OpenAPI().Paths
+	s.documentEvents(paths["/v1/functions"].Post)
+	s.documentEvents(paths["/v1/functions/{name}"].Put)
 	register(s, huma.Operation{
 		OperationID: "list-functions", Method: http.MethodGet, Path: "/v1/functions", Tags: []string{"Functions"},
 		Summary: "List functions by name",
@@ -116,9 +131,9 @@ func (s *server) registerFunctions() {
 	}, s.deleteFunction)
 }
 
-func (s *server) createFunction(ctx context.Context, in *struct{ Body newFunction }) (*functionOutput, error) {
+func (s *server) createFunction(ctx context.Context, in *createInput) (*functionOutput, error) {
 	res, err := s.deploy(ctx, deployment{
-		name: in.Body.Name, config: in.Body.Config, code: in.Body.Code, mustBeNew: true,
+		name: in.Body.Name, config: in.Body.Config, code: in.Body.Code, mustBeNew: true, fresh: in.Fresh,
 	})
 	if err != nil {
 		return nil, err
@@ -137,7 +152,7 @@ func (s *server) putFunction(ctx context.Context, in *putInput) (*functionOutput
 	}
 	res, err := s.deploy(ctx, deployment{
 		name: in.Name, config: in.Body.Config, code: in.Body.Code,
-		match: match, ifNew: in.IfNoneMatch != "",
+		match: match, ifNew: in.IfNoneMatch != "", fresh: in.Fresh,
 	})
 	if err != nil {
 		return nil, err

@@ -135,14 +135,19 @@ func (c *Client) call(ctx context.Context, r request, out any) (status int, err 
 		return resp.StatusCode, c.transportError(err)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		var syntax *json.SyntaxError
-		var kind *json.UnmarshalTypeError
-		if errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.EOF) {
+		if isJSONError(err) || errors.Is(err, io.EOF) {
 			return resp.StatusCode, c.notHearth(resp, err)
 		}
 		return resp.StatusCode, c.transportError(err)
 	}
 	return resp.StatusCode, nil
+}
+
+// isJSONError tells whether what came is not the JSON that was expected.
+func isJSONError(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return errors.As(err, &syntax) || errors.As(err, &kind)
 }
 
 // escaped escapes path segments. JoinPath would otherwise clean "..".

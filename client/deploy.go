@@ -2,7 +2,12 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
 	"os"
 	"time"
 
@@ -15,8 +20,10 @@ type DeployOptions struct {
 	Override func(*Manifest)
 	// New refuses to deploy over a function that exists.
 	New bool
-	// Progress is called before each step and once at the end; may be nil.
-	Progress func(Step)
+	// NoCache installs dependencies anew, whatever was installed before.
+	NoCache bool
+	// OnEvent is told how the deploy goes, one call after the other; may be nil.
+	OnEvent func(Event)
 	// Pack holds the limits of the directory.
 	Pack PackOptions
 }
@@ -24,19 +31,28 @@ type DeployOptions struct {
 // Stage is a step of a deploy.
 type Stage string
 
-// The stages of a deploy, in their order.
+// The stages of a deploy, in their order. A newer server may tell of others.
 const (
-	StagePack   Stage = "pack"   // files are packed
-	StageUpload Stage = "upload" // Files and Bytes are known
-	StageStart  Stage = "start"  // the server loads the version and tries it
-	StageDone   Stage = "done"   // Took is known
+	StagePack      Stage = "pack"      // files are packed
+	StageUpload    Stage = "upload"    // they are uploaded
+	StageBuild     Stage = "build"     // dependencies are installed, if there are any
+	StageLog       Stage = "log"       // Text is a line of their installer
+	StageBuilt     Stage = "built"     // they are installed; Cached is known
+	StageStart     Stage = "start"     // the server loads the version and tries it
+	StageUnchanged Stage = "unchanged" // nothing differs from the live version
+	StageDone      Stage = "done"      // the version is live
 )
 
-// Step is the progress of a deploy.
-type Step struct {
+// Event is the progress of a deploy.
+type Event struct {
 	Stage    Stage
 	Manifest Manifest
-	// Files is how many are uploaded, Bytes how much compressed.
+	// Text is what the server says, from StageBuild on.
+	Text string
+	// Cached is true at StageBuilt if the dependencies were installed before.
+	Cached bool
+	// Files is how many are uploaded, Bytes how much compressed; known from
+	// StageUpload on.
 	Files int
 	Bytes int64
 	// Took is the time since the deploy began.
@@ -46,8 +62,9 @@ type Step struct {
 // Deploy packs dir, uploads it and makes it the live version of the function
 // that dir's hearth.yaml describes. It returns once that version answers calls.
 // If it fails, the version that was live stays so. Errors: those of
-// LoadManifest, Pack, UploadArtifact and PutFunction; CodeConflict with
-// opts.New if the function exists.
+// LoadManifest, Pack, UploadArtifact and PutFunction; CodeInvalid with the
+// installer's message if dependencies cannot be installed; CodeConflict with
+// opts.New if the function exists. When ctx ends, the server gives up too.
 func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Function, error) {
 	began := time.Now()
 	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
@@ -64,36 +81,88 @@ func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Fu
 			return Function{}, err
 		}
 	}
-	report := func(s Step) {
-		if opts.Progress != nil {
-			s.Manifest, s.Took = m, time.Since(began)
-			opts.Progress(s)
+	var files int
+	var bytes int64
+	report := func(e Event) {
+		if opts.OnEvent != nil {
+			e.Manifest, e.Files, e.Bytes, e.Took = m, files, bytes, time.Since(began)
+			opts.OnEvent(e)
 		}
 	}
-	report(Step{Stage: StagePack})
+	report(Event{Stage: StagePack})
 	archive, files, bytes, err := packTemp(dir, opts.Pack)
 	if err != nil {
 		return Function{}, err
 	}
 	defer archive.Close()
-	report(Step{Stage: StageUpload, Files: files, Bytes: bytes})
+	report(Event{Stage: StageUpload})
 	artifact, err := c.UploadArtifact(ctx, archive, bytes)
 	if err != nil {
 		return Function{}, err
 	}
-	report(Step{Stage: StageStart, Files: files, Bytes: bytes})
-	code := Code{Artifact: artifact.Digest}
-	var f Function
-	if opts.New {
-		f, err = c.CreateFunction(ctx, m.Name, m.Config, code)
-	} else {
-		f, _, err = c.PutFunction(ctx, m.Name, m.Config, code, 0)
+	r := request{
+		method: http.MethodPut, path: []string{"v1", "functions", m.Name}, query: url.Values{},
+		header: http.Header{"Accept": {ndjson + ", application/json"}},
 	}
+	in := functionInput{Config: m.Config, Code: &Code{Artifact: artifact.Digest}}
+	if opts.New {
+		r.method, r.path, in.Name = http.MethodPost, []string{"v1", "functions"}, m.Name
+	}
+	if opts.NoCache {
+		r.query.Set("fresh", "true")
+	}
+	r.in = in
+	f, err := c.follow(ctx, r, report)
 	if err != nil {
 		return Function{}, err
 	}
-	report(Step{Stage: StageDone, Files: files, Bytes: bytes})
+	report(Event{Stage: StageDone})
 	return f, nil
+}
+
+// ndjson is the media type in which the server tells how a deploy goes.
+const ndjson = "application/x-ndjson"
+
+// follow sends a deploy and reports what the server tells of it.
+func (c *Client) follow(ctx context.Context, r request, report func(Event)) (Function, error) {
+	resp, err := c.do(ctx, r)
+	if err != nil {
+		return Function{}, err
+	}
+	defer resp.Body.Close()
+	lines := json.NewDecoder(resp.Body)
+	if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media != ndjson {
+		return Function{}, c.notHearth(resp, nil)
+	}
+	for {
+		var e struct {
+			Type, Step, Text string
+			Cached           bool
+			Function         Function
+			Error            problem
+		}
+		switch err := lines.Decode(&e); {
+		case errors.Is(err, io.EOF):
+			return Function{}, c.transportError(io.ErrUnexpectedEOF)
+		case isJSONError(err):
+			return Function{}, c.notHearth(resp, err)
+		case err != nil:
+			return Function{}, c.transportError(err)
+		}
+		switch e.Type {
+		case "step":
+			report(Event{Stage: Stage(e.Step), Text: e.Text, Cached: e.Cached})
+		case "log":
+			report(Event{Stage: StageLog, Text: e.Text})
+		case "result":
+			return c.located(e.Function), nil
+		case "error":
+			if e.Error.Code == "" {
+				e.Error.Code = hearth.CodeInternal
+			}
+			return Function{}, e.Error.err()
+		}
+	}
 }
 
 // packTemp packs dir into a file without a name, ready to be read; it is gone

@@ -2,9 +2,11 @@ package client_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,11 +21,23 @@ func TestDeploy(t *testing.T) {
 	var uploaded map[string]string
 	var length int64
 	var body map[string]any
+	var query, accept string
+	lines := []string{
+		`{"type":"step","step":"build","text":"installing"}`,
+		`{"type":"log","text":"Collecting idna"}`,
+		`{"type":"step","step":"built","text":"dependencies: cached","cached":true}`,
+		`{"type":"step","step":"start","text":"starting version 1"}`,
+		`{"type":"result","status":201,"function":{"name":"hello","live":1,"url":"/fn/hello/"}}`,
+	}
 	deployed := func(w http.ResponseWriter, r *http.Request) {
 		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
 			t.Error(err)
 		}
-		answer(201, `{"name":"hello","live":1,"url":"/fn/hello/"}`)(w, r)
+		query, accept = r.URL.RawQuery, r.Header.Get("Accept")
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		for _, l := range lines {
+			fmt.Fprintln(w, l)
+		}
 	}
 	c := serve(t, map[string]http.HandlerFunc{
 		"POST /v1/artifacts": func(w http.ResponseWriter, r *http.Request) {
@@ -43,10 +57,14 @@ func TestDeploy(t *testing.T) {
 	var stages []client.Stage
 	f, err := c.Deploy(t.Context(), dir, client.DeployOptions{
 		Override: func(m *client.Manifest) { m.Env["C"] = "d" },
-		Progress: func(s client.Step) {
-			stages = append(stages, s.Stage)
-			if s.Stage == client.StageUpload && (s.Files != 2 || s.Bytes == 0) {
-				t.Errorf("step %+v", s)
+		NoCache:  true,
+		OnEvent: func(e client.Event) {
+			stages = append(stages, e.Stage)
+			if e.Stage != client.StagePack && (e.Files != 2 || e.Bytes == 0) || e.Manifest.Name != "hello" || e.Cached != (e.Stage == client.StageBuilt) {
+				t.Errorf("event %+v", e)
+			}
+			if e.Stage == client.StageLog && e.Text != "Collecting idna" {
+				t.Errorf("event %+v", e)
 			}
 		},
 	})
@@ -60,10 +78,25 @@ func TestDeploy(t *testing.T) {
 	if diff := cmp.Diff(want, body); diff != "" {
 		t.Errorf("body (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]client.Stage{client.StagePack, client.StageUpload, client.StageStart, client.StageDone}, stages); diff != "" {
+	if diff := cmp.Diff([]client.Stage{
+		client.StagePack, client.StageUpload, client.StageBuild, client.StageLog, client.StageBuilt, client.StageStart, client.StageDone,
+	}, stages); diff != "" {
 		t.Errorf("stages (-want +got):\n%s", diff)
 	}
 
+	if query != "fresh=true" || !strings.Contains(accept, "application/x-ndjson") {
+		t.Errorf("asked with %q, accepting %q", query, accept)
+	}
+
+	lines = []string{lines[0], `{"type":"error","status":400,"error":{"code":"invalid","detail":"no such package","hint":"look"}}`}
+	_, err = c.Deploy(t.Context(), dir, client.DeployOptions{})
+	wantError(t, err, hearth.CodeInvalid, "no such package")
+	lines = lines[:1]
+	_, err = c.Deploy(t.Context(), dir, client.DeployOptions{})
+	wantError(t, err, hearth.CodeUnavailable, "broke")
+	lines = []string{"<html>"}
+	_, err = c.Deploy(t.Context(), dir, client.DeployOptions{})
+	wantError(t, err, hearth.CodeInternal, "unexpected answer")
 	_, err = c.Deploy(t.Context(), dir, client.DeployOptions{New: true})
 	wantError(t, err, hearth.CodeConflict, "already")
 	_, err = c.Deploy(t.Context(), dir, client.DeployOptions{Override: func(m *client.Manifest) { m.Name = "No" }})

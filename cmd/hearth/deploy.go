@@ -20,7 +20,7 @@ type overrides struct {
 
 func (a *app) deployCmd() *cobra.Command {
 	var o overrides
-	var onlyNew bool
+	var onlyNew, noCache bool
 	cmd := &cobra.Command{
 		Use:   "deploy [DIR]",
 		Short: "Deploy the function in a directory",
@@ -29,11 +29,16 @@ version of the function its hearth.yaml describes, waits until that version
 answers calls, and prints its URL. If it fails, the version that was live stays
 live.
 
+What requirements.txt (Python) or package.json (JavaScript) ask for is installed
+on the server, inside a sandbox of the function's isolation and runtime. The same
+lock file is installed once; --no-cache does it again.
+
 What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 .svn, .venv and __pycache__ always are.`,
 		Example: `  hearth deploy hello
   hearth deploy . --name hello-staging --env STAGE=staging
-  hearth deploy . --isolation native -o json`,
+  hearth deploy . --isolation docker
+  hearth deploy . --no-cache -o json`,
 		Args:              oneAtMost,
 		ValidArgsFunction: completeDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,7 +46,7 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 			if len(args) > 0 {
 				dir = args[0]
 			}
-			env, err := parseEnv(o.env)
+			env, err := parseEnv("--env", o.env)
 			if err != nil {
 				return err
 			}
@@ -52,7 +57,8 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 			defer c.Close()
 			f, err := c.Deploy(cmd.Context(), dir, client.DeployOptions{
 				New:      onlyNew,
-				Progress: a.progress(),
+				NoCache:  noCache,
+				OnEvent:  a.progress(),
 				Override: func(m *client.Manifest) { o.apply(m, env) },
 			})
 			if err != nil {
@@ -72,6 +78,7 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 	cmd.Flags().StringVar(&o.isolation, "isolation", "", "isolation technology instead of that in hearth.yaml")
 	cmd.Flags().StringArrayVar(&o.env, "env", nil, "environment variable `NAME=VALUE` besides those in hearth.yaml (repeatable)")
 	cmd.Flags().BoolVar(&onlyNew, "new", false, "fail if the function exists")
+	cmd.Flags().BoolVar(&noCache, "no-cache", false, "install dependencies anew, whatever was installed before")
 	return a.talks(a.prints(cmd))
 }
 
@@ -88,36 +95,40 @@ func (o overrides) apply(m *client.Manifest, env map[string]string) {
 	maps.Copy(m.Env, env)
 }
 
-func parseEnv(list []string) (map[string]string, error) {
+// parseEnv reads the NAME=VALUE of a repeated flag.
+func parseEnv(flag string, list []string) (map[string]string, error) {
 	env := map[string]string{}
 	for _, s := range list {
 		k, v, ok := strings.Cut(s, "=")
 		if !ok {
-			return nil, &usageError{fmt.Errorf("--env %q has no =\n\nwrite for example --env STAGE=test", s)}
+			return nil, &usageError{fmt.Errorf("%s %q has no =\n\nwrite for example %s STAGE=test", flag, s, flag)}
 		}
 		env[k] = v
 	}
 	return env, nil
 }
 
-// progress prints the steps of a deploy on a terminal.
-func (a *app) progress() func(client.Step) {
-	if !isTerminal(a.stderr) {
+// progress prints how a deploy goes, unless a program reads the result.
+func (a *app) progress() func(client.Event) {
+	if a.json() {
 		return nil
 	}
-	return func(s client.Step) {
-		var text string
-		switch s.Stage {
+	return func(e client.Event) {
+		text := e.Text
+		switch e.Stage {
 		case client.StagePack:
-			text = "packing " + s.Manifest.Name
+			text = "packing " + e.Manifest.Name
 		case client.StageUpload:
-			text = fmt.Sprintf("uploading %d files, %d bytes", s.Files, s.Bytes)
-		case client.StageStart:
-			text = "starting it with " + s.Manifest.Runtime + " on " + s.Manifest.WithDefaults().Isolation
+			text = fmt.Sprintf("uploading %d files, %d bytes", e.Files, e.Bytes)
+		case client.StageLog:
+			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "    "+printable(text)))
+			return
 		case client.StageDone:
-			text = a.colour(a.stderr, green, "live after "+s.Took.Round(time.Millisecond).String())
+			text = a.colour(a.stderr, green, "live after "+e.Took.Round(time.Millisecond).String())
+			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), text)
+			return
 		}
-		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), text)
+		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), printable(text))
 	}
 }
 
