@@ -20,6 +20,13 @@ type (
 	ImagePrune = images.PruneOptions
 )
 
+// The phases of a build that have something to show; see images.Phase.
+const (
+	ImageFetch  = images.PhaseFetch
+	ImageReuse  = images.PhaseReuse
+	ImageUnpack = images.PhaseUnpack
+)
+
 // Images opens the base images of a server with this configuration, which may
 // be running: it sees at once what is built. Of cfg only ImagesDir and DataDir
 // are used. Errors: CodeUnavailable and CodeDenied.
