@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/hearthrun/hearth"
@@ -22,10 +25,20 @@ type fakeDriver struct {
 	// beforeCreate runs first in Create.
 	beforeCreate func(ctx context.Context) error
 
-	mu      sync.Mutex
-	live    map[string]*fakeSandbox
-	created int
-	most    int
+	// onSnapshot answers SNAPSHOT; empty makes a guest that does not know it.
+	onSnapshot string
+	// beforeRestore runs first in Restore, with the spec and directory.
+	beforeRestore func(ctx context.Context, spec driver.Spec, dir string) error
+	// whileSaving runs in Snapshot, which fails with its error.
+	whileSaving func(dir string) error
+	// onRestored answers RESTORED; nil closes the stream.
+	onRestored func(s *fakeSandbox) *frame
+
+	mu       sync.Mutex
+	restored int
+	live     map[string]*fakeSandbox
+	created  int
+	most     int
 }
 
 type frame struct {
@@ -35,6 +48,7 @@ type frame struct {
 
 const (
 	fHello, fInit, fInvoke, fEnd, fCancel   = 0x01, 0x02, 0x03, 0x05, 0x06
+	fSnapshot, fRestored                    = 0x0a, 0x0b
 	fReady, fInitError, fResponse, fErrorFr = 0x11, 0x12, 0x13, 0x14
 )
 
@@ -45,6 +59,7 @@ func answer(body string) []frame {
 type fakeSandbox struct {
 	d         *fakeDriver
 	id        string
+	secret    string
 	host, far net.Conn
 	exited    chan struct{}
 	once      sync.Once
@@ -69,18 +84,53 @@ func (d *fakeDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sandb
 			return nil, err
 		}
 	}
+	d.mu.Lock()
+	d.created++
+	d.mu.Unlock()
+	return d.launch(spec), nil
+}
+
+// Restore starts a sandbox of which only the files tell that it was saved.
+func (d *fakeDriver) Restore(ctx context.Context, spec driver.Spec, dir string) (driver.Sandbox, error) {
+	if d.beforeRestore != nil {
+		if err := d.beforeRestore(ctx, spec, dir); err != nil {
+			return nil, err
+		}
+	}
+	saved, err := os.ReadFile(filepath.Join(dir, "memory"))
+	if err != nil || string(saved) != spec.Env["HEARTH_SECRET"] {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "the snapshot %q cannot be used: %w", saved, err)
+	}
+	d.mu.Lock()
+	d.restored++
+	d.mu.Unlock()
+	return d.launch(spec), nil
+}
+
+func (d *fakeDriver) launch(spec driver.Spec) *fakeSandbox {
 	host, far := net.Pipe()
-	sb := &fakeSandbox{d: d, id: spec.ID, host: host, far: far, exited: make(chan struct{})}
+	sb := &fakeSandbox{d: d, id: spec.ID, secret: spec.Env["HEARTH_SECRET"], host: host, far: far, exited: make(chan struct{})}
 	d.mu.Lock()
 	if d.live == nil {
 		d.live = map[string]*fakeSandbox{}
 	}
 	d.live[spec.ID] = sb
-	d.created++
 	d.most = max(d.most, len(d.live))
 	d.mu.Unlock()
 	go sb.guest()
-	return sb, nil
+	return sb
+}
+
+// Snapshot writes the one thing that a fake guest knows, and ends it.
+func (s *fakeSandbox) Snapshot(_ context.Context, dir string) error {
+	if s.d.whileSaving != nil {
+		if err := s.d.whileSaving(dir); err != nil {
+			return err
+		}
+	}
+	err := os.WriteFile(filepath.Join(dir, "memory"), []byte(s.secret), 0o644)
+	s.end(driver.Exit{})
+	return err
 }
 
 func (d *fakeDriver) count() int {
@@ -150,11 +200,23 @@ func (s *fakeSandbox) guest() {
 		case fHello:
 			send(0, frame{fReady, `{"protocol":1,"runtime":"fake","pid":1}`})
 		case fInit:
-			f := frame{fReady, `{}`}
+			f := frame{fReady, fmt.Sprintf(`{"snapshot":%t}`, s.d.onSnapshot != "")}
 			if s.d.onInit != nil {
 				f = s.d.onInit()
 			}
 			send(0, f)
+		case fSnapshot:
+			send(0, frame{fReady, s.d.onSnapshot})
+		case fRestored:
+			f := &frame{fReady, `{}`}
+			if s.d.onRestored != nil {
+				f = s.d.onRestored(s)
+			}
+			if f == nil {
+				s.end(driver.Exit{Code: 70})
+				return
+			}
+			send(0, *f)
 		case fInvoke:
 			go func() {
 				if frames := s.d.script(g, payload); frames != nil {

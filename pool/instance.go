@@ -41,13 +41,16 @@ type instance struct {
 	asked time.Time // when the pool decided to start it
 
 	// Set by start, constant afterwards.
-	sandbox driver.Sandbox
-	conn    *guest.Conn
-	started time.Time // the runtime was ready
-	inited  time.Time // the function was loaded
-	ready   guest.Ready
-	output  []*telemetry.LineWriter
-	last    lastLines
+	sandbox  driver.Sandbox
+	conn     *guest.Conn
+	secret   string    // of the guest
+	begun    time.Time // the driver was asked for the sandbox
+	started  time.Time // the runtime was ready
+	inited   time.Time // the function was loaded
+	restored *snapshot // what it was restored from, nil if it loaded its function itself
+	ready    guest.Ready
+	output   []*telemetry.LineWriter
+	last     lastLines
 
 	state     state     // guarded by Pool.mu
 	idleSince time.Time // guarded by Pool.mu
@@ -72,7 +75,7 @@ func newID() string {
 // fresh instance was made because of a call, but its start may have begun
 // before this one asked.
 func (i *instance) lease(asked, got time.Time) *Lease {
-	l := &Lease{Conn: i.conn, Instance: i.id, Ready: i.ready, Cold: i.fresh}
+	l := &Lease{Conn: i.conn, Instance: i.id, Ready: i.ready, Cold: i.fresh, inst: i}
 	wait := got.Sub(asked)
 	if i.fresh {
 		l.Timings.Start = overlap(asked, got, i.asked, i.started)
@@ -92,9 +95,9 @@ func overlap(a0, a1, b0, b1 time.Time) time.Duration {
 	return max(0, a1.Sub(a0))
 }
 
-// start creates the sandbox and loads the function. On an error nothing
-// remains but the output, for destroy.
-func (i *instance) start(ctx context.Context) (err error) {
+// start makes the sandbox with the function loaded, from the version's snapshot
+// if there is one. On an error nothing remains but the output, for destroy.
+func (i *instance) start(ctx context.Context) error {
 	v, cfg := &i.group.version, &i.pool.cfg
 	d, ok := cfg.Drivers[v.Config.Isolation]
 	if !ok {
@@ -107,35 +110,60 @@ func (i *instance) start(ctx context.Context) (err error) {
 	}
 	stdout, stderr := i.lineWriter("stdout"), i.lineWriter("stderr")
 	i.output = []*telemetry.LineWriter{stdout, stderr}
-	secret := rand.Text()
-	startCtx, cancel := context.WithTimeout(ctx, cfg.StartTimeout)
-	defer cancel()
-	i.sandbox, err = d.Create(startCtx, driver.Spec{
+	spec := driver.Spec{
 		ID:      i.id,
 		Runtime: v.Config.Runtime,
-		Env:     map[string]string{"HEARTH_SECRET": secret},
 		Mounts:  []driver.Mount{{Source: dir, Target: codeDir}},
 		Limits:  driver.Limits{Memory: int64(v.Config.Memory), CPU: v.Config.CPU},
 		Egress:  v.Config.Egress,
 		Labels:  map[string]string{"function": v.Function, "version": fmt.Sprint(v.Number)},
 		Stdout:  stdout,
 		Stderr:  stderr,
-	})
-	if err != nil {
-		return startError(startCtx, err, cfg.StartTimeout)
 	}
-	nc, err := i.sandbox.Dial(startCtx)
-	if err != nil {
-		return startError(startCtx, err, cfg.StartTimeout)
+	if s := i.pool.snapshotOf(v.Incarnation); s != nil && i.restore(ctx, d, spec, s) {
+		return nil
 	}
-	i.conn, _, err = guest.Connect(startCtx, nc, guest.Options{Secret: secret, OnLog: i.log})
+	if ctx.Err() != nil {
+		return errClosing()
+	}
+	i.begun = time.Now()
+	i.secret = rand.Text()
+	spec.Env = secretEnv(i.secret)
+	if err := i.create(ctx, d, spec); err != nil {
+		return err
+	}
+	return i.init(ctx)
+}
+
+// secretEnv is how a guest learns its secret.
+func secretEnv(secret string) map[string]string { return map[string]string{"HEARTH_SECRET": secret} }
+
+// create makes the sandbox and greets its guest.
+func (i *instance) create(ctx context.Context, d driver.Driver, spec driver.Spec) (err error) {
+	limit := i.pool.cfg.StartTimeout
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	i.sandbox, err = d.Create(ctx, spec)
+	if err != nil {
+		return startError(ctx, err, limit)
+	}
+	nc, err := i.sandbox.Dial(ctx)
+	if err != nil {
+		return startError(ctx, err, limit)
+	}
+	i.conn, _, err = guest.Connect(ctx, nc, guest.Options{Secret: i.secret, OnLog: i.log})
 	if err != nil {
 		// No code of the user has run yet, so it is not the function's fault.
-		return startError(startCtx, i.explain(err), cfg.StartTimeout)
+		return startError(ctx, i.explain(err), limit)
 	}
 	i.started = time.Now()
+	return nil
+}
 
-	initCtx, cancel := context.WithTimeout(ctx, cfg.InitTimeout)
+// init loads the function.
+func (i *instance) init(ctx context.Context) (err error) {
+	v, limit := &i.group.version, i.pool.cfg.InitTimeout
+	initCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	i.ready, err = i.conn.Init(initCtx, guest.Init{
 		Function: v.Function,
@@ -147,7 +175,7 @@ func (i *instance) start(ctx context.Context) (err error) {
 	})
 	if err != nil {
 		if errors.Is(initCtx.Err(), context.DeadlineExceeded) {
-			return hearth.Errorf(hearth.CodeFunction, "the function did not load within %s", hearth.Duration(cfg.InitTimeout)).
+			return hearth.Errorf(hearth.CodeFunction, "the function did not load within %s", hearth.Duration(limit)).
 				WithHint("look for something at the top of its files that waits or never ends")
 		}
 		if ctx.Err() != nil {
@@ -208,6 +236,13 @@ func (i *instance) explain(err error) error {
 
 // destroy frees everything of the instance.
 func (i *instance) destroy() {
+	i.destroySandbox()
+	for _, w := range i.output {
+		w.Close()
+	}
+}
+
+func (i *instance) destroySandbox() {
 	if i.conn != nil {
 		i.conn.Close()
 	}
@@ -217,9 +252,6 @@ func (i *instance) destroy() {
 		if err := i.sandbox.Destroy(ctx); err != nil {
 			i.pool.cfg.Logger.Error("a sandbox could not be destroyed", "instance", i.id, "function", i.group.version.Function, "err", err)
 		}
-	}
-	for _, w := range i.output {
-		w.Close()
 	}
 }
 

@@ -44,6 +44,13 @@ type Config struct {
 	StartTimeout time.Duration
 	// InitTimeout bounds the loading of a function's code; default 60 s.
 	InitTimeout time.Duration
+	// SnapshotDir is where functions are saved with their memory once they are
+	// loaded, to start faster where a driver and a guest can. It belongs to the
+	// pool, which removes all that is in it at New and at the end of Close. Empty
+	// means that nothing is saved.
+	SnapshotDir string
+	// MaxSnapshotBytes bounds what all snapshots take on disk; default 4 GiB.
+	MaxSnapshotBytes int64
 	// Grace is how long a function has to end a call that was cancelled before
 	// its instance is killed; default 500 ms.
 	Grace time.Duration
@@ -60,6 +67,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxInstances == 0 {
 		c.MaxInstances = 500
+	}
+	if c.MaxSnapshotBytes == 0 {
+		c.MaxSnapshotBytes = 4 << 30
 	}
 	set(&c.IdleTimeout, 10*time.Minute)
 	set(&c.StartTimeout, 30*time.Second)
@@ -84,6 +94,8 @@ type Pool struct {
 	// retired has the incarnations that Retire was called for lately, and when: a
 	// call that found its version just before may still come.
 	retired map[string]time.Time // guarded by mu
+	// snapshots are what new instances are restored from.
+	snapshots map[string]*snapshot // guarded by mu; by Version.Incarnation
 	// instances is every instance whose sandbox may still exist.
 	instances map[*instance]struct{} // guarded by mu
 }
@@ -121,6 +133,8 @@ type Lease struct {
 	Cold bool
 	// Timings has Queue, Start and Init of this call.
 	Timings hearth.Timings
+
+	inst *instance
 }
 
 // New returns an empty pool. Close it.
@@ -133,8 +147,10 @@ func New(cfg Config) *Pool {
 		groups:     map[string]*group{},
 		quiet:      make(chan struct{}),
 		retired:    map[string]time.Time{},
+		snapshots:  map[string]*snapshot{},
 		instances:  map[*instance]struct{}{},
 	}
+	p.clearSnapshots()
 	p.wg.Go(p.reap)
 	return p
 }
@@ -165,10 +181,25 @@ func (p *Pool) Do(ctx context.Context, v *hearth.Version, fn func(context.Contex
 }
 
 // Verify starts an instance of v to see whether its code loads, and keeps it
-// for the version's first call. Errors: as Do.
+// for the version's first call. Where it pays it saves the loaded function, so
+// that later instances are restored. Errors: as Do.
 func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
-	return p.Do(ctx, v, func(_ context.Context, l *Lease) error {
+	var cold time.Duration
+	ended := false
+	err := p.Do(ctx, v, func(ctx context.Context, l *Lease) error {
 		v.RequestStream = l.Ready.RequestStream
+		if l.Cold && l.inst.restored == nil { // no call has left anything in its memory
+			cold = l.inst.inited.Sub(l.inst.begun)
+			ended = p.save(ctx, l.inst)
+		}
+		return nil
+	})
+	if err != nil || !ended {
+		return err
+	}
+	// What was saved has ended; the next instance shows what that was good for.
+	return p.Do(ctx, v, func(_ context.Context, l *Lease) error {
+		p.judge(l.inst, cold)
 		return nil
 	})
 }
@@ -179,6 +210,7 @@ func (p *Pool) Retire(incarnation string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.retired[incarnation] = time.Now()
+	p.dropLocked(incarnation)
 	if g := p.groups[incarnation]; g != nil {
 		g.retired = true
 		p.evictLocked(g)
@@ -227,6 +259,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	}
 	p.cancel()
 	p.wg.Wait()
+	p.clearSnapshots()
 	return err
 }
 
@@ -275,7 +308,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version) (*instance, *Leas
 		g.idle = g.idle[:n-1]
 		inst.setState(stateLent)
 		p.mu.Unlock()
-		return inst, &Lease{Conn: inst.conn, Instance: inst.id, Ready: inst.ready}, nil
+		return inst, &Lease{Conn: inst.conn, Instance: inst.id, Ready: inst.ready, inst: inst}, nil
 	}
 	if len(g.waiters) >= p.cfg.MaxQueue {
 		p.mu.Unlock()

@@ -1,0 +1,224 @@
+package pool
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/guest"
+)
+
+// snapshotTimeout bounds the saving of an instance.
+const snapshotTimeout = 30 * time.Second
+
+// snapshot is a saved instance: its function was loaded, and had no call yet.
+// Its files hold the function's memory, and so perhaps its secrets.
+type snapshot struct {
+	dir    string
+	bytes  int64
+	secret string      // of the saved guest
+	ready  guest.Ready // what it said when it had loaded the function
+}
+
+// save takes a snapshot of a fresh instance that its caller has. It tells
+// whether the instance has ended with that, whatever came of it.
+func (p *Pool) save(ctx context.Context, i *instance) (ended bool) {
+	v := &i.group.version
+	_, restorer := p.cfg.Drivers[v.Config.Isolation].(driver.Restorer)
+	sandbox, snapshotter := i.sandbox.(driver.Snapshotter)
+	if p.cfg.SnapshotDir == "" || !restorer || !snapshotter || !i.ready.Snapshot {
+		return false
+	}
+	log := p.cfg.Logger.With("function", v.Function, "version", v.Number)
+	ctx, cancel := context.WithTimeout(ctx, snapshotTimeout)
+	defer cancel()
+	if err := i.conn.PrepareSnapshot(ctx); err != nil {
+		if hearth.ErrorCode(err) == hearth.CodeUnsupported {
+			log.Info("no snapshot is taken", "err", err)
+			return false
+		}
+		log.Warn("no snapshot could be taken", "err", err)
+		i.conn.Close()
+		return true
+	}
+	// Whether or not it can be saved, the guest waits for its restoration now.
+	defer i.conn.Close()
+	begun := time.Now()
+	s, err := p.write(ctx, sandbox)
+	if err != nil {
+		log.Warn("no snapshot could be taken", "err", err)
+		return true
+	}
+	s.secret, s.ready = i.secret, i.ready
+	if err := p.keep(v.Incarnation, s); err != nil {
+		log.Info("no snapshot is kept", "bytes", s.bytes, "err", err)
+		p.remove(s)
+		return true
+	}
+	log.Info("a snapshot was taken", "bytes", s.bytes, "took", time.Since(begun))
+	return true
+}
+
+// write saves a sandbox to a directory of its own. After an error nothing
+// remains.
+func (p *Pool) write(ctx context.Context, sandbox driver.Snapshotter) (*snapshot, error) {
+	dir, err := os.MkdirTemp(p.cfg.SnapshotDir, "snapshot-") // 0700
+	if err != nil {
+		return nil, err
+	}
+	s := &snapshot{dir: dir}
+	err = sandbox.Snapshot(ctx, dir)
+	if err == nil {
+		s.bytes, err = secure(dir)
+	}
+	if err != nil {
+		p.remove(s)
+		return nil, err
+	}
+	return s, nil
+}
+
+// secure lets nobody else read the files below dir, and returns their size.
+func secure(dir string) (bytes int64, err error) {
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		bytes += info.Size()
+		return os.Chmod(path, 0o600)
+	})
+	return bytes, err
+}
+
+// keep makes s the snapshot of a version.
+func (p *Pool) keep(incarnation string, s *snapshot) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, retired := p.retired[incarnation]; retired || p.closed {
+		return hearth.Errorf(hearth.CodeConflict, "the version was retired meanwhile")
+	}
+	total := s.bytes
+	for _, other := range p.snapshots {
+		total += other.bytes
+	}
+	if total > p.cfg.MaxSnapshotBytes {
+		return hearth.Errorf(hearth.CodeExhausted, "the snapshots of all functions may have %d bytes, and with this one they had %d", p.cfg.MaxSnapshotBytes, total)
+	}
+	p.dropLocked(incarnation)
+	p.snapshots[incarnation] = s
+	return nil
+}
+
+// snapshotOf returns the snapshot of a version, nil if it has none.
+func (p *Pool) snapshotOf(incarnation string) *snapshot {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.snapshots[incarnation]
+}
+
+// dropLocked removes the snapshot of a version, if it has one.
+func (p *Pool) dropLocked(incarnation string) {
+	s := p.snapshots[incarnation]
+	delete(p.snapshots, incarnation)
+	if s != nil && !p.closed { // Close removes what is left
+		p.wg.Go(func() { p.remove(s) })
+	}
+}
+
+// drop removes s, unless another has taken its place already.
+func (p *Pool) drop(incarnation string, s *snapshot) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.snapshots[incarnation] == s {
+		p.dropLocked(incarnation)
+	}
+}
+
+func (p *Pool) remove(s *snapshot) {
+	if err := os.RemoveAll(s.dir); err != nil {
+		p.cfg.Logger.Warn("a snapshot could not be removed", "dir", s.dir, "err", err)
+	}
+}
+
+// clearSnapshots empties the directory of snapshots; those of an earlier process
+// may have been written by another version of the driver's programs.
+func (p *Pool) clearSnapshots() {
+	dir := p.cfg.SnapshotDir
+	if dir == "" {
+		return
+	}
+	err := os.RemoveAll(dir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
+		p.cfg.Logger.Warn("the directory of snapshots could not be cleared", "dir", dir, "err", err)
+	}
+}
+
+// restore starts the instance from s, which no code of the function notices. If
+// that fails nothing remains, s neither, and the instance is to be started in
+// the ordinary way.
+func (i *instance) restore(ctx context.Context, d driver.Driver, spec driver.Spec, s *snapshot) bool {
+	restorer, ok := d.(driver.Restorer)
+	if !ok {
+		return false
+	}
+	i.begun = time.Now()
+	i.secret, i.ready, i.restored = s.secret, s.ready, s
+	spec.Env = secretEnv(s.secret)
+	startCtx, cancel := context.WithTimeout(ctx, i.pool.cfg.StartTimeout)
+	defer cancel()
+	err := i.resume(startCtx, restorer, spec, s)
+	if err == nil {
+		i.started = time.Now()
+		i.inited = i.started
+		return true
+	}
+	i.destroySandbox()
+	i.sandbox, i.conn, i.restored, i.ready = nil, nil, nil, guest.Ready{}
+	v := &i.group.version
+	if ctx.Err() == nil && i.pool.snapshotOf(v.Incarnation) == s { // else it was given up, or s is gone already
+		i.pool.cfg.Logger.Warn("a snapshot could not be restored and is removed; the function starts without it",
+			"function", v.Function, "version", v.Number, "instance", i.id, "err", err)
+		i.pool.drop(v.Incarnation, s)
+	}
+	return false
+}
+
+func (i *instance) resume(ctx context.Context, d driver.Restorer, spec driver.Spec, s *snapshot) (err error) {
+	i.sandbox, err = d.Restore(ctx, spec, s.dir)
+	if err != nil {
+		return err
+	}
+	nc, err := i.sandbox.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	i.conn, err = guest.Resume(ctx, nc, guest.Options{Secret: s.secret, OnLog: i.log})
+	return err
+}
+
+// judge drops the snapshot that an instance was restored from if that took
+// longer than cold, the time of a start without.
+func (p *Pool) judge(i *instance, cold time.Duration) {
+	if i.restored == nil {
+		return
+	}
+	v, took := &i.group.version, i.inited.Sub(i.begun)
+	log := p.cfg.Logger.With("function", v.Function, "version", v.Number, "cold", cold, "restored", took)
+	if took >= cold {
+		log.Info("a snapshot is removed: a start without it is faster")
+		p.drop(v.Incarnation, i.restored)
+		return
+	}
+	log.Info("starts are restored from a snapshot", "bytes", i.restored.bytes)
+}
