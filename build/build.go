@@ -90,6 +90,12 @@ type Summary struct {
 // with the archive; CodeCanceled when r or ctx broke off; CodeUnavailable when
 // the host cannot write.
 func Extract(ctx context.Context, r io.Reader, format Format, dir string, limits Limits) (Summary, error) {
+	_, sum, err := extract(ctx, r, format, dir, limits)
+	return sum, err
+}
+
+// extract is Extract and returns what is in the tree, too.
+func extract(ctx context.Context, r io.Reader, format Format, dir string, limits Limits) (map[string]*node, Summary, error) {
 	limits = limits.WithDefaults()
 	src := &source{ctx: ctx, r: r, left: limits.Compressed, limit: limits.Compressed}
 	var read func(*source, *tree) error
@@ -101,18 +107,19 @@ func Extract(ctx context.Context, r io.Reader, format Format, dir string, limits
 	case Tar:
 		read = readTar
 	default:
-		return Summary{}, hearth.Errorf(hearth.CodeInvalid, "the format %q is unknown", string(format)).
+		return nil, Summary{}, hearth.Errorf(hearth.CodeInvalid, "the format %q is unknown", string(format)).
 			WithHint("send a zip, tar.gz or tar archive")
 	}
 	t, err := openTree(ctx, dir, limits)
 	if err != nil {
-		return Summary{}, err
+		return nil, Summary{}, err
 	}
 	defer t.close()
 	if err := read(src, t); err != nil {
-		return Summary{}, src.explain(err, format)
+		return nil, Summary{}, src.explain(err, format)
 	}
-	return t.finish()
+	sum, err := t.finish()
+	return t.nodes, sum, err
 }
 
 // WriteFiles writes files, paths with their contents, to dir, an existing empty

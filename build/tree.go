@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -336,22 +337,18 @@ func (t *tree) finish() (Summary, error) {
 			}
 		}
 	}
-	var s Summary
-	listing := sha256.New()
+	files := 0
 	for _, p := range slices.Backward(paths) { // children before directories: for their times
 		n := t.nodes[p]
 		if n.kind == kindLink {
-			// The target lies inside by its text, but links on the way to it may
-			// lead elsewhere: let the kernel walk, fenced in by the root.
-			if _, err := t.root.Stat(p); err != nil && !harmless(err) {
-				return Summary{}, leavesTree(p, n.target)
+			files++
+			if err := checkLink(t.root, p, n.target); err != nil {
+				return Summary{}, err
 			}
-			s.Files++
 			continue
 		}
 		if n.kind == kindFile {
-			s.Files++
-			s.Bytes += n.size
+			files++
 		}
 		if n.kind == kindDir {
 			if err := t.root.Chmod(p, 0o755); err != nil {
@@ -362,30 +359,60 @@ func (t *tree) finish() (Summary, error) {
 			return Summary{}, hostError(err)
 		}
 	}
-	if s.Files == 0 {
+	if files == 0 {
 		return Summary{}, hearth.Errorf(hearth.CodeInvalid, "there are no files in it").
 			WithHint("put at least the handler's file in, for example main.py")
 	}
-	for _, p := range paths {
-		n := t.nodes[p]
+	return summarize(t.nodes), nil
+}
+
+// checkLink checks where a symbolic link leads. Its target lies inside by its
+// text, but links on the way to it may lead elsewhere: the kernel walks, fenced
+// in by the root.
+func checkLink(root *os.Root, p, target string) error {
+	if _, err := root.Stat(p); err != nil && !harmless(err) {
+		return leavesTree(p, target)
+	}
+	return nil
+}
+
+// summarize returns the summary of a tree.
+func summarize(nodes map[string]*node) Summary {
+	var s Summary
+	for _, n := range nodes {
+		if n.kind != kindDir {
+			s.Files++
+			s.Bytes += n.size
+		}
+	}
+	sum := sha256.New()
+	_ = writeListing(sum, nodes) // a hash takes everything
+	s.Digest = "sha256:" + hex.EncodeToString(sum.Sum(nil))
+	return s
+}
+
+// writeListing writes the canonical listing of a tree, one line an entry.
+func writeListing(w io.Writer, nodes map[string]*node) error {
+	b := bufio.NewWriterSize(w, 64<<10)
+	for _, p := range slices.Sorted(maps.Keys(nodes)) {
+		n := nodes[p]
 		switch n.kind {
 		case kindFile:
 			mode := "0644"
 			if n.exec {
 				mode = "0755"
 			}
-			fmt.Fprintf(listing, "%q file %s %d %x\n", p, mode, n.size, n.hash)
+			fmt.Fprintf(b, "%q file %s %d %x\n", p, mode, n.size, n.hash)
 		case kindLink:
-			fmt.Fprintf(listing, "%q link %q\n", p, n.target)
+			fmt.Fprintf(b, "%q link %q\n", p, n.target)
 		case kindDir:
 			// Others follow from the files in them; archives may leave them out.
 			if !n.child {
-				fmt.Fprintf(listing, "%q dir 0755\n", p)
+				fmt.Fprintf(b, "%q dir 0755\n", p)
 			}
 		}
 	}
-	s.Digest = "sha256:" + hex.EncodeToString(listing.Sum(nil))
-	return s, nil
+	return b.Flush()
 }
 
 // harmless tells that a link leads nowhere: it dangles inside of the tree or

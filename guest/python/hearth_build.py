@@ -128,8 +128,8 @@ def measure():
     """Returns bytes and number of files, and the largest packages."""
     total = files = 0
     sizes = {}
-    for place, dirs, names in os.walk(OUT):
-        files += len(names) + len(dirs)
+    for place, _, names in os.walk(OUT):
+        files += len(names)
         package = os.path.relpath(place, PACKAGES).split(os.sep)[0]
         for name in names:
             size = os.lstat(os.path.join(place, name)).st_size
@@ -169,7 +169,7 @@ def main():
             status = 1
         out.write(json.dumps(head).encode() + b"\n")
         out.flush()
-        if status == 0:
+        if head["ok"] and head["files"] > 0:
             send(out)
     return status
 
