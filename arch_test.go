@@ -22,7 +22,7 @@ var imports = map[string][]string{
 	"api":                         {"", "build", "driver"},
 	"gateway":                     {"", "guest"},
 	"pool":                        {"", "driver", "guest", "telemetry"},
-	"build":                       {"", "driver"},
+	"build":                       {"", "driver", "guest"},
 	"store":                       {""},
 	"telemetry":                   {""},
 	"client":                      {""},
@@ -39,7 +39,7 @@ var imports = map[string][]string{
 	"driver/native/init":          {},
 	"driver/seccomp":              {},
 	"images":                      {"", "guest"},
-	"bench":                       {"", "client", "driver", "guest"},
+	"bench":                       {"", "client", "driver", "guest", "images"},
 	"test/e2e":                    {},
 	"test/script":                 {},
 }
