@@ -123,7 +123,7 @@ type Deps struct {
 	Catalog     Catalog
 	Versions    Versions
 	Artifacts   Artifacts
-	Builder     Builder // default: none, dependencies are not installed
+	Builder     Builder
 	Verifier    Verifier
 	Instances   Instances
 	Router      Router

@@ -97,9 +97,7 @@ func (s *server) source(ctx context.Context, d deployment, was *hearth.Version, 
 	if err := build.CheckHandler(src.dir, language, handler); err != nil {
 		return src, err
 	}
-	if s.Builder != nil {
-		src.manifest, err = s.Builder.Manifest(src.dir, language)
-	}
+	src.manifest, err = s.Builder.Manifest(src.dir, language)
 	return src, err
 }
 

@@ -4,6 +4,9 @@ import (
 	"context"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/api"
+	"github.com/hearthrun/hearth/build"
+	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/gateway"
 	"github.com/hearthrun/hearth/pool"
 	"github.com/hearthrun/hearth/store"
@@ -50,6 +53,26 @@ func (a artifacts) Put(ctx context.Context, fill func(dir string) (string, error
 	}
 	_, err = stage.Commit(ctx, digest)
 	return err
+}
+
+// builds is the builder as the API sees it.
+type builds struct {
+	builder *build.Builder
+	drivers map[string]driver.Driver
+}
+
+func (b builds) Manifest(dir, language string) (string, error) { return build.Manifest(dir, language) }
+
+func (b builds) Build(ctx context.Context, r api.BuildRequest) (api.BuildResult, error) {
+	d, ok := b.drivers[r.Isolation]
+	if !ok {
+		return api.BuildResult{}, hearth.Errorf(hearth.CodeInvalid, "isolation %q is unknown", r.Isolation)
+	}
+	res, err := b.builder.Build(ctx, build.Request{
+		Driver: d, Isolation: r.Isolation, Runtime: r.Runtime,
+		Source: r.Source, Out: r.Out, Log: r.Log, Fresh: r.Fresh,
+	})
+	return api.BuildResult{Summary: res.Summary, Cached: res.Cached}, err
 }
 
 // recorded reads invocation records, the newest included.

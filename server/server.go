@@ -19,6 +19,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/api"
+	"github.com/hearthrun/hearth/build"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/gateway"
 	"github.com/hearthrun/hearth/pool"
@@ -54,6 +55,15 @@ type Config struct {
 	// DockerRuntime is the OCI runtime that Docker starts containers with, such
 	// as runsc; default is Docker's own.
 	DockerRuntime string
+
+	// BuildAllow are endpoints, "host:port", that dependency builds may reach
+	// besides public addresses and the usual registries, wherever they are.
+	BuildAllow []string
+	// BuildEnv are environment variables of installers, such as PIP_INDEX_URL or
+	// npm_config_registry.
+	BuildEnv map[string]string
+	// BuildTimeout bounds one dependency build; default 10 minutes.
+	BuildTimeout time.Duration
 }
 
 // drivers returns what drivers are made with that may write to dir.
@@ -95,6 +105,7 @@ type Server struct {
 	logs     *telemetry.Logs
 	recorder *telemetry.Recorder
 	drivers  map[string]driver.Driver
+	builder  *build.Builder
 	probes   *probes
 	pool     *pool.Pool
 	gateway  *gateway.Gateway
@@ -127,6 +138,14 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{}, log)
 	if s.drivers, err = newDrivers(s.cfg.drivers(s.store.Dir(), s.store.Owner())); err != nil {
+		return nil, err
+	}
+	s.builder, err = build.NewBuilder(build.Config{
+		Dir:   filepath.Join(s.store.Dir(), "builds"),
+		Allow: append(build.DefaultAllow(), s.cfg.BuildAllow...), Env: s.cfg.BuildEnv,
+		Timeout: s.cfg.BuildTimeout, Logger: log,
+	})
+	if err != nil {
 		return nil, err
 	}
 	s.probes = newProbes(s.drivers, log)
@@ -171,6 +190,7 @@ func (s *Server) handler() http.Handler {
 		Catalog:     s.store,
 		Versions:    s.store,
 		Artifacts:   artifacts{s.store},
+		Builder:     builds{s.builder, s.drivers},
 		Verifier:    s.pool,
 		Router:      s.gateway,
 		Invoker:     s.gateway,
@@ -275,6 +295,9 @@ func (s *Server) Close() error {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()          // nobody is being served
 		s.pool.Close(ctx) //nolint:errcheck // it tells of calls that were cut off, as meant
+	}
+	if s.builder != nil {
+		errs = append(errs, s.builder.Close())
 	}
 	for _, d := range s.drivers {
 		errs = append(errs, d.Close())

@@ -17,6 +17,7 @@ import (
 func (a *app) serveCmd() *cobra.Command {
 	cfg := server.Config{Version: version}
 	var logLevel, logFormat string
+	var buildEnv []string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the server",
@@ -31,6 +32,7 @@ The management API has no log-in yet: it is served only to clients on this
 machine, under any --listen address; functions are served to everyone.`,
 		Example: `  hearth serve
   hearth serve --listen 127.0.0.1:9000 --data-dir ./data
+  hearth serve --build-env PIP_INDEX_URL=https://pypi.example.com/simple --build-allow pypi.example.com:443
   HEARTH_LOG_FORMAT=json hearth serve`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,8 +43,14 @@ machine, under any --listen address; functions are served to everyone.`,
 			if err := a.hostDefaults(&cfg); err != nil {
 				return err
 			}
+			if cfg.BuildEnv, err = parseEnv("--build-env", buildEnv); err != nil {
+				return err
+			}
 			if cfg.DrainTimeout <= 0 {
 				return &usageError{fmt.Errorf("--drain-timeout %s is not positive", cfg.DrainTimeout)}
+			}
+			if cfg.BuildTimeout <= 0 {
+				return &usageError{fmt.Errorf("--build-timeout %s is not positive", cfg.BuildTimeout)}
 			}
 			s, err := server.New(cmd.Context(), cfg)
 			if err != nil {
@@ -58,9 +66,12 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringSliceVar(&cfg.AllowedHosts, "allowed-hosts", nil, "host names under which the management API is served besides loopback")
 	f.IntVar(&cfg.KeepInvocations, "keep-invocations", 1_000_000, "how many records of calls are kept")
 	f.DurationVar(&cfg.KeepInvocationsFor, "keep-invocations-for", 7*24*time.Hour, "how long records of calls are kept")
+	f.StringSliceVar(&cfg.BuildAllow, "build-allow", nil, "`HOST:PORT` that dependency builds may reach though its address is not public, such as a registry of your network (repeatable)")
+	f.StringArrayVar(&buildEnv, "build-env", nil, "`NAME=VALUE` for installers of dependencies, such as PIP_INDEX_URL or npm_config_registry (repeatable)")
+	f.DurationVar(&cfg.BuildTimeout, "build-timeout", 10*time.Minute, "how long one dependency build may take")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "build-allow", "build-timeout", "log-level", "log-format")
 	return cmd
 }
 
