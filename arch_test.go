@@ -18,7 +18,7 @@ const module = "github.com/hearthrun/hearth"
 var imports = map[string][]string{
 	"":                            {},
 	"cmd/hearth":                  {"", "server", "client", "bench"},
-	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/docker", "driver/native", "guest", "images"},
+	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/docker", "driver/native", "driver/oci", "guest", "images"},
 	"api":                         {"", "build", "driver"},
 	"gateway":                     {"", "guest"},
 	"pool":                        {"", "driver", "guest", "telemetry"},
@@ -37,6 +37,8 @@ var imports = map[string][]string{
 	"driver/egress":               {""},
 	"driver/native":               {"", "driver", "driver/cgroup", "driver/egress", "driver/seccomp", "guest"},
 	"driver/native/init":          {},
+	"driver/oci":                  {"", "driver", "driver/cgroup", "driver/egress", "driver/seccomp", "guest", "images"},
+	"driver/oci/init":             {},
 	"driver/seccomp":              {},
 	"images":                      {"", "guest"},
 	"bench":                       {"", "client", "driver", "guest", "images"},

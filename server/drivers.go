@@ -16,6 +16,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/docker"
 	"github.com/hearthrun/hearth/driver/native"
+	"github.com/hearthrun/hearth/driver/oci"
 	"github.com/hearthrun/hearth/images"
 )
 
@@ -55,7 +56,20 @@ func newDrivers(c driverConfig) (map[string]driver.Driver, error) {
 	if err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
-	return map[string]driver.Driver{"native": n, "docker": d}, nil
+	drivers := map[string]driver.Driver{"native": n, "docker": d}
+	for _, dialect := range []oci.Dialect{oci.Runc, oci.GVisor} {
+		o, err := oci.New(oci.Config{
+			Dialect: dialect, Dir: filepath.Join(c.dir, string(dialect)), Owner: c.owner, Images: store, Logger: c.log,
+		})
+		if err != nil {
+			for _, made := range drivers {
+				err = errors.Join(err, made.Close())
+			}
+			return nil, err
+		}
+		drivers[string(dialect)] = o
+	}
+	return drivers, nil
 }
 
 // clean destroys what an earlier process of the same owner left.

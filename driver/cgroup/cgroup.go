@@ -77,6 +77,7 @@ func Find(name string) Groups {
 		}
 	}
 	v1, v2, mount := map[string]string{}, "", ""
+	var all []string
 	for s := bufio.NewScanner(bytes.NewReader(mounts)); s.Scan(); {
 		head, tail, ok := strings.Cut(s.Text(), " - ")
 		h, t := strings.Fields(head), strings.Fields(tail)
@@ -86,8 +87,12 @@ func Find(name string) Groups {
 		switch t[0] {
 		case "cgroup2":
 			v2, mount = ownGroup(h[4], h[3], own[""]), h[4]
+			all = append(all, v2)
 		case "cgroup":
 			for c := range strings.SplitSeq(t[2], ",") {
+				if path, ok := own[c]; ok {
+					all = append(all, ownGroup(h[4], h[3], path))
+				}
 				if slices.Contains(v1Controllers, c) && v1[c] == "" {
 					v1[c] = ownGroup(h[4], h[3], own[c])
 				}
@@ -98,7 +103,7 @@ func Find(name string) Groups {
 		return newV2(v2, mount, name)
 	}
 	if len(v1) > 0 {
-		return newV1(v1, name)
+		return newV1(v1, all, name)
 	}
 	return None{}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -27,10 +28,13 @@ type v1 struct {
 	name   string
 	own    map[string]string // controller → directory of the server's group
 	shared map[string]string // controller → directory that holds the sandboxes
+	// others are where OCI runtimes make groups besides, in the hierarchies of
+	// all other controllers.
+	others []string
 	remedy string
 }
 
-func newV1(own map[string]string, name string) Groups {
+func newV1(own map[string]string, all []string, name string) Groups {
 	c := &v1{name: name, own: map[string]string{}, shared: map[string]string{}}
 	for _, controller := range v1Controllers {
 		dir, ok := own[controller]
@@ -46,6 +50,12 @@ func newV1(own map[string]string, name string) Groups {
 	}
 	if len(c.shared) == 0 {
 		return None{}
+	}
+	for _, dir := range all {
+		shared := filepath.Join(dir, name)
+		if !slices.Contains(slices.Collect(maps.Values(c.shared)), shared) && !slices.Contains(c.others, shared) {
+			c.others = append(c.others, shared)
+		}
 	}
 	return c
 }
@@ -73,6 +83,9 @@ func (c *v1) group(id string) *group1 {
 			g.dirs = append(g.dirs, dir)
 			g.home = append(g.home, c.own[name])
 		}
+	}
+	for _, shared := range c.others {
+		g.others = append(g.others, filepath.Join(shared, id))
 	}
 	return g
 }
@@ -103,7 +116,7 @@ func (c *v1) Create(id string, l driver.Limits) (Group, error) {
 			}
 		}
 		if dir := g.dir["cpu"]; dir != "" {
-			if err := write(dir, "cpu.cfs_quota_us", strconv.Itoa(max(int(l.CPU*cpuPeriod), 1000))); err != nil {
+			if err := write(dir, "cpu.cfs_quota_us", strconv.FormatInt(Quota(l.CPU), 10)); err != nil {
 				return err
 			}
 		}
@@ -121,8 +134,12 @@ func (c *v1) Create(id string, l driver.Limits) (Group, error) {
 	return g, nil
 }
 
-// cpuPeriod is the kernel's default period of the CPU quota in µs.
-const cpuPeriod = 100_000
+// Period is the kernel's default period of the CPU quota in µs.
+const Period = 100_000
+
+// Quota is how many µs of each Period a number of cores is; the kernel takes no
+// less than 1000.
+func Quota(cores float64) int64 { return max(int64(cores*Period), 1000) }
 
 func (c *v1) List() []string {
 	var ids []string
@@ -141,15 +158,16 @@ func (c *v1) List() []string {
 func (c *v1) Path(id string) string { return filepath.Join(c.name, id) }
 
 func (c *v1) Close() {
-	for _, dir := range c.shared {
+	for _, dir := range slices.AppendSeq(slices.Clone(c.others), maps.Values(c.shared)) {
 		_ = unix.Rmdir(dir)
 	}
 }
 
 type group1 struct {
-	dir  map[string]string // controller → directory
-	dirs []string          // each directory once
-	home []string          // for each of dirs, the group the server lives in
+	dir    map[string]string // controller → directory
+	dirs   []string          // each directory once
+	home   []string          // for each of dirs, the group the server lives in
+	others []string          // groups that a runtime may have made besides
 }
 
 // Spawn moves this thread alone into the group, starts the process from it, and
@@ -238,7 +256,7 @@ func (g *group1) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 
 func (g *group1) Remove(ctx context.Context) error {
 	var errs []error
-	for _, dir := range g.dirs {
+	for _, dir := range slices.Concat(g.others, g.dirs) {
 		errs = append(errs, removeGroup(ctx, dir))
 	}
 	return errors.Join(errs...)

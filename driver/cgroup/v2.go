@@ -136,7 +136,7 @@ func (c *v2) Create(id string, l driver.Limits) (Group, error) {
 		set("memory", "memory.max", strconv.FormatInt(l.Memory, 10)),
 		set("memory", "memory.swap.max", "0"),
 		set("memory", "memory.oom.group", "1"),
-		set("cpu", "cpu.max", fmt.Sprintf("%d %d", max(int(l.CPU*cpuPeriod), 1000), cpuPeriod)),
+		set("cpu", "cpu.max", fmt.Sprintf("%d %d", Quota(l.CPU), Period)),
 		set("pids", "pids.max", strconv.Itoa(l.PIDs+HelperTasks)))
 	if err != nil {
 		_ = unix.Rmdir(g.dir)
