@@ -65,7 +65,8 @@ func (s saver) Snapshot(ctx context.Context, dir string) error {
 // Restore implements driver.Restorer.
 func (d *Driver) Restore(ctx context.Context, spec driver.Spec, dir string) (driver.Sandbox, error) {
 	if d.dialect != GVisor || policy(spec) != hearth.EgressNone {
-		return nil, hearth.Errorf(hearth.CodeUnsupported, "only sandboxes of gVisor without a network can be restored")
+		return nil, hearth.Errorf(hearth.CodeUnsupported, "only sandboxes of gVisor without a network can be restored").
+			WithHint("create one instead")
 	}
 	_, err := os.Stat(filepath.Join(dir, "checkpoint.img"))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -222,8 +222,11 @@ func TestSnapshot(t *testing.T) {
 		Fresh        []string
 	}
 	var answers []answer
+	var all []*restored
 	for i := range 3 {
-		r := s.restore(t, fmt.Sprintf("restored-%d", i), dir)
+		all = append(all, s.restore(t, fmt.Sprintf("restored-%d", i), dir))
+	}
+	for i, r := range all {
 		t.Logf("cold start with the load of the function %v, restored in %v", cold, r.took)
 		var b body
 		err := r.conn.Invoke(t.Context(), &guest.Call{ID: r.ID(), Kind: hearth.KindEvent, Deadline: time.Now().Add(time.Minute)}, &b)
