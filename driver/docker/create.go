@@ -51,7 +51,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, 
 		bin = path.Dir(img.Interpreter)
 	}
 	if len(spec.Command) == 0 {
-		spec.Command = guest.Command(img.Language, img.Interpreter, driver.GuestDir)
+		spec.Command = guest.CommandFor(spec.Build, img.Language, img.Interpreter, driver.GuestDir)
 	}
 	if len(spec.Command) == 0 {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "the runtime %s has no guest of its own", spec.Runtime).
@@ -186,7 +186,8 @@ func (d *Driver) run(ctx context.Context, s *sandbox, img images.Image, config *
 		err = create()
 	}
 	if err != nil {
-		s.refused = cerrdefs.IsConflict(err)
+		s.taken = cerrdefs.IsConflict(err)
+		s.refused = s.taken || isAbsent(err)
 		return err
 	}
 	if ctx.Err() != nil {
@@ -203,7 +204,7 @@ func (d *Driver) explainStart(s *sandbox, err error) error {
 	switch {
 	case errors.As(err, &known), errors.Is(err, context.Canceled):
 		return err
-	case s.refused:
+	case s.taken:
 		return errLeft(s.id)
 	}
 	return d.explain("start sandbox "+s.id, err)
@@ -236,10 +237,14 @@ func (d *Driver) container(s *sandbox, spec driver.Spec, img images.Image, f *fa
 	user := strconv.FormatUint(uint64(d.users+s.user), 10)
 	config := &container.Config{
 		Hostname: "sandbox", User: user + ":" + user, Image: img.Ref, WorkingDir: "/",
-		Entrypoint: []string{helperPath}, Cmd: []string{},
+		Entrypoint: []string{helperPath}, Cmd: []string{}, StopSignal: "SIGKILL",
 		// For the helper only: the guest's variables come with the plan.
 		Env:    []string{"GOMAXPROCS=1", "GOGC=off", "GOTRACEBACK=none"},
 		Labels: map[string]string{},
+		// An OCI runtime that uses the kernel's namespaces makes one with loopback by
+		// itself. For a network of the kind none the engine would start a program of
+		// its own in each container, which takes as long as all the rest.
+		NetworkDisabled: d.enters(f),
 	}
 	maps.Copy(config.Labels, spec.Labels)
 	config.Labels[labelOwner], config.Labels[labelSandbox] = d.owner, s.id
@@ -325,6 +330,9 @@ func (d *Driver) finish(ctx context.Context, s *sandbox, spec driver.Spec, f *fa
 	<-s.made // it runs, so it was
 	s.group, s.grouped = cgroup.Of(pid, s.container)
 	if d.enters(f) {
+		if err := ownNetwork(pid); err != nil {
+			return hearth.Errorf(hearth.CodeUnavailable, "look at the network of sandbox %s: %w", s.id, err)
+		}
 		targets := []string{helperPath, runPath}
 		for _, m := range spec.Mounts {
 			targets = append(targets, m.Target)

@@ -89,7 +89,7 @@ func archive(ref string, w io.Writer) error {
 
 func newDriver(t testing.TB, host, dir, owner string) driver.Driver {
 	t.Helper()
-	d, err := docker.New(docker.Config{Dir: filepath.Join(dir, "docker"), Owner: owner, Images: &bare{}, Host: host})
+	d, err := docker.New(docker.Config{Dir: filepath.Join(dir, "docker"), Owner: owner, Images: &bare{}, Host: host, OCIRuntime: os.Getenv("HEARTH_TEST_DOCKER_RUNTIME")})
 	if err != nil {
 		t.Fatal(err)
 	}

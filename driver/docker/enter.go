@@ -115,6 +115,22 @@ func mountWritable(scratch int) error {
 	return nil
 }
 
+// ownNetwork checks that the container of process pid has a network namespace of
+// its own: whatever the engine was configured to, nothing of the user's runs in
+// the host's.
+func ownNetwork(pid int) error {
+	theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	if err != nil {
+		return err
+	}
+	for _, host := range []string{"1", "self"} {
+		if ns, err := os.Readlink("/proc/" + host + "/ns/net"); err == nil && ns == theirs {
+			return errors.New("it is the host's")
+		}
+	}
+	return nil
+}
+
 // attach gives the container of process pid its way to the internet.
 func (d *Driver) attach(pid int, s *sandbox) error {
 	ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")

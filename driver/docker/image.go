@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 
@@ -49,6 +50,9 @@ func (d *Driver) load(ctx context.Context, img images.Image) error {
 	}
 }
 
+// errTaken ends an archive that the engine reads no further.
+var errTaken = errors.New("the engine has ended the load")
+
 func (d *Driver) loadNow(ctx context.Context, img images.Image) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
@@ -65,12 +69,11 @@ func (d *Driver) loadNow(ctx context.Context, img images.Image) error {
 		_, err = io.Copy(io.Discard, result)
 		_ = result.Close()
 	}
-	_ = r.CloseWithError(context.Canceled)
-	// What the archive says is the cause of what the engine says.
-	if perr := <-packed; perr != nil && err == nil {
-		err = perr
-	} else if hearth.ErrorCode(perr) != hearth.CodeInternal && perr != nil && !isAbsent(err) {
-		return perr
+	_ = r.CloseWithError(errTaken)
+	// What ended the archive is why the engine complains, unless it was the
+	// engine.
+	if perr := <-packed; perr != nil && !errors.Is(perr, errTaken) {
+		return hearth.AsError(perr)
 	}
 	if err != nil {
 		return d.explain("load the image "+img.Ref, err)

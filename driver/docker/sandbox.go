@@ -50,7 +50,8 @@ type sandbox struct {
 
 	container string        // its id in the engine; constant once made is closed
 	made      chan struct{} // closed when the engine has made the container
-	refused   bool          // the engine has another container of that name; constant once settled
+	taken     bool          // the engine has another container of that name; constant once settled
+	refused   bool          // the engine has made no container; likewise
 	settled   chan struct{} // closed when the engine is asked for nothing any more
 
 	output  output
@@ -342,19 +343,17 @@ func (s *sandbox) free(ctx context.Context) error {
 	if stream != nil {
 		_ = stream.Close()
 	}
+	if s.control != nil {
+		_ = s.control.Close() // ends the guest, even if there is no engine
+	}
 	select {
 	case <-s.settled:
 	case <-ctx.Done():
 		return errors.New("the engine does not answer")
 	}
-	// The engine first: told of an end that it has not ordered, it would write
-	// that down before it removes the container.
 	var err error
 	if !s.refused {
 		err = s.remove(ctx)
-	}
-	if s.control != nil {
-		_ = s.control.Close() // ends the guest, even if there is no engine
 	}
 	if stack != nil {
 		_ = stack.Close()
