@@ -90,7 +90,7 @@ start() {
 	fi
 	rm -f "$dir/docker.sock" "$dir/docker.pid"
 	# A session of its own: Ctrl-C in a test run does not reach it, stop does.
-	setsid env -u DOCKER_HOST DOCKER_RAMDISK=1 dockerd --config-file "$dir/daemon.json" \
+	setsid env -u DOCKER_HOST dockerd --config-file "$dir/daemon.json" \
 		--data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" \
 		--host "unix://$dir/docker.sock" --group root --storage-driver "$driver" \
 		--bridge none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
@@ -131,7 +131,7 @@ halt() {
 	end "$dir/exec/containerd/containerd.pid" containerd
 	# And that its shims, which know the engine by the address of its containerd.
 	for pid in $(ls /proc | grep -E '^[0-9]+$'); do
-		args=$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) || continue
+		args=$({ tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null) || continue
 		case $args in
 		*containerd-shim*"$dir/exec/"*)
 			for child in $(cat "/proc/$pid/task/"*/children 2>/dev/null); do kill -KILL "$child" 2>/dev/null || true; done
