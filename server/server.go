@@ -149,7 +149,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.probes = newProbes(s.drivers, log)
-	s.pool = pool.New(pool.Config{Drivers: s.drivers, Artifacts: s.store, Logs: s.logs, Logger: log})
+	s.pool = pool.New(pool.Config{
+		Drivers: s.drivers, Artifacts: s.store, Logs: s.logs, Logger: log,
+		SnapshotDir: filepath.Join(s.store.Dir(), "snapshots"),
+	})
 	spool := filepath.Join(s.store.Dir(), "spool")
 	// A killed server may have left what it had no time to unlink.
 	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
