@@ -826,6 +826,7 @@ def load():
         sys.path.insert(0, code)
         if "PYTHONPATH" in env:
             sys.path[1:1] = [p for p in str(env["PYTHONPATH"]).split(":") if p]
+        add_packages(code + "/.hearth/python")
         module, dot, attribute = name.rpartition(".")
         module = module.replace("/", ".")
         __import__(module)
@@ -849,6 +850,21 @@ def load():
     send(frame(READY, 0, b'{"request_stream":true,"snapshot":true}' if request_stream
                else b'{"request_stream":false,"snapshot":true}'))
     return True
+
+
+def add_packages(directory):
+    """Adds what Hearth has installed, as with site-packages after all else."""
+    try:
+        posix.stat(directory)
+    except OSError:
+        return
+    try:
+        posix.stat(directory + ".pth")
+    except OSError:
+        sys.path.append(directory)
+    else:  # the builder has found .pth files
+        from site import addsitedir
+        addsitedir(directory)
 
 
 def stop():
