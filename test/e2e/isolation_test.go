@@ -1,51 +1,94 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 )
 
-// TestChangeIsolation moves a function from one isolation to another under load:
-// each change is a new version, and no call is lost.
-func TestChangeIsolation(t *testing.T) {
-	in := start(t, "")
+// others returns the drivers besides native that work here and have a runtime
+// for the language; the test is skipped if there are none.
+func (in *installation) others(language string) (names []string) {
+	in.t.Helper()
 	var v struct {
 		Drivers []struct {
 			Name     string
 			Works    bool
-			Missing  []struct{ What, Remedy string }
+			Missing  []struct{ What string }
 			Runtimes []struct{ Language string }
 		}
 	}
-	decode(t, in.do("GET", "/v1/drivers?refresh=true", nil), &v)
+	decode(in.t, in.do("GET", "/v1/drivers?refresh=true", nil), &v)
+	var why []string
+	for _, d := range v.Drivers {
+		has := false
+		for _, r := range d.Runtimes {
+			has = has || r.Language == language
+		}
+		switch {
+		case d.Name == "native":
+		case d.Works && has:
+			names = append(names, d.Name)
+		case d.Works:
+			why = append(why, d.Name+" has no runtime for "+language)
+		default:
+			for _, p := range d.Missing {
+				why = append(why, d.Name+": "+p.What)
+			}
+		}
+	}
+	if len(names) == 0 {
+		in.t.Skipf("only native works here: %s", strings.Join(why, "; "))
+	}
+	return names
+}
+
+// TestChangeIsolationWithDependencies: only the isolation is changed, and what
+// the function needs is installed for the other one, from the same source.
+func TestChangeIsolationWithDependencies(t *testing.T) {
+	in := start(t, "")
+	for _, l := range languages {
+		t.Run(l.runtime, func(t *testing.T) {
+			in.t = t
+			others := in.others(l.runtime)
+			needRegistry(t, l.runtime)
+			name := "moves-" + l.runtime
+			if list := in.follow(name, l.runtime, dependent[l.runtime], nil); list[len(list)-1].Type != "result" {
+				t.Fatalf("deploy: %+v", list)
+			}
+			first := in.do("GET", "/fn/"+name+"/", nil)
+			source := in.do("GET", "/v1/functions/"+name+"/versions/1", nil).json(t)["source"]
+			for i, driver := range others {
+				a := in.do("PUT", "/v1/functions/"+name, fields{"runtime": l.runtime, "isolation": driver})
+				if a.status != 200 {
+					t.Fatalf("to %s: %v", driver, a)
+				}
+				v := in.do("GET", fmt.Sprintf("/v1/functions/%s/versions/%d", name, i+2), nil).json(t)
+				if v["source"] != source || source == nil {
+					t.Errorf("to %s: built from %v instead of %v", driver, v["source"], source)
+				}
+				if a := in.do("GET", "/fn/"+name+"/", nil); a.status != 200 || string(a.body) != string(first.body) {
+					t.Errorf("with %s the function answers %v", driver, a)
+				}
+			}
+		})
+	}
+	in.t = t
+	in.noBuildsLeft()
+}
+
+// TestChangeIsolation moves a function from one isolation to another under load:
+// each change is a new version, and no call is lost.
+func TestChangeIsolation(t *testing.T) {
+	in := start(t, "")
 	each(t, map[string]string{
 		"python": "def handler(event, context):\n    return 'fine'\n",
 		"nodejs": "export const handler = async () => 'fine';\n",
 	}, func(t *testing.T, runtime, code string) {
 		in.t = t
-		var others, why []string
-		for _, d := range v.Drivers {
-			has := false
-			for _, r := range d.Runtimes {
-				has = has || r.Language == runtime
-			}
-			switch {
-			case d.Name == "native":
-			case d.Works && has:
-				others = append(others, d.Name)
-			case d.Works:
-				why = append(why, d.Name+" has no runtime for "+runtime)
-			default:
-				for _, p := range d.Missing {
-					why = append(why, d.Name+": "+p.What)
-				}
-			}
-		}
-		if len(others) == 0 {
-			t.Skipf("only native works here: %s", strings.Join(why, "; "))
-		}
+		others := in.others(runtime)
 		name := "moves-" + runtime
 		in.deploy(name, runtime, code, fields{"concurrency": 4})
 		var done atomic.Bool

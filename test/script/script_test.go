@@ -44,12 +44,30 @@ func params(t *testing.T) testscript.Params {
 			"exits": exits,
 		},
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Geteuid() == 0, nil
+			case "npm":
+				return reachable("https://registry.npmjs.org/ms/2.1.3"), nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 	}
+}
+
+// reachable tells whether a page of a registry can be read.
+func reachable(url string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	return resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
 }
 
 func scripts(t *testing.T) []string {
