@@ -51,7 +51,7 @@ func (p plan) common() *specs.Spec {
 		Version: "1.0.2",
 		Process: &specs.Process{
 			Env: slices.Clone(p.env), Cwd: "/", NoNewPrivileges: true,
-			Rlimits: p.rlimits(),
+			Rlimits: p.rlimits(cgroup.HelperTasks),
 		},
 		Root:     &specs.Root{Path: p.root, Readonly: true},
 		Hostname: "sandbox",
@@ -77,7 +77,7 @@ func (p plan) common() *specs.Spec {
 func (p plan) runc() *specs.Spec {
 	c := p.common()
 	c.Process.User = specs.User{UID: guestUser, GID: guestUser}
-	c.Process.Args = append([]string{helperPath, "direct", "-"}, p.argv...)
+	c.Process.Args = append([]string{helperPath, "direct"}, p.argv...)
 	c.Process.Capabilities = &specs.LinuxCapabilities{
 		Bounding: []string{}, Effective: []string{}, Inheritable: []string{}, Permitted: []string{}, Ambient: []string{},
 	}
@@ -116,7 +116,12 @@ func (p plan) runc() *specs.Spec {
 func (p plan) gvisor() *specs.Spec {
 	c := p.common()
 	c.Process.User = specs.User{UID: rootUser, GID: rootUser}
-	c.Process.Args = append([]string{helperPath, "packed", strconv.FormatInt(p.spec.Limits.Disk, 10)}, p.argv...)
+	c.Process.Args = []string{helperPath, "packed", strconv.FormatInt(p.spec.Limits.Disk, 10), strconv.Itoa(len(p.spec.Mounts))}
+	for _, m := range p.spec.Mounts {
+		c.Process.Args = append(c.Process.Args, m.Target)
+	}
+	c.Process.Args = append(c.Process.Args, p.argv...)
+	c.Process.Rlimits = p.rlimits(4) // of init's threads, those that are the guest's user
 	caps := []string{"CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN"}
 	c.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: []string{}, Ambient: []string{}}
 	c.Mounts = append(c.Mounts, p.mounts()...)
@@ -139,12 +144,13 @@ func (p plan) mounts() []specs.Mount {
 }
 
 // rlimits are a second line behind the control groups; in gVisor, whose guests'
-// processes are not the host's, RLIMIT_NPROC is the limit.
-func (p plan) rlimits() []specs.POSIXRlimit {
+// processes are not the host's, RLIMIT_NPROC is the limit. helpers are tasks of
+// init that count.
+func (p plan) rlimits(helpers int) []specs.POSIXRlimit {
 	limit := func(name string, soft, hard uint64) specs.POSIXRlimit {
 		return specs.POSIXRlimit{Type: name, Soft: soft, Hard: hard}
 	}
-	tasks := uint64(p.spec.Limits.PIDs + cgroup.HelperTasks)
+	tasks := uint64(p.spec.Limits.PIDs + helpers)
 	return []specs.POSIXRlimit{
 		limit("RLIMIT_CORE", p.noCores, p.noCores),
 		limit("RLIMIT_MEMLOCK", 64<<10, 64<<10),

@@ -82,8 +82,8 @@ func (d *Driver) describe(info *driver.Info) {
 	enforce := func(what string) { info.Enforced = append(info.Enforced, what) }
 	enforce("a root file system of its own, read-only, from an image; all that can be written to is one tmpfs of bounded size")
 	if d.dialect == GVisor {
-		enforce("the guest's system calls are answered by gVisor's kernel, a program without privileges that may itself make few calls of the host's (systrap, and seccomp filters of its own)")
-		enforce("the guest runs as an ordinary user of that kernel, without capabilities, with no_new_privs")
+		enforce("the guest's system calls are answered by gVisor's kernel, a program without privileges that may itself make few calls of the host's (platform systrap)")
+		enforce("the guest runs as an ordinary user of that kernel, without capabilities, with no_new_privs, and cannot make namespaces (seccomp)")
 	} else {
 		enforce("no process, network device, IPC object or host name of the host is visible (pid, net, ipc, uts, mount, user and cgroup namespaces)")
 		enforce("no capabilities, no_new_privs, no devices but null, zero, full, random, urandom and tty")

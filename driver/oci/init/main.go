@@ -11,10 +11,11 @@
 //	        writes to 1 and 2, in records: gVisor can give a restored sandbox new
 //	        files for 0 to 2 only
 //
-// A packed sandbox starts as root of its own kernel. The second argument is the
-// size in bytes of what can be written to; init mounts it and becomes user
-// 1000, without capabilities, before it starts the guest. Of a direct one the
-// runtime has done all that. The rest of the arguments is the guest's command.
+// A packed sandbox starts as root of its own kernel. Then come the size in bytes
+// of what can be written to, which init mounts, the number of the caller's
+// mounts and their targets, which init makes stricter than gVisor does, before
+// it becomes user 1000, without capabilities. Of a direct one the runtime has
+// done all that. The rest of the arguments is the guest's command.
 //
 // It avoids fmt, encoding/json and net because its start is on the path of
 // each cold call.
@@ -58,20 +59,28 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == "probe" { // it has shown that programs run
 		unix.Exit(0)
 	}
-	if len(os.Args) < 4 {
+	if len(os.Args) < 3 {
 		unix.Exit(125)
 	}
-	args := os.Args[1:]
-	packed := args[0] == "packed"
+	argv := os.Args[2:]
+	packed := os.Args[1] == "packed"
 	files := []uintptr{0, 1, 2, streamFD}
 	var outputs [2]int
 	if packed {
 		if !unpack() {
 			unix.Exit(125)
 		}
-		if errno := scratch(args[1]); errno != 0 {
+		n := 0
+		if len(argv) > 1 {
+			n = atoi(argv[1])
+		}
+		if len(argv) < 3+n {
+			unix.Exit(125)
+		}
+		if errno := mounts(argv[0], argv[2:2+n]); errno != 0 {
 			fail(msgSetup, errno)
 		}
+		argv = argv[2+n:]
 		var errno syscall.Errno
 		if files, outputs, errno = pipes(); errno != 0 {
 			fail(msgSetup, errno)
@@ -91,7 +100,7 @@ func main() {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_BATCH, uintptr(unsafe.Pointer(&param)))
 	}
 	unix.Umask(0o022)
-	pid, err := syscall.ForkExec(args[2], args[2:], &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
 		Dir: "/tmp", Env: syscall.Environ(), Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
@@ -102,9 +111,7 @@ func main() {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	send(msgStarted, 0)
 	for fd := range streamFD + 1 { // only the guest holds its own descriptors
-		if !packed || fd != 0 {
-			_ = unix.Close(fd)
-		}
+		_ = unix.Close(fd)
 	}
 	copied := make(chan struct{})
 	if packed {
@@ -141,16 +148,20 @@ func unpack() bool {
 			return false
 		}
 	}
-	// 0 to 2 stay open: a restored sandbox gets its new files by those numbers,
-	// and what was duplicated from them follows.
-	return true
+	return true // the duplicates follow when a restored sandbox gets new files
 }
 
-// scratch mounts one file system for all that can be written to, so that one
-// size bounds it.
-func scratch(size string) syscall.Errno {
-	unix.Umask(0)
+// mounts mounts one file system for all that can be written to, so that one
+// size bounds it, and takes devices from what the caller has mounted: gVisor
+// does not heed that option in its configuration.
+func mounts(size string, targets []string) syscall.Errno {
 	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	for _, target := range targets {
+		if err := unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|flags, ""); err != nil {
+			return errno(err)
+		}
+	}
+	unix.Umask(0)
 	if err := unix.Mount("tmpfs", "/tmp", "tmpfs", flags, "mode=0755,size="+size); err != nil {
 		return errno(err)
 	}
@@ -213,7 +224,7 @@ func drop() syscall.Errno {
 	if _, _, e := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
 		return e
 	}
-	return 0
+	return filter()
 }
 
 // record copies what the guest writes: one byte for the descriptor, four for
@@ -352,6 +363,15 @@ func errno(err error) syscall.Errno {
 		return unix.EIO
 	}
 	return e
+}
+
+// atoi reads a decimal number; the driver writes no other.
+func atoi(s string) int {
+	n := 0
+	for i := range len(s) {
+		n = n*10 + int(s[i]-'0')
+	}
+	return n
 }
 
 func putUint32(b []byte, v uint32) {
