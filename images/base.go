@@ -62,6 +62,21 @@ func openBase(ctx context.Context, ref string, scratch string) (*base, error) {
 	return fromRegistry(ctx, ref)
 }
 
+// baseName is what the record of an image says of its base: the path of a file
+// is an absolute one there.
+func baseName(ref string) string {
+	file, tarred := strings.CutPrefix(ref, "tar:")
+	if _, err := os.Stat(file); err != nil {
+		return ref
+	}
+	if abs, err := filepath.Abs(file); err == nil && tarred {
+		return "tar:" + abs
+	} else if err == nil {
+		return abs
+	}
+	return ref
+}
+
 // fromRegistry asks a registry; what it needs to log in there is taken from
 // where docker login puts it.
 func fromRegistry(ctx context.Context, ref string) (*base, error) {

@@ -35,11 +35,14 @@ func (s *Store) addBlob(ctx context.Context, r io.Reader, want v1.Hash) (_ v1.Ha
 		}
 	}()
 	sum := sha256.New()
-	src := &source{ctx: ctx, r: r}
+	src := &source{ctx: ctx, r: io.LimitReader(r, s.limits.bytes+1)}
 	if size, err = io.Copy(io.MultiWriter(f, sum), src); src.err != nil {
 		return v1.Hash{}, 0, baseError(src.err)
 	} else if err != nil {
 		return v1.Hash{}, 0, hostError("the image cannot be stored", err)
+	}
+	if size > s.limits.bytes {
+		return v1.Hash{}, 0, tooLarge()
 	}
 	h := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum.Sum(nil))}
 	if want != (v1.Hash{}) && h != want {

@@ -151,7 +151,7 @@ func (b *builder) build(r *recipe, from *base, language, dir string) (Image, err
 	}
 	img := Image{
 		Language: language, Version: f.version, Interpreter: f.path, Runtime: runtimeName(language, f.version),
-		Guest: GuestHash(language), Created: time.Now().UTC(), Base: r.base,
+		Guest: GuestHash(language), Created: time.Now().UTC(), Base: baseName(r.base),
 	}
 	cfg.Config.Labels["run.hearth.runtime"] = img.Runtime
 	cfg.Config.Labels["run.hearth.guest"] = img.Guest

@@ -104,6 +104,20 @@ func WriteContext(dir, language string) error {
 			return hostError("the build context cannot be written", err)
 		}
 	}
+	// COPY takes modes over, and the umask of the process may be a strict one.
+	err = filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		mode := fs.FileMode(0o644)
+		if e.IsDir() {
+			mode = 0o755
+		}
+		return os.Chmod(p, mode)
+	})
+	if err != nil {
+		return hostError("the build context cannot be written", err)
+	}
 	return nil
 }
 

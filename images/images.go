@@ -56,7 +56,8 @@ type Image struct {
 	Size int64 `json:"size"`
 	// Created is when it was last built; it is not part of the digest.
 	Created time.Time `json:"created"`
-	// Base is what it was built on, as it was named.
+	// Base is what it was built on: as it was named, but a file by its absolute
+	// path.
 	Base string `json:"base"`
 	// Env are the variables its base sets for the interpreter, as NAME=value;
 	// PATH is always among them.
@@ -138,28 +139,53 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 	return all, nil
 }
 
-// Find returns the image of a runtime that was built last. Errors:
-// CodeNotFound, with a hint how to build it.
+// Find returns the image of a runtime that sandboxes use: of those with the
+// guest of this program the last built. Errors: CodeNotFound if there is none,
+// with a hint how to build it.
 func (s *Store) Find(ctx context.Context, runtime string) (Image, error) {
 	all, err := s.List(ctx)
 	if err != nil {
 		return Image{}, err
 	}
-	var found *Image
-	for _, i := range all {
-		if i.Runtime == runtime && (found == nil || i.Created.After(found.Created)) {
-			found = &i
-		}
-	}
-	if found == nil {
+	img, ok := used(all, runtime)
+	if !ok {
 		return Image{}, notFound(runtime)
 	}
-	return *found, nil
+	if !img.Current() {
+		return Image{}, hearth.Errorf(hearth.CodeNotFound, "the image of the runtime %s was built by another version of Hearth", runtime).
+			WithHint("build it again: hearth images build %s --base %s", img.Language, img.Base)
+	}
+	return img, nil
 }
 
+// used returns the image of a runtime that is worth keeping: the last built
+// with the guest of this program or, if none has that, the last built.
+func used(all []Image, runtime string) (img Image, ok bool) {
+	for _, i := range all {
+		if i.Runtime != runtime {
+			continue
+		}
+		if !ok || i.Current() && !img.Current() || i.Current() == img.Current() && i.Created.After(img.Created) {
+			img, ok = i, true
+		}
+	}
+	return img, ok
+}
+
+// notFound is for a runtime that no image in the store has.
 func notFound(runtime string) error {
-	return hearth.Errorf(hearth.CodeNotFound, "there is no image of the runtime %s", runtime).
-		WithHint("hearth images build %s", strings.TrimRight(runtime, ".0123456789"))
+	err := hearth.Errorf(hearth.CodeNotFound, "there is no image of the runtime %s", runtime)
+	language := strings.TrimRight(runtime, ".0123456789")
+	version := strings.TrimPrefix(runtime, language)
+	switch {
+	case !slices.Contains(Languages(), language):
+		return err.WithHint("images are built for %s; other languages run as %s", strings.Join(Languages(), ", "), Provided)
+	case language == "python" && version != "":
+		return err.WithHint("hearth images build python --base docker.io/library/python:%s-slim-bookworm", version)
+	case language == "nodejs" && version != "":
+		return err.WithHint("hearth images build nodejs --base docker.io/library/node:%s-bookworm-slim", version)
+	}
+	return err.WithHint("hearth images build %s", language)
 }
 
 // id is the hexadecimal part of the digest, which names the image in the

@@ -26,8 +26,8 @@ type Pruned struct {
 	Held []Image `json:"held"`
 }
 
-// Prune removes images that a later one of the same runtime has replaced and
-// that nobody holds (RootFS), and what killed processes have left. It waits
+// Prune removes images that another of the same runtime has replaced (see Find)
+// and that nobody holds (RootFS), and what killed processes have left. It waits
 // for a Build that is under way. Errors: CodeUnavailable.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	p := Pruned{Images: []Image{}, Held: []Image{}}
@@ -42,11 +42,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	}
 	keep := map[string]bool{} // ids and names of blobs
 	for _, i := range all {
-		newest, err := s.Find(ctx, i.Runtime)
-		if err != nil {
-			return p, err
-		}
-		if newest.Digest == i.Digest {
+		if stays, _ := used(all, i.Runtime); stays.Digest == i.Digest {
 			keep[i.id()] = true
 			continue
 		}
@@ -87,9 +83,14 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 			return p, err
 		}
 	}
-	n, err := s.removeLeft(o.DryRun)
-	p.Bytes += n
-	return p, err
+	for _, dir := range []string{"images", "tmp"} {
+		n, err := s.removeLeft(dir, o.DryRun)
+		p.Bytes += n
+		if err != nil {
+			return p, err
+		}
+	}
+	return p, nil
 }
 
 // blobsOf returns the names of an image's blobs.
@@ -128,14 +129,18 @@ func (s *Store) removeOthers(dir string, keep map[string]bool, dry bool) (freed 
 	return freed, nil
 }
 
-// removeLeft removes from tmp what no living process works on. Builds are
-// excluded already; who unpacks holds the lock of the image.
-func (s *Store) removeLeft(dry bool) (freed int64, err error) {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
+// removeLeft removes from a directory what no living process works on. Who
+// writes a record or a blob holds the lock of builds, as Prune does; who unpacks
+// holds that of the image.
+func (s *Store) removeLeft(dir string, dry bool) (freed int64, err error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, dir))
 	if err != nil {
 		return 0, hostError("the images cannot be listed", err)
 	}
 	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".json") {
+			continue // a record
+		}
 		var l *lock
 		if id, ok := strings.CutPrefix(e.Name(), "rootfs-"); ok && validID(id) {
 			if l, err = s.tryLock(id, true); errors.Is(err, errLocked) {
@@ -144,7 +149,7 @@ func (s *Store) removeLeft(dry bool) (freed int64, err error) {
 				return freed, err
 			}
 		}
-		n, err := s.removeTree(filepath.Join("tmp", e.Name()), dry)
+		n, err := s.removeTree(filepath.Join(dir, e.Name()), dry)
 		if l != nil {
 			l.release()
 		}

@@ -137,8 +137,12 @@ func (u *unpacker) verified(ctx context.Context, r io.ReadCloser, diff v1.Hash) 
 		return err
 	}
 	// What follows the end of the archive belongs to the digest too.
-	if _, err := io.Copy(io.Discard, &source{ctx: ctx, r: v}); err != nil {
+	n, err := io.Copy(io.Discard, &source{ctx: ctx, r: io.LimitReader(v, u.limits.bytes+1)})
+	if err != nil {
 		return damaged(err)
+	}
+	if u.limits.bytes -= n; u.limits.bytes < 0 {
+		return tooLarge()
 	}
 	return nil
 }

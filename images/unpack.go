@@ -299,7 +299,8 @@ func entryError(name string, err error) error {
 	case errors.Is(err, errEscape), errors.Is(err, errLinks):
 		return hostile(name)
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EINVAL),
-		errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.EMLINK), errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrExist):
+		errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.EMLINK), errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrExist),
+		hostCause(err) == nil: // a hard link to a directory; what os.Root refuses
 		return hearth.Errorf(hearth.CodeInvalid, "a layer of the image has an entry that cannot be unpacked: %q: %w", name, err)
 	}
 	return hostError("the image cannot be unpacked", err)
