@@ -106,6 +106,9 @@ func (s *server) build(ctx context.Context, v hearth.Version, src source, rt dri
 	p := progressOf(ctx)
 	p.step(stepBuild, "installing the dependencies of %s for %s on %s", src.manifest, rt.Name, v.Config.Isolation)
 	log := &installerLog{to: p}
+	if len(s.builds) == cap(s.builds) {
+		p.send(deployEvent{Type: "log", Text: "hearth: waiting for other builds to end"})
+	}
 	var res BuildResult
 	began := time.Now()
 	_, err := s.store(ctx, s.builds, func(dir string) (build.Summary, error) {

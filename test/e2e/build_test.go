@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hearthrun/hearth/server"
 )
 
 // needRegistry skips the test where the registry of the runtime cannot be
@@ -208,22 +211,24 @@ func (in *installation) noBuildsLeft() {
 	}
 }
 
-// TestBuildGivenUp: the client goes away while a package of the source is being
-// built, which never ends.
-func TestBuildGivenUp(t *testing.T) {
-	in := start(t, "")
-	body, err := json.Marshal(fields{"runtime": "python", "code": fields{"files": fields{
-		"main.py":             "def handler(event, context):\n    return 1\n",
-		"requirements.txt":    "./slow\n",
-		"slow/pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n",
-		"slow/backend.py":     "import sys, time\nwhile True:\n    time.sleep(1)\n",
-	}}})
+// endless is the source of a function of which a package is built without end.
+var endless = fields{
+	"main.py":             "def handler(event, context):\n    return 1\n",
+	"requirements.txt":    "./slow\n",
+	"slow/pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n",
+	"slow/backend.py":     "import time\nwhile True:\n    time.sleep(1)\n",
+}
+
+// begin starts to deploy endless as the function slow and returns the rest of
+// the answer once the build is under way.
+func (in *installation) begin(ctx context.Context) *bufio.Scanner {
+	t := in.t
+	t.Helper()
+	body, err := json.Marshal(fields{"runtime": "python", "code": fields{"files": endless}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, in.url+"/v1/functions/slow", strings.NewReader(string(body)))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, in.url+"/v1/functions/slow", bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +238,7 @@ func TestBuildGivenUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	t.Cleanup(func() { resp.Body.Close() })
 	lines := bufio.NewScanner(resp.Body)
 	begun := false
 	for !begun && lines.Scan() {
@@ -246,12 +251,54 @@ func TestBuildGivenUp(t *testing.T) {
 		t.Fatalf("the build did not begin: %v, last line %s", lines.Err(), lines.Text())
 	}
 	waitFor(t, "the sandbox of the build", func() bool { return len(sandboxProcesses(in.dir)) > 0 })
+	return lines
+}
+
+// TestBuildGivenUp: the client goes away while a package of the source is being
+// built.
+func TestBuildGivenUp(t *testing.T) {
+	in := start(t, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	in.begin(ctx)
 	cancel()
 	waitFor(t, "the sandbox to go", func() bool { return len(sandboxProcesses(in.dir)) == 0 })
 	in.noBuildsLeft()
 	want(t, in.do("GET", "/v1/functions/slow", nil), 404, "not_found")
 	// Another deploy of the same name does not wait for it.
 	in.deploy("slow", "python", "def handler(event, context):\n    return 2\n", nil)
+}
+
+// TestStopDuringBuild: a server that ends breaks a build off, and nothing of it
+// remains.
+func TestStopDuringBuild(t *testing.T) {
+	in := start(t, "", func(c *server.Config) { c.DrainTimeout = 100 * time.Millisecond })
+	lines := in.begin(t.Context())
+	in.stop()
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), `"result"`) {
+			t.Errorf("the deploy claims to have ended well: %s", lines.Text())
+		}
+	}
+	if left := sandboxProcesses(in.dir); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	in.noBuildsLeft()
+}
+
+// TestBuildTimeout: a build that never ends is ended, which is told as such.
+func TestBuildTimeout(t *testing.T) {
+	in := start(t, "", func(c *server.Config) { c.BuildTimeout = 5 * time.Second })
+	lines := in.begin(t.Context())
+	last := ""
+	for lines.Scan() {
+		last = lines.Text()
+	}
+	var e event
+	if err := json.Unmarshal([]byte(last), &e); err != nil || e.Type != "error" || e.Error.Code != "timeout" || e.Status != 504 {
+		t.Errorf("the last line is %s", last)
+	}
+	in.noBuildsLeft()
 }
 
 // TestExamplesWithDependencies deploys the examples as their users do, by an

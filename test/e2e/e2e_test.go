@@ -35,8 +35,9 @@ var languages = []struct{ runtime, file string }{
 	{"nodejs", "main.mjs"},
 }
 
-// start runs a server with a data directory of its own, or the given one.
-func start(t *testing.T, dir string) *installation {
+// start runs a server with a data directory of its own, or the given one, and a
+// configuration that may be changed.
+func start(t *testing.T, dir string, change ...func(*server.Config)) *installation {
 	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
@@ -47,10 +48,14 @@ func start(t *testing.T, dir string) *installation {
 	}
 	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: level}))
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := server.New(ctx, server.Config{
+	cfg := server.Config{
 		DataDir: dir, Listen: "127.0.0.1:0", Logger: log, DrainTimeout: 10 * time.Second,
 		ImagesDir: testImages(t), DockerHost: testDocker(dir),
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := server.New(ctx, cfg)
 	if err != nil {
 		cancel()
 		t.Fatal(err)

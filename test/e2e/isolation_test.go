@@ -2,10 +2,14 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/hearthrun/hearth/server"
 )
 
 // others returns the drivers besides native that work here and have a runtime
@@ -121,4 +125,31 @@ func TestChangeIsolation(t *testing.T) {
 		}
 		t.Logf("%d calls through native, %s, native", calls.Load(), strings.Join(others, ", "))
 	})
+}
+
+// TestInstalledMeanwhile: Docker Engine is started beside a running server.
+func TestInstalledMeanwhile(t *testing.T) {
+	engine, ok := strings.CutPrefix(os.Getenv("HEARTH_TEST_DOCKER"), "unix://")
+	if !ok {
+		t.Skip("HEARTH_TEST_DOCKER does not name the socket of an engine")
+	}
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	in := start(t, "", func(c *server.Config) { c.DockerHost = "unix://" + socket })
+	code := "def handler(event, context):\n    return 'fine'\n"
+	a := in.try("late", "python", code, fields{"isolation": "docker"})
+	want(t, a, 501, "unsupported")
+	if err := os.Symlink(engine, socket); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the server to look again", func() bool {
+		a = in.try("late", "python", code, fields{"isolation": "docker"})
+		return a.status != 501
+	})
+	if a.status == 400 && strings.Contains(string(a.body), "no runtime") {
+		t.Skipf("there is no base image for python in %s", testImages(t))
+	}
+	want(t, a, 201, "")
+	if a := in.do("GET", "/fn/late/", nil); a.status != 200 || string(a.body) != "fine" {
+		t.Errorf("the function answers %v", a)
+	}
 }
