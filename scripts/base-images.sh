@@ -44,7 +44,7 @@ bootstrap() { # bootstrap NAME PACKAGES [HOOK…]
 	done
 	if ! mmdebstrap --quiet --variant=essential --include="usr-is-merged,$packages" --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr "${excluded[@]}" \
 		--aptopt='Acquire::Languages "none"' --aptopt='APT::Install-Recommends "false"' \
-		"$@" --customize-hook='rm -rf "$1"/var/log/* "$1"/var/cache/* "$1"/usr/lib/python3*/test "$1"/usr/lib/python3*/__pycache__' \
+		"$@" --customize-hook='rm -rf "$1"/var/log/* "$1"/var/cache/* "$1"/usr/lib/python3*/test' \
 		--format=tar "$suite" "$work/$name.tar" \
 		"deb $mirror $suite main" "deb $mirror $suite-updates main" "deb $security $suite-security main" \
 		>"$work/$name.log" 2>&1; then
