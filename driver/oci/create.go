@@ -98,7 +98,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, img image, argv [
 		}
 		return nil, err
 	}
-	return d.offer(s, spec), nil
+	return d.offer(s), nil
 }
 
 // usable returns an error if nothing could be started.

@@ -15,7 +15,8 @@ import (
 
 // saver is a sandbox that can be saved: one of gVisor. Its descriptors 0 to 2
 // are all that the host has given it, and a restored one gets new files for
-// them; see init/main.go.
+// them; see init/main.go. Its network, if it has one, is set up anew: the device of
+// the new network namespace takes the place of the saved one.
 type saver struct{ *sandbox }
 
 var (
@@ -23,10 +24,9 @@ var (
 	_ driver.Restorer    = (*Driver)(nil)
 )
 
-// offer returns s with all that its dialect can do. A sandbox with a network of
-// its own cannot be saved: its addresses and connections are in gVisor's kernel.
-func (d *Driver) offer(s *sandbox, spec driver.Spec) driver.Sandbox {
-	if d.dialect == GVisor && policy(spec) == hearth.EgressNone {
+// offer returns s with all that its dialect can do.
+func (d *Driver) offer(s *sandbox) driver.Sandbox {
+	if d.dialect == GVisor {
 		return saver{s}
 	}
 	return s
@@ -64,8 +64,8 @@ func (s saver) Snapshot(ctx context.Context, dir string) error {
 
 // Restore implements driver.Restorer.
 func (d *Driver) Restore(ctx context.Context, spec driver.Spec, dir string) (driver.Sandbox, error) {
-	if d.dialect != GVisor || policy(spec) != hearth.EgressNone {
-		return nil, hearth.Errorf(hearth.CodeUnsupported, "only sandboxes of gVisor without a network can be restored").
+	if d.dialect != GVisor {
+		return nil, hearth.Errorf(hearth.CodeUnsupported, "only sandboxes of gVisor can be restored").
 			WithHint("create one instead")
 	}
 	_, err := os.Stat(filepath.Join(dir, "checkpoint.img"))

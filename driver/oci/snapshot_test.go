@@ -6,10 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +29,13 @@ with open("/tmp/kept", "w") as f:
     f.write(loaded)
 
 def handler(event, context):
+    if event:
+        import socket
+        try:
+            with socket.create_connection((event["host"], event["port"]), 10) as c:
+                return c.recv(100).decode() or "refused"
+        except OSError:
+            return "refused"
     os.write(1, b"raw output\n")
     with open("/tmp/kept") as f:
         kept = f.read()
@@ -330,22 +337,74 @@ func TestUnusableSnapshot(t *testing.T) {
 
 // Only what can be restored is offered to be saved.
 func TestSnapshotOffer(t *testing.T) {
-	for dialect, want := range map[Dialect][]bool{Runc: {false, false}, GVisor: {true, false}} {
+	for dialect, want := range map[Dialect]bool{Runc: false, GVisor: true} {
 		d := newDriver(t, dialect, t.TempDir(), "offer")
-		var got []bool
-		for _, e := range []hearth.Egress{hearth.EgressNone, hearth.EgressInternet} {
-			spec := driver.Spec{ID: "x", Egress: e}
-			_, ok := d.offer(d.newSandbox("x"), spec).(driver.Snapshotter)
-			got = append(got, ok)
-			if _, err := d.Restore(t.Context(), spec, t.TempDir()); !ok && hearth.ErrorCode(err) != hearth.CodeUnsupported {
-				t.Errorf("%s, egress %s: Restore: %v", dialect, e, err)
-			}
+		if _, got := d.offer(d.newSandbox("x")).(driver.Snapshotter); got != want {
+			t.Errorf("%s offers to save a sandbox: %v, want %v", dialect, got, want)
 		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%s offers %v, want %v", dialect, got, want)
+		_, err := d.Restore(t.Context(), driver.Spec{ID: "x"}, t.TempDir())
+		if code := hearth.ErrorCode(err); (code == hearth.CodeUnsupported) == want {
+			t.Errorf("%s: Restore: %v", dialect, err)
 		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestSnapshotNetwork checks that restored sandboxes have a way to the internet
+// if the saved one had, each its own, and that it is no wider.
+func TestSnapshotNetwork(t *testing.T) {
+	s := newSaving(t)
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := ""
+	for _, a := range addrs {
+		if ip, _, err := net.ParseCIDR(a.String()); err == nil && ip.To4() != nil && !ip.IsLoopback() {
+			address = ip.String()
+		}
+	}
+	if address == "" {
+		t.Skip("this host has no address but the loopback's")
+	}
+	serve := func() string { // greets whoever connects
+		l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = c.Write([]byte("hello"))
+				c.Close()
+			}
+		}()
+		return l.Addr().String()
+	}
+	open, closed := serve(), serve()
+	s.spec.Egress, s.spec.Allow = hearth.EgressInternet, []string{open}
+	if info, err := s.Probe(t.Context()); err != nil || !info.Internet {
+		t.Skipf("this host gives sandboxes no network: %+v, %v", info.Limitations, err)
+	}
+	dir, _ := s.save(t)
+	for i := range 2 {
+		r := s.restore(t, fmt.Sprintf("networked-%d", i), dir)
+		for _, c := range []struct{ to, want string }{{open, `"hello"`}, {closed, `"refused"`}} {
+			host, port, _ := net.SplitHostPort(c.to)
+			event := fmt.Appendf(nil, `{"host":%q,"port":%s}`, host, port)
+			var b body
+			err := r.conn.Invoke(t.Context(), &guest.Call{
+				ID: "x", Kind: hearth.KindEvent, Deadline: time.Now().Add(time.Minute), Body: event,
+			}, &b)
+			if err != nil || b.String() != c.want {
+				t.Errorf("%s: a connection to %s: %q, %v; want %s", r.ID(), c.to, b.String(), err, c.want)
+			}
 		}
 	}
 }
