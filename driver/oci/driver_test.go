@@ -8,6 +8,7 @@ import (
 
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/drivertest"
+	"github.com/hearthrun/hearth/images"
 )
 
 // newDriver returns a driver whose runtime "provided" is an empty root file
@@ -31,9 +32,12 @@ func newDriver(t testing.TB, dialect Dialect, dir, owner string) *Driver {
 	return d
 }
 
-// testRunsc is the runsc that scripts/runsc.sh has built; empty, which means
-// one of the machine's, without it.
+// testRunsc is the runsc that the tests use; empty, which means one of the
+// machine's, if scripts/runsc.sh has built none.
 func testRunsc() string {
+	if p := os.Getenv("HEARTH_TEST_RUNSC"); p != "" {
+		return p
+	}
 	p, err := filepath.Abs("../../bin/tools/runsc")
 	if err != nil {
 		return ""
@@ -42,6 +46,36 @@ func testRunsc() string {
 		return ""
 	}
 	return p
+}
+
+// testImage returns an image for a language from the store that
+// HEARTH_TEST_IMAGES names, until the end of the test.
+func testImage(t testing.TB, language string) (image, bool) {
+	t.Helper()
+	dir := os.Getenv("HEARTH_TEST_IMAGES")
+	if dir == "" {
+		return image{}, false
+	}
+	store, err := images.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := store.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range all {
+		if i.Language == language {
+			d := &Driver{images: store}
+			img, err := d.storedImage(t.Context(), i.Runtime)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(img.release)
+			return img, true
+		}
+	}
+	return image{}, false
 }
 
 func TestRunc(t *testing.T) {

@@ -1,0 +1,90 @@
+package oci
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestConfig compares the configurations of typical sandboxes with golden files.
+func TestConfig(t *testing.T) {
+	none := driver.Spec{
+		ID: "sb-1", Runtime: "python3.11", Env: map[string]string{"GREETING": "hello"},
+		Mounts: []driver.Mount{{Source: "/no/such/artifact", Target: "/function"}},
+	}
+	internet := none
+	internet.Egress, internet.Mounts = hearth.EgressInternet, nil
+	internet.Limits = driver.Limits{Memory: 256 << 20, CPU: 0.5, PIDs: 8, Disk: 16 << 20}
+	for name, spec := range map[string]driver.Spec{"none": none, "internet": internet} {
+		for _, dialect := range []Dialect{Runc, GVisor} {
+			t.Run(string(dialect)+" "+name, func(t *testing.T) {
+				spec.Limits = spec.Limits.WithDefaults()
+				p := plan{
+					spec: spec, root: rootPath(spec.ID), argv: []string{"/usr/bin/python3.11", "/hearth/guest/python/hearth_guest.py"},
+					env:   append(driver.Environment(spec.Env, "/usr/bin"), "HEARTH_FD=3"),
+					users: 1_700_000_000, group: "hearth-owner.x/" + spec.ID, openFiles: 65536, noCores: 1,
+				}
+				if policy(spec) == hearth.EgressInternet {
+					p.network = "/proc/1/fd/9"
+				}
+				got, err := json.MarshalIndent(p.config(dialect), "", "\t")
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, '\n')
+				file := filepath.Join("testdata", string(dialect)+"-"+name+".json")
+				if *update {
+					if err := os.WriteFile(file, got, 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, want) {
+					t.Errorf("%s differs from what is generated; if that is right: go test ./driver/oci -run TestConfig -update\n%s", file, got)
+				}
+			})
+		}
+	}
+}
+
+// TestSeccompProfile checks what a golden file does not show: that the rules
+// for the values of an argument leave no gap and none of the forbidden ones.
+func TestSeccompProfile(t *testing.T) {
+	rules := except("ioctl", 1, 0x5412, 0x5423)
+	for _, v := range []uint64{0, 1, 0x5411, 0x5412, 0x5413, 0x5422, 0x5423, 0x5424, 0xffffffff, 1<<40 | 0x5412, 1<<40 | 0x5401} {
+		var actions []string
+		for _, r := range rules {
+			if a := r.Args[0]; v&a.Value == a.ValueTwo {
+				actions = append(actions, string(r.Action))
+			}
+		}
+		low := v & 0xffffffff
+		want := "SCMP_ACT_ALLOW"
+		if low == 0x5412 || low == 0x5423 {
+			want = "SCMP_ACT_ERRNO"
+		}
+		if len(actions) != 1 || actions[0] != want {
+			t.Errorf("%#x: %v, want exactly %s", v, actions, want)
+		}
+	}
+	for _, r := range seccompProfile().Syscalls {
+		seen := map[uint]bool{}
+		for _, a := range r.Args {
+			if seen[a.Index] { // runtimes make "or" of such
+				t.Errorf("%v has two conditions on argument %d", r.Names, a.Index)
+			}
+			seen[a.Index] = true
+		}
+	}
+}
