@@ -153,7 +153,7 @@ type Mount struct {
 type Limits struct {
 	Memory int64   // bytes, including page cache charged to it and tmpfs; no swap
 	CPU    float64 // cores
-	PIDs   int     // processes and threads together
+	PIDs   int     // processes and threads together; up to 8 more may be the driver's own
 	Disk   int64   // bytes that can be written in total (/tmp and alike)
 }
 

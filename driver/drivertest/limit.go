@@ -105,7 +105,9 @@ func forkBomb(t *testing.T, e *env) {
 func manyThreads(t *testing.T, e *env) {
 	e.skipUnless(t, e.info.PIDLimit, "limit of processes")
 	g := e.create(t, func(s *driver.Spec) { s.Limits.PIDs, s.Limits.Memory = 48, 512<<20 })
-	if a := g.ask(t, request{Op: "threads", N: 500}); a.Err == "" || a.N >= 48 {
+	// The guest itself counts as well; what the driver's own tasks leave of their
+	// part may be the guest's.
+	if a := g.ask(t, request{Op: "threads", N: 500}); a.Err == "" || a.N >= 48+helpers {
 		t.Errorf("the guest started %d descendants with a limit of 48 (%s)", a.N, a.Err)
 	}
 }
