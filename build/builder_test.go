@@ -203,13 +203,16 @@ type registry struct {
 	addr  string
 	files map[string][]byte // by path; constant once the registry serves
 
+	asked chan struct{} // closed at the first request
+
 	mu   sync.Mutex
-	hits map[string]int // guarded by mu
+	hits map[string]int  // guarded by mu
+	gate <-chan struct{} // guarded by mu; packages are sent when it is closed
 }
 
 func newRegistry(t *testing.T, files map[string][]byte) *registry {
 	t.Helper()
-	g := &registry{files: files, hits: map[string]int{}}
+	g := &registry{files: files, asked: make(chan struct{}), hits: map[string]int{}}
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
@@ -236,8 +239,19 @@ func newRegistry(t *testing.T, files map[string][]byte) *registry {
 // ServeHTTP implements http.Handler.
 func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
+	if len(g.hits) == 0 {
+		close(g.asked)
+	}
 	g.hits[r.URL.Path]++
+	gate := g.gate
 	g.mu.Unlock()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-r.Context().Done():
+			return
+		}
+	}
 	p := strings.Trim(r.URL.Path, "/")
 	if b, ok := g.files[p]; ok {
 		_, _ = w.Write(bytes.ReplaceAll(b, []byte("REGISTRY"), []byte("http://"+g.addr)))
@@ -257,6 +271,20 @@ func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	http.NotFound(w, r)
+}
+
+// block holds answers back until gate is closed.
+func (g *registry) block(gate <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gate = gate
+}
+
+// count returns how often a path was asked for.
+func (g *registry) count(path string) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.hits[path]
 }
 
 // requests returns how often something was asked for.
@@ -357,6 +385,9 @@ func npmPackage(t *testing.T, name, version string, manifest map[string]any, fil
 		full[k] = v
 	}
 	lock = map[string]any{"version": version, "resolved": "https://registry.npmjs.org/" + strings.TrimPrefix(file, "npm/"), "integrity": integrity}
+	if m["bin"] != nil {
+		lock["bin"] = m["bin"] // npm ci links what the lock file names
+	}
 	if m["scripts"] != nil {
 		lock["hasInstallScript"] = true
 		full["hasInstallScript"] = true

@@ -299,15 +299,21 @@ func (b *Builder) explain(in inputs, h head, err error, exit driver.Exit, tail [
 	return hearth.Errorf(hearth.CodeInvalid, "%s failed: %s", name, said).WithHint("%s", hint)
 }
 
-// lastWords returns the lines in which an installer says what went wrong.
+// lastWords returns the lines in which an installer says what went wrong: npm
+// does so before it explains its usage, pip at the end.
 func lastWords(tail []string) string {
+	const most = 6
 	var said []string
 	for _, line := range tail {
-		text, ok := "", false
+		text, ok, npm := "", false, false
 		for _, prefix := range []string{"ERROR: ", "error: ", "npm error ", "npm ERR! "} {
 			if text, ok = strings.CutPrefix(strings.TrimSpace(line), prefix); ok {
+				npm = strings.HasPrefix(prefix, "npm")
 				break
 			}
+		}
+		if npm && len(said) == most {
+			break
 		}
 		text = strings.TrimSpace(text)
 		if !ok || text == "" || strings.HasPrefix(text, "A complete log of this run") || strings.Contains(text, "-debug-0.log") ||
@@ -316,8 +322,8 @@ func lastWords(tail []string) string {
 		}
 		said = append(said, text[:min(len(text), 300)])
 	}
-	if len(said) > 6 {
-		said = said[len(said)-6:]
+	if len(said) > most {
+		said = said[len(said)-most:]
 	}
 	if len(said) == 0 { // the last line that says something
 		for _, line := range slices.Backward(tail) {
