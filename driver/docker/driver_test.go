@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/hearthrun/hearth"
@@ -58,7 +59,11 @@ func archive(ref string, w io.Writer) error {
 	var layer bytes.Buffer
 	tw := tar.NewWriter(&layer)
 	for _, dir := range []string{"bin", "dev", "etc", "hearth", "proc", "sys", "tmp", "usr", "usr/bin", "var", "var/tmp"} {
-		if err := tw.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
+		mode := int64(0o755)
+		if strings.HasSuffix(dir, "tmp") {
+			mode = 0o1777 // which Docker's tmpfs takes over
+		}
+		if err := tw.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: mode}); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -86,7 +87,13 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// testguestEnv is a directory with a test guest already built.
+const testguestEnv = "HEARTH_TEST_GUEST_DIR"
+
 var guestDir = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(testguestEnv); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "hearth-testguest-")
 	if err != nil {
 		return "", err
@@ -131,13 +138,28 @@ func running(t *testing.T, d driver.Driver, id string) (driver.Sandbox, net.Conn
 	return s, c
 }
 
-func echo(c net.Conn) error {
+// guestAnswer is what the test guest says.
+type guestAnswer struct {
+	Err, Text string
+	N         int64
+}
+
+func ask(c net.Conn, request map[string]any) error {
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	if err := json.NewEncoder(c).Encode(map[string]string{"Op": "echo", "Text": "hello"}); err != nil {
+	return json.NewEncoder(c).Encode(request)
+}
+
+func answerOf(c net.Conn) (guestAnswer, error) {
+	var a guestAnswer
+	err := json.NewDecoder(c).Decode(&a)
+	return a, err
+}
+
+func echo(c net.Conn) error {
+	if err := ask(c, map[string]any{"Op": "echo", "Text": "hello"}); err != nil {
 		return err
 	}
-	var a struct{ Text string }
-	err := json.NewDecoder(c).Decode(&a)
+	a, err := answerOf(c)
 	if err == nil && a.Text != "hello" {
 		err = fmt.Errorf("the echo is %q", a.Text)
 	}
@@ -163,11 +185,16 @@ func ended(t *testing.T, s driver.Sandbox, c net.Conn) driver.Exit {
 // closing makes a driver whose sandboxes must all be gone at the end.
 func closing(t *testing.T, host string, store docker.Images) driver.Driver {
 	t.Helper()
-	d, err := docker.New(docker.Config{Dir: filepath.Join(t.TempDir(), "docker"), Owner: "faults-" + strconv.Itoa(os.Getpid()), Images: store, Host: host})
+	d, err := docker.New(docker.Config{Dir: filepath.Join(t.TempDir(), "docker"), Owner: fmt.Sprintf("faults-%08x", rand.Uint32()), Images: store, Host: host})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if list, err := d.List(context.Background()); err == nil {
+			for _, s := range list { // of a test that failed
+				_ = s.Destroy(context.Background())
+			}
+		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
@@ -257,17 +284,21 @@ func TestKilled(t *testing.T) {
 	}
 	t.Cleanup(func() { api.Close() })
 	d := closing(t, host, &bare{})
-	first := func(t *testing.T, id string) int {
+	first := func(t *testing.T, id string) (pid int) {
 		t.Helper()
-		list, err := api.ContainerList(t.Context(), client.ContainerListOptions{Filters: make(client.Filters).Add("label", "run.hearth.sandbox="+id)})
-		if err != nil || len(list.Items) != 1 {
-			t.Fatalf("%d containers, %v", len(list.Items), err)
-		}
-		c, err := api.ContainerInspect(t.Context(), list.Items[0].ID, client.ContainerInspectOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c.Container.State.Pid
+		until(t, "the engine knows that the container runs", func() bool {
+			list, err := api.ContainerList(t.Context(), client.ContainerListOptions{Filters: make(client.Filters).Add("label", "run.hearth.sandbox="+id)})
+			if err != nil || len(list.Items) != 1 {
+				return false
+			}
+			c, err := api.ContainerInspect(t.Context(), list.Items[0].ID, client.ContainerInspectOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pid = c.Container.State.Pid
+			return pid > 0
+		})
+		return pid
 	}
 	for name, victim := range map[string]func(t *testing.T, id string) int{
 		"first process": first,
