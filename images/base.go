@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -85,10 +86,21 @@ func fromRegistry(ctx context.Context, ref string) (*base, error) {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "the base %q is neither a file nor the name of an image", ref).
 			WithHint("for example --base docker.io/library/python:3.13-slim-bookworm or --base ./python.tar")
 	}
-	img, err := remote.Image(r, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
-		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}), remote.WithUserAgent("hearth"))
+	got, err := remote.Get(r, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("hearth"))
 	if err != nil {
 		return nil, registryError(ref, err)
+	}
+	var img v1.Image
+	if got.MediaType.IsIndex() {
+		idx, err := got.ImageIndex()
+		if err != nil {
+			return nil, baseError(err)
+		}
+		if img, err = pick(idx, 0); err != nil {
+			return nil, err
+		}
+	} else if img, err = got.Image(); err != nil {
+		return nil, baseError(err)
 	}
 	return asTheyAre(img)
 }
@@ -102,7 +114,8 @@ func registryError(ref string, err error) error {
 	if errors.As(err, &t) {
 		switch t.StatusCode {
 		case http.StatusNotFound:
-			return hearth.Errorf(hearth.CodeNotFound, "the registry has no image %s for linux/%s: %w", ref, runtime.GOARCH, err)
+			return hearth.Errorf(hearth.CodeNotFound, "the registry has no image %s: %w", ref, err).
+				WithHint("check its name and tag")
 		case http.StatusUnauthorized, http.StatusForbidden:
 			return hearth.Errorf(hearth.CodeDenied, "the registry does not give out %s: %w", ref, err).
 				WithHint("check the name; if it is private: docker login")
@@ -338,12 +351,19 @@ func openTar(file string) (io.ReadCloser, error) {
 
 // baseError is for a base that cannot be read.
 func baseError(err error) error {
-	var e *hearth.Error
+	var (
+		e      *hearth.Error
+		answer *transport.Error
+		broken net.Error
+	)
 	switch {
 	case errors.As(err, &e) || hostCauseContext(err) != nil:
 		return err
 	case errors.Is(err, fs.ErrNotExist):
 		return hearth.Errorf(hearth.CodeNotFound, "the base does not exist: %w", err)
+	case errors.As(err, &answer), errors.As(err, &broken):
+		return hearth.Errorf(hearth.CodeUnavailable, "the registry does not give out a part of the base: %w", err).
+			WithHint("try again; the parts that have come are kept")
 	case hostCause(err) != nil:
 		return hearth.Errorf(hearth.CodeUnavailable, "the base cannot be read: %w", err)
 	}
