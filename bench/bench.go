@@ -309,12 +309,16 @@ func (r *run) deploy(ctx context.Context, prefix, handler string) (string, error
 // evict ends the idle instances of a function. Errors: CodeUnsupported when the
 // server cannot.
 func (r *run) evict(ctx context.Context, name string) error {
-	u := r.base.JoinPath("v1", "functions", name, "instances")
+	return evict(ctx, r.http, r.base, name)
+}
+
+func evict(ctx context.Context, h *http.Client, base *url.URL, name string) error {
+	u := base.JoinPath("v1", "functions", name, "instances")
 	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, u.String(), http.NoBody)
 	if err != nil {
 		return err
 	}
-	resp, err := r.http.Do(req)
+	resp, err := h.Do(req)
 	if err != nil {
 		return hearth.Errorf(hearth.CodeUnavailable, "evict the instances of %s: %w", name, err)
 	}

@@ -85,8 +85,20 @@ func (r *run) coldStarts(ctx context.Context, function string) error {
 }
 
 // once sends one request on a connection of its own and returns how long its
-// answer took, without the connecting.
+// answer took, without the connecting. An answer that is not the target's is an
+// error.
 func once(ctx context.Context, t target) (time.Duration, *response, error) {
+	d, resp, err := exchange(ctx, t)
+	if err == nil {
+		if err = check(resp, t.answer); err != nil && len(resp.code) > 0 {
+			err = hearth.Errorf(hearth.Code(resp.code), "%w", err)
+		}
+	}
+	return d, resp, err
+}
+
+// exchange is once for any answer.
+func exchange(ctx context.Context, t target) (time.Duration, *response, error) {
 	w := &worker{target: t}
 	if err := w.dial(ctx); err != nil {
 		return 0, nil, err
@@ -99,13 +111,7 @@ func once(ctx context.Context, t target) (time.Duration, *response, error) {
 		return time.Since(start), nil, err
 	}
 	resp, err := w.responses.read()
-	d := time.Since(start)
-	if err == nil {
-		if err = check(resp, t.answer); err != nil && len(resp.code) > 0 {
-			err = hearth.Errorf(hearth.Code(resp.code), "%w", err)
-		}
-	}
-	return d, resp, err
+	return time.Since(start), resp, err
 }
 
 // parseTiming reads a Server-Timing header, "queue;dur=0.1, run;dur=12", into

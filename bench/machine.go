@@ -177,11 +177,8 @@ func listener(port int) (int, error) {
 		}
 		f.Close()
 	}
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, fd := range fds {
-		if link, err := os.Readlink(fd); err == nil && sockets[link] {
-			return strconv.Atoi(strings.Split(fd, "/")[2])
-		}
+	if pids := holders(sockets); len(pids) > 0 {
+		return pids[0], nil
 	}
 	return 0, hearth.Errorf(hearth.CodeNotFound, "the process that listens on port %d cannot be seen", port).
 		WithHint("run hearth bench as the user that runs hearth serve, or as root")

@@ -33,6 +33,8 @@ type Server struct {
 	// URL is where it listens, PID its process.
 	URL string
 	PID int
+	// DataDir is its data directory.
+	DataDir string
 	// ReadyTime is from the start of its process to its first 200 on /readyz.
 	ReadyTime time.Duration
 
@@ -53,7 +55,7 @@ func StartServer(ctx context.Context, binary string, args ...string) (*Server, e
 	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "make a data directory: %w", err)
 	}
-	s := &Server{dir: dir, exited: make(chan struct{})}
+	s := &Server{dir: dir, DataDir: filepath.Join(dir, "data"), exited: make(chan struct{})}
 	if err := s.start(ctx, binary, args); err != nil {
 		_ = s.Stop(ctx)
 		return nil, err
@@ -77,7 +79,7 @@ func (s *Server) start(ctx context.Context, binary string, args []string) error 
 		return hearth.Errorf(hearth.CodeUnavailable, "make the server's log: %w", err)
 	}
 	defer words.Close()
-	args = append([]string{"serve", "--data-dir", filepath.Join(s.dir, "data"), "--listen", addr}, args...)
+	args = append([]string{"serve", "--data-dir", s.DataDir, "--listen", addr}, args...)
 	cmd := exec.Command(binary, args...) //nolint:noctx // ended in order by stop, not by ctx
 	cmd.Stdout, cmd.Stderr = words, words
 	// Ctrl-C in a terminal reaches the whole foreground group; the server ends

@@ -147,7 +147,11 @@ func (r Report) checkRows() []row {
 		case c.Raw != "":
 			note += "  (" + c.Raw + ")"
 		}
-		rows = append(rows, row{[]string{c.Name, value, "target", fmt.Sprintf("%s %g%s", c.Op, c.Target, unit)}, note})
+		word, target := "", ""
+		if c.Op != "" {
+			word, target = "target", fmt.Sprintf("%s %g%s", c.Op, c.Target, unit)
+		}
+		rows = append(rows, row{[]string{c.Name, value, word, target}, note})
 	}
 	return rows
 }
