@@ -19,6 +19,7 @@ func egressCases() []testCase {
 		{"Egress/none", egressNone},
 		{"Egress/internet spares the host", egressSparesHost},
 		{"Egress/internet is prompt and named", egressNameServer},
+		{"Egress/a slow reader gets everything", egressSlowReader},
 		{"Egress/unsupported is said", egressUnsupported},
 	}
 }
@@ -158,6 +159,50 @@ func egressNameServer(t *testing.T, e *env) {
 	r := g.ask(t, request{Op: "resolve", Path: net.JoinHostPort(server, "53"), Text: "invalid", Timeout: 5 * time.Second})
 	if r.Err != "" {
 		t.Errorf("the guest's name server does not answer: %s", r.Err)
+	}
+}
+
+// egressSlowReader closes and opens the window of a connection many times: what
+// a slow installer does to a fast registry.
+func egressSlowReader(t *testing.T, e *env) {
+	e.skipUnless(t, e.info.Internet, "policy for the internet")
+	const size = 8 << 20
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		buf := make([]byte, 251*5)
+		for i := range buf {
+			buf[i] = byte(i % 251)
+		}
+		for n := 0; n < size; n += len(buf) {
+			if _, err := c.Write(buf[:min(len(buf), size-n)]); err != nil {
+				return
+			}
+		}
+	}()
+	// Kernels drop packets to loopback addresses that come over a device.
+	var addr string
+	for _, a := range append(hostAddresses(t), refusedAddresses(t)...) {
+		if ip := net.ParseIP(a); ip.To4() != nil && !ip.IsLoopback() && !ip.IsUnspecified() {
+			addr = a
+		}
+	}
+	if addr == "" {
+		t.Skip("needs an IPv4 address of the host that is not its loopback")
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	to := net.JoinHostPort(addr, port)
+	g := e.create(t, func(s *driver.Spec) { s.Egress, s.Allow = hearth.EgressInternet, []string{to} })
+	if r := g.ask(t, request{Op: "download", Path: to, Timeout: 30 * time.Second}); r.N != size || r.Text != "0" {
+		t.Errorf("the guest got %d of %d bytes, %s of them wrong: %s", r.N, size, r.Text, r.Err)
 	}
 }
 

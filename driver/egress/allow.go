@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// lookupTimeout ends the search for the addresses of allowed endpoints.
+const lookupTimeout = 5 * time.Second
+
 // allowed are endpoints that a sandbox may reach whatever their addresses are.
 type allowed struct {
 	endpoints []string // constant; "host:port"
@@ -34,26 +37,40 @@ func (a *allowed) has(ctx context.Context, to netip.AddrPort) bool {
 	return a.known[to]
 }
 
+// resolve asks for all names at once, so that one that nobody answers for does
+// not keep the others waiting for longer than lookupTimeout.
 func (a *allowed) resolve(ctx context.Context) {
 	if a.known == nil {
 		a.known = map[netip.AddrPort]bool{}
 	}
-	a.at = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	found := make(chan []netip.AddrPort)
 	for _, e := range a.endpoints {
-		host, service, err := net.SplitHostPort(e)
-		if err != nil {
-			continue
-		}
-		port, err := net.DefaultResolver.LookupPort(ctx, "tcp", service)
-		if err != nil {
-			continue
-		}
-		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		if err != nil {
-			continue
-		}
-		for _, addr := range addrs {
-			a.known[netip.AddrPortFrom(addr.Unmap(), uint16(port))] = true
+		go func() { found <- lookup(ctx, e) }()
+	}
+	for range a.endpoints {
+		for _, addr := range <-found {
+			a.known[addr] = true
 		}
 	}
+	a.at = time.Now()
+}
+
+// lookup returns the addresses of an endpoint, none if they cannot be had.
+func lookup(ctx context.Context, endpoint string) []netip.AddrPort {
+	host, service, err := net.SplitHostPort(endpoint)
+	if err != nil {
+		return nil
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", service)
+	if err != nil {
+		return nil
+	}
+	addrs, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", host) // none on error
+	var out []netip.AddrPort
+	for _, addr := range addrs {
+		out = append(out, netip.AddrPortFrom(addr.Unmap(), uint16(port)))
+	}
+	return out
 }

@@ -250,6 +250,9 @@ func (d *Driver) global(id string, p plan) []string {
 		"--ignore-cgroups", // the group it was started in is the limit
 		"--overlay2=none",  // the root is read-only
 		"--host-uds=none", "--host-fifo=none",
+		// With it runsc would let the device write checksums where they are behind
+		// an Ethernet header, which a TUN device has not: into data and options.
+		"--gso=false",
 	}
 }
 

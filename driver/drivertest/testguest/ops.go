@@ -32,6 +32,7 @@ var ops = map[string]func(request) (answer, error){
 	"fds":       fds,
 	"status":    status,
 	"connect":   connect,
+	"download":  download,
 	"send":      send,
 	"resolve":   resolve,
 	"abstract":  abstract,
@@ -171,6 +172,35 @@ func connect(r request) (answer, error) {
 	n, err := c.Read(buf)
 	a.Text = string(buf[:n])
 	return a, err
+}
+
+// download reads from Path until its end, more slowly than it is sent, and
+// counts the bytes that are not as they were sent: each is its place modulo 251.
+func download(r request) (answer, error) {
+	c, err := net.DialTimeout("tcp", r.Path, r.Timeout)
+	if err != nil {
+		return answer{}, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(r.Timeout))
+	buf := make([]byte, 10<<10)
+	wrong := 0
+	for at := int64(0); ; {
+		n, err := c.Read(buf)
+		for i, b := range buf[:n] {
+			if b != byte((at+int64(i))%251) {
+				wrong++
+			}
+		}
+		at += int64(n)
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return answer{N: at, Text: strconv.Itoa(wrong)}, err
+		}
+		time.Sleep(500 * time.Microsecond)
+	}
 }
 
 // send sends Text to Path by UDP and waits for an answer.
