@@ -68,7 +68,8 @@ nodejs() {
 
 step "bootstrapping root file systems of Debian $suite"
 jobs=()
-bootstrap python python3,python3-pip,ca-certificates & jobs+=($!)
+# Compiled wheels expect the run-time libraries that PEP 600 names.
+bootstrap python python3,python3-pip,ca-certificates,libstdc++6 & jobs+=($!)
 nodejs & jobs+=($!)
 wait "${jobs[0]}"
 wait "${jobs[1]}"
