@@ -33,7 +33,7 @@ func (c Comparison) Markdown() string {
 		if d.Problem != "" {
 			text = "not measured: " + d.Problem
 		}
-		fmt.Fprintf(&b, "- `%s`: %s\n", d.Name, text)
+		fmt.Fprintf(&b, "- `%s`: %s\n", d.Name, markdownText(text))
 	}
 	for _, runtime := range c.runtimes() {
 		for _, s := range c.sections(runtime) {
