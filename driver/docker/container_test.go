@@ -176,6 +176,11 @@ func asUser(t *testing.T, host string) {
 			t.Errorf("nothing can be written to %s: %s", dir, a.Err)
 		}
 	}
+	for _, file := range []string{"/dev/ptmx", "/dev/pts/ptmx", "/dev/mqueue/x"} {
+		if a, err := converse(c, map[string]any{"Op": "write", "Path": file, "Text": "1"}); err != nil || a.Err == "" {
+			t.Errorf("%s can be opened, of which the kernel has few: %v", file, err)
+		}
+	}
 	if sum > 16<<20 {
 		t.Errorf("%d bytes could be written with a limit of 16 MiB", sum)
 	}
@@ -185,12 +190,16 @@ func asUser(t *testing.T, host string) {
 	empty(t, d)
 }
 
-// fill writes to a file of the guest's until that fails.
-func fill(c net.Conn, file string) (guestAnswer, error) {
-	if err := ask(c, map[string]any{"Op": "write", "Path": file, "N": 64 << 20}); err != nil {
+func converse(c net.Conn, request map[string]any) (guestAnswer, error) {
+	if err := ask(c, request); err != nil {
 		return guestAnswer{}, err
 	}
-	a, err := answerOf(c)
+	return answerOf(c)
+}
+
+// fill writes to a file of the guest's until that fails.
+func fill(c net.Conn, file string) (guestAnswer, error) {
+	a, err := converse(c, map[string]any{"Op": "write", "Path": file, "N": 64 << 20})
 	if err == nil && a.Err == "" {
 		err = fmt.Errorf("64 MiB could be written to %s", file)
 	}

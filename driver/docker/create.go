@@ -272,6 +272,9 @@ func (d *Driver) container(s *sandbox, spec driver.Spec, img images.Image, f *fa
 			"/tmp":     fmt.Sprintf("rw,nosuid,nodev,exec,mode=1777,size=%d", l.Disk/2),
 			"/var/tmp": fmt.Sprintf("rw,nosuid,nodev,exec,mode=1777,size=%d", l.Disk/4),
 		}
+		for _, dir := range shared { // something empty takes its place
+			host.Tmpfs[dir] = "rw,nosuid,nodev,noexec,mode=0555,size=4k"
+		}
 	}
 	bind := func(source, target string) {
 		host.Mounts = append(host.Mounts, mount.Mount{

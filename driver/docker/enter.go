@@ -24,8 +24,14 @@ import (
 // writable are the places of the one file system, by its directories.
 var writable = []struct{ dir, target string }{{"tmp", "/tmp"}, {"vartmp", "/var/tmp"}, {"shm", "/dev/shm"}}
 
+// shared are file systems that engines give every container, of things of which
+// the kernel has few for all containers and the host together: terminals and
+// message queues.
+var shared = []string{"/dev/pts", "/dev/mqueue"}
+
 // mountInside finishes the file systems of the container of process pid: size
-// bounds what can be written, in bytes, and targets become nosuid and nodev.
+// bounds what can be written, in bytes, and targets become nosuid and nodev. The
+// container loses what is shared, and cannot write to /proc any more.
 func mountInside(pid int, size int64, targets []string) error {
 	ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
 	if err != nil {
@@ -49,6 +55,17 @@ func mountInside(pid int, size int64, targets []string) error {
 			if err := unix.MountSetattr(unix.AT_FDCWD, t, unix.AT_RECURSIVE|unix.AT_SYMLINK_NOFOLLOW, &attr); err != nil {
 				return &os.PathError{Op: "restrict the mount", Path: t, Err: err}
 			}
+		}
+		for _, dir := range shared {
+			// EINVAL: nothing is mounted there.
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				return &os.PathError{Op: "unmount", Path: dir, Err: err}
+			}
+		}
+		// Without this the guest could ask to be spared when memory is short.
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/proc", unix.AT_SYMLINK_NOFOLLOW, &attr); err != nil {
+			return &os.PathError{Op: "restrict the mount", Path: "/proc", Err: err}
 		}
 		return mountWritable(scratch)
 	})

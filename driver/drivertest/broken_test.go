@@ -52,7 +52,8 @@ var faults = []struct {
 // in which a guest without isolation would harm the host are not among them.
 var isolationFinders = []string{
 	"Spec/mounts", "Isolation/host files", "Isolation/host processes", "Isolation/abstract sockets",
-	"Isolation/privileges", "Isolation/descriptors", "Lifecycle/destroy with orphans", "Limit/disk filler", "Egress/none",
+	"Isolation/privileges", "Isolation/terminals", "Isolation/out of memory", "Isolation/descriptors",
+	"Lifecycle/destroy with orphans", "Limit/disk filler", "Egress/none",
 }
 
 // TestProcess shows that the suite passes what keeps the rule: every case that

@@ -25,6 +25,8 @@ func isolationCases() []testCase {
 		{"Isolation/shared memory", sharedMemoryHidden},
 		{"Isolation/privileges", noPrivileges},
 		{"Isolation/not root on the host", notRootOnHost},
+		{"Isolation/terminals", noTerminals},
+		{"Isolation/out of memory", diesBeforeHost},
 		{"Isolation/system calls", dangerousCallsRefused},
 		{"Isolation/descriptors", noDescriptorsInherited},
 	}
@@ -202,19 +204,28 @@ func enforces(e *env, what string) bool {
 	return slices.ContainsFunc(e.info.Enforced, func(s string) bool { return strings.Contains(strings.ToLower(s), what) })
 }
 
-// notRootOnHost looks from the host at the processes of a sandbox, where they
-// are processes of the host.
+// onHost returns the process IDs that guests have on the host, where they are
+// processes of the host: it skips the case where there are none.
+func onHost(t *testing.T, e *env) []string {
+	t.Helper()
+	var pids []string
+	for id := range ourProcesses(e.binary) {
+		pid, _, _ := strings.Cut(id, "@")
+		if exe, err := os.Readlink("/proc/" + pid + "/exe"); err == nil && filepath.Base(exe) == "testguest" {
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) == 0 {
+		t.Skip("the guest is no process that the host can see")
+	}
+	return pids
+}
+
+// notRootOnHost looks from the host at the processes of a sandbox.
 func notRootOnHost(t *testing.T, e *env) {
 	g := e.create(t)
 	g.echo(t)
-	found := false
-	for id := range ourProcesses(e.binary) {
-		pid, _, _ := strings.Cut(id, "@")
-		exe, err := os.Readlink("/proc/" + pid + "/exe")
-		if err != nil || filepath.Base(exe) != "testguest" {
-			continue
-		}
-		found = true
+	for _, pid := range onHost(t, e) {
 		b, err := os.ReadFile("/proc/" + pid + "/status")
 		if err != nil {
 			continue
@@ -226,8 +237,34 @@ func notRootOnHost(t *testing.T, e *env) {
 			}
 		}
 	}
-	if !found {
-		t.Skip("the guest is no process that the host can see")
+}
+
+// noTerminals checks that a guest takes no pseudoterminals: a kernel has few of
+// them, which all sandboxes and the host share, whatever their namespaces.
+func noTerminals(t *testing.T, e *env) {
+	g := e.create(t)
+	g.echo(t)
+	onHost(t, e)
+	for _, f := range []string{"/dev/ptmx", "/dev/pts/ptmx"} {
+		if a := g.ask(t, request{Op: "write", Path: f, Text: "1"}); a.Err == "" {
+			t.Errorf("the guest could open %s", f)
+		}
+	}
+}
+
+// diesBeforeHost checks that a guest cannot make the kernel spare it when the
+// host is out of memory.
+func diesBeforeHost(t *testing.T, e *env) {
+	g := e.create(t)
+	g.ask(t, request{Op: "write", Path: "/proc/self/oom_score_adj", Text: "0"})
+	for _, pid := range onHost(t, e) {
+		b, err := os.ReadFile("/proc/" + pid + "/oom_score_adj")
+		if err != nil {
+			continue
+		}
+		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || n <= 0 {
+			t.Errorf("the guest's oom_score_adj is %s, want more than the host's programs have", b)
+		}
 	}
 }
 
