@@ -83,6 +83,8 @@ func (p plan) runc() *specs.Spec {
 	}
 	oom := 500 // the host's own programs outlive sandboxes
 	c.Process.OOMScoreAdj = &oom
+	// Read-only, or the guest could ask to be spared when memory is short.
+	c.Mounts[0].Options = append(c.Mounts[0].Options, "ro")
 	c.Linux.Namespaces = append(c.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace}, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	c.Linux.UIDMappings = []specs.LinuxIDMapping{
 		{ContainerID: rootUser, HostID: p.users, Size: 1}, {ContainerID: guestUser, HostID: p.users + 1, Size: 1},
