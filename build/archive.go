@@ -11,16 +11,9 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"syscall"
 
 	"github.com/hearthrun/hearth"
 )
-
-func isLoop(err error) bool {
-	// os.Root counts links itself and reports its own error text for too many;
-	// the kernel says ELOOP.
-	return errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENOTDIR)
-}
 
 func readTarGz(src *source, t *tree) error {
 	gz, err := gzip.NewReader(bufio.NewReader(src))

@@ -81,7 +81,7 @@ func assemble(ctx context.Context, source string, dep *held, out string) (Summar
 		}
 	}
 	for _, p := range links {
-		if err := checkLink(root, p, nodes[p].target); err != nil {
+		if err := checkLink(nodes, p); err != nil {
 			return Summary{}, err
 		}
 	}

@@ -338,6 +338,9 @@ func TestLinksThatStay(t *testing.T) {
 		{name: "real/up", link: "../real/f", mode: fs.ModeSymlink},
 		{name: "dangling", link: "real/none", mode: fs.ModeSymlink},
 		{name: "loop", link: "loop", mode: fs.ModeSymlink},
+		{name: "long", link: "ring/a", mode: fs.ModeSymlink},
+		{name: "ring/a", link: "../ring/b", mode: fs.ModeSymlink},
+		{name: "ring/b", link: "./a", mode: fs.ModeSymlink},
 		{name: "hard", link: "real/f", typ: tar.TypeLink},
 	}
 	_, dir, err := extract(t, makeTar(t, entries...), build.Tar, build.Limits{})
@@ -347,9 +350,44 @@ func TestLinksThatStay(t *testing.T) {
 	want := map[string]string{
 		"real": "drwxr-xr-x", "real/f": "-rw-r--r-- 1", "real/up": "link ../real/f", "dangling": "link real/none",
 		"loop": "link loop", "hard": "-rw-r--r-- 1",
+		"long": "link ring/a", "ring": "drwxr-xr-x", "ring/a": "link ../ring/b", "ring/b": "link ./a",
 	}
 	if d := cmp.Diff(want, listing(t, dir)); d != "" {
 		t.Error(d)
+	}
+}
+
+// chain returns links that lead one to the other, the last of them to end.
+func chain(n int, end string) []entry {
+	links := make([]entry, n)
+	for i := range links {
+		links[i] = entry{name: fmt.Sprintf("l%02d", i), link: fmt.Sprintf("l%02d", i+1), mode: fs.ModeSymlink | 0o777}
+	}
+	links[n-1].link = end
+	return links
+}
+
+// A long chain of links hides nothing: kernels follow 40 of them, os.Root 8.
+func TestChainsOfLinks(t *testing.T) {
+	// The target of x is inside by its text, and so are those of all others.
+	out := append(chain(20, "."), entry{name: "x", link: "l00/../etc/passwd", mode: fs.ModeSymlink | 0o777})
+	_, _, err := extract(t, makeTar(t, out...), build.Tar, build.Limits{})
+	checkInvalid(t, "a chain that leads outside", err)
+	if err != nil && !strings.Contains(err.Error(), "outside") {
+		t.Errorf("a chain that leads outside: %v", err)
+	}
+	_, _, err = extract(t, makeTar(t, chain(41, "end")...), build.Tar, build.Limits{})
+	checkInvalid(t, "41 links", err)
+	if err != nil && !strings.Contains(err.Error(), "too many symbolic links") {
+		t.Errorf("41 links: %v", err)
+	}
+	// The kernel's opinion is asked for the longest chain that is allowed.
+	_, dir, err := extract(t, makeTar(t, append(chain(40, "end"), entry{name: "end", body: "the end"})...), build.Tar, build.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "l00")); err != nil || string(b) != "the end" {
+		t.Errorf("40 links: %q, %v", b, err)
 	}
 }
 

@@ -3,10 +3,13 @@ package build_test
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/build"
@@ -34,8 +37,18 @@ func FuzzTar(f *testing.F) {
 	})
 }
 
+// leaves asks the kernel whether the path leads out of the directory.
+func leaves(dir int, path string) bool {
+	fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH})
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return errors.Is(err, unix.EXDEV)
+}
+
 func hostile() [][]entry {
 	return [][]entry{
+		append(chain(20, "."), entry{name: "x", link: "l00/../etc/passwd", mode: fs.ModeSymlink}),
 		{{name: "main.py", body: "print(1)"}, {name: "d/", mode: fs.ModeDir | 0o755}, {name: "d/x", body: "y", mode: 0o755}},
 		{{name: "../evil", body: "x"}},
 		{{name: "l", link: "..", mode: fs.ModeSymlink}, {name: "l/x", body: "x"}},
@@ -55,11 +68,12 @@ func fuzzExtract(t *testing.T, data []byte, format build.Format) {
 	if code := hearth.ErrorCode(err); err != nil && code != hearth.CodeInvalid {
 		t.Fatalf("%s: %v", code, err)
 	}
-	root, rerr := os.OpenRoot(dir)
+	accepted := err == nil
+	top, rerr := os.Open(dir)
 	if rerr != nil {
 		t.Fatal(rerr)
 	}
-	defer root.Close()
+	defer top.Close()
 	var size int64
 	var files int
 	werr := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -76,6 +90,10 @@ func fuzzExtract(t *testing.T, data []byte, format build.Format) {
 			size += info.Size()
 		case info.Mode()&fs.ModeSymlink != 0:
 			files++
+			rel, _ := filepath.Rel(dir, p)
+			if accepted && leaves(int(top.Fd()), rel) {
+				t.Fatalf("the link %s leads outside", rel)
+			}
 		case !info.IsDir():
 			t.Fatalf("%s is a %v", p, info.Mode())
 		}

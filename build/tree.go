@@ -342,7 +342,7 @@ func (t *tree) finish() (Summary, error) {
 		n := t.nodes[p]
 		if n.kind == kindLink {
 			files++
-			if err := checkLink(t.root, p, n.target); err != nil {
+			if err := checkLink(t.nodes, p); err != nil {
 				return Summary{}, err
 			}
 			continue
@@ -366,12 +366,51 @@ func (t *tree) finish() (Summary, error) {
 	return summarize(t.nodes), nil
 }
 
-// checkLink checks where a symbolic link leads. Its target lies inside by its
-// text, but links on the way to it may lead elsewhere: the kernel walks, fenced
-// in by the root.
-func checkLink(root *os.Root, p, target string) error {
-	if _, err := root.Stat(p); err != nil && !harmless(err) {
-		return leavesTree(p, target)
+// maxLinks is how many symbolic links kernels follow in one path.
+const maxLinks = 40
+
+// checkLink checks where the symbolic link p leads. Its target lies inside by
+// its text, but links on the way to it may lead elsewhere: this walks as a
+// kernel does. A link may lead nowhere: real code has such that dangle inside of
+// the tree or run in a circle (in node_modules/.bin and caches).
+func checkLink(nodes map[string]*node, p string) error {
+	type state struct{ at, rest string }
+	seen := map[state]bool{}
+	dir, rest := path.Dir(p), path.Base(p)
+	for rest != "" {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			if dir == "." {
+				return leavesTree(p, nodes[p].target)
+			}
+			dir = path.Dir(dir)
+			continue
+		}
+		at := path.Join(dir, name)
+		n := nodes[at]
+		switch {
+		case n == nil, n.kind == kindFile:
+			return nil // the end, or as far as one comes
+		case n.kind == kindDir:
+			dir = at
+			continue
+		case path.IsAbs(n.target):
+			return leavesTree(p, nodes[p].target)
+		}
+		here := state{at, rest}
+		if seen[here] {
+			return nil // a circle
+		}
+		if len(seen) == maxLinks {
+			return badEntry(p, fmt.Sprintf("is a link that leads through too many symbolic links, more than %d", maxLinks),
+				"let it point to where it leads in the end")
+		}
+		seen[here] = true
+		rest = n.target + "/" + rest
 	}
 	return nil
 }
@@ -413,12 +452,6 @@ func writeListing(w io.Writer, nodes map[string]*node) error {
 		}
 	}
 	return b.Flush()
-}
-
-// harmless tells that a link leads nowhere: it dangles inside of the tree or
-// runs in a circle. Real code has such links (in node_modules/.bin and caches).
-func harmless(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || isLoop(err)
 }
 
 func hostError(err error) error {
