@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -156,9 +157,13 @@ func linkTarget(root *os.Root, name string) (string, error) {
 	outside := filepath.IsAbs(target) || !filepath.IsLocal(path.Join(path.Dir(name), target))
 	if !outside {
 		// The root follows the whole chain of links and refuses to leave.
-		if _, err = root.Stat(name); errors.Is(err, fs.ErrNotExist) {
+		switch _, err = root.Stat(name); {
+		case errors.Is(err, fs.ErrNotExist):
 			return "", hearth.Errorf(hearth.CodeInvalid, "the symbolic link %s points to %s, which does not exist", name, target).
 				WithHint("remove it or list it in %s", IgnoreName)
+		case errors.Is(err, syscall.ELOOP):
+			return "", hearth.Errorf(hearth.CodeInvalid, "the symbolic link %s leads through too many other links, or in a circle", name).
+				WithHint("let it point to where it leads in the end, or list it in %s", IgnoreName)
 		}
 	}
 	if outside || err != nil {

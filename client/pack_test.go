@@ -131,7 +131,12 @@ func TestPackRefuses(t *testing.T) {
 	}
 	wantError(t, pack(tree(t, map[string]string{"up": "->.", "x": "->up/../../y"}), client.PackOptions{}), hearth.CodeInvalid, "symbolic link x")
 	wantError(t, pack(tree(t, map[string]string{"x": "->nowhere"}), client.PackOptions{}), hearth.CodeInvalid, "does not exist")
-	wantError(t, pack(tree(t, map[string]string{"x": "->x"}), client.PackOptions{}), hearth.CodeInvalid, "symbolic link x")
+	wantError(t, pack(tree(t, map[string]string{"x": "->x"}), client.PackOptions{}), hearth.CodeInvalid, "symbolic link x", "in a circle")
+	chain := map[string]string{"z": "the end"}
+	for c := 'a'; c < 'z'; c++ {
+		chain[string(c)] = "->" + string(c+1)
+	}
+	wantError(t, pack(tree(t, chain), client.PackOptions{}), hearth.CodeInvalid, "symbolic link a", "too many other links")
 	wantError(t, pack(t.TempDir(), client.PackOptions{}), hearth.CodeInvalid, "no files", "hearth init")
 	wantError(t, pack("/nowhere/at/all", client.PackOptions{}), hearth.CodeInvalid, "no such file")
 	wantError(t, pack(tree(t, map[string]string{"x": "", ".hearthignore": "ok\n[\n"}), client.PackOptions{}), hearth.CodeInvalid, ".hearthignore:2")
