@@ -10,17 +10,19 @@ import (
 )
 
 const (
-	maxLog  = 4 << 20  // bytes of a build's log
-	maxLine = 16 << 10 // bytes of a line; longer ones are broken
-	maxTail = 200      // lines kept to find out what went wrong
+	maxLog  = 4 << 20   // bytes of a build's log
+	maxLine = 16 << 10  // bytes of a line; longer ones are broken
+	maxTail = 200       // lines kept to find out what went wrong
+	maxRaw  = 256 << 10 // bytes from which the last lines are taken after the limit
 )
 
 // logBuffer is the log of one installation, for any number of readers.
 type logBuffer struct {
 	mu      sync.Mutex
 	text    []byte        // guarded by mu; whole lines
-	tail    []string      // guarded by mu; the last lines, also those that were cut off
+	tail    []string      // guarded by mu; the last lines
 	cut     bool          // guarded by mu; the limit was reached
+	raw     []byte        // guarded by mu; after the limit, the last output as it came
 	ended   bool          // guarded by mu
 	changed chan struct{} // guarded by mu; closed at the next change
 }
@@ -46,8 +48,11 @@ func (l *logBuffer) wait(ctx context.Context, from int) (text []byte, more bool)
 }
 
 // line adds a line.
-func (l *logBuffer) line(s string) {
-	s = printable(strings.ToValidUTF8(s, "�"))
+func (l *logBuffer) line(b []byte) {
+	if l.skip(b, []byte{'\n'}) {
+		return
+	}
+	s := clean(b)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.tail) == maxTail {
@@ -65,6 +70,27 @@ func (l *logBuffer) line(s string) {
 	l.notify()
 }
 
+// clean makes a line one that can be shown.
+func clean(line []byte) string { return printable(strings.ToValidUTF8(string(line), "�")) }
+
+// skip takes output, lines with their ends, once the limit was reached; before,
+// it returns false. A flood costs little more than the copying of it: what is
+// kept is made lines of by lastLines.
+func (l *logBuffer) skip(parts ...[]byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.cut {
+		return false
+	}
+	for _, b := range parts {
+		l.raw = append(l.raw, b[max(0, len(b)-maxRaw):]...)
+		if len(l.raw) > 2*maxRaw {
+			l.raw = l.raw[:copy(l.raw, l.raw[len(l.raw)-maxRaw:])]
+		}
+	}
+	return true
+}
+
 func (l *logBuffer) notify() {
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -78,11 +104,17 @@ func (l *logBuffer) end() {
 	l.notify()
 }
 
-// lastLines returns the last lines.
+// lastLines returns the last lines, also those that were cut off.
 func (l *logBuffer) lastLines() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]string(nil), l.tail...)
+	lines := append([]string(nil), l.tail...)
+	raw := bytes.FieldsFunc(l.raw, func(r rune) bool { return r == '\n' || r == '\r' })
+	for _, b := range raw[max(0, len(raw)-maxTail):] {
+		s := clean(b)
+		lines = append(lines, s[:min(len(s), maxLine)])
+	}
+	return lines[max(0, len(lines)-maxTail):]
 }
 
 // lineWriter is one stream of output that goes into a logBuffer line by line.
@@ -90,7 +122,7 @@ type lineWriter struct {
 	log *logBuffer
 
 	mu   sync.Mutex
-	rest []byte // guarded by mu
+	rest []byte // guarded by mu; the begun line
 }
 
 // Write implements io.Writer.
@@ -98,19 +130,22 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(p)
+	if i := bytes.LastIndexAny(p, "\r\n") + 1; i > 0 && w.log.skip(w.rest, p[:i]) {
+		w.rest, p = w.rest[:0], p[i:]
+	}
 	for {
 		i := bytes.IndexAny(p, "\r\n")
 		if i < 0 {
 			break
 		}
 		if len(w.rest)+i > 0 {
-			w.log.line(string(append(w.rest, p[:i]...)))
+			w.log.line(append(w.rest, p[:i]...))
 		}
 		w.rest, p = w.rest[:0], p[i+1:]
 	}
 	w.rest = append(w.rest, p...)
 	for len(w.rest) > maxLine {
-		w.log.line(string(w.rest[:maxLine]))
+		w.log.line(w.rest[:maxLine])
 		w.rest = append(w.rest[:0], w.rest[maxLine:]...)
 	}
 	return n, nil
@@ -121,7 +156,7 @@ func (w *lineWriter) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.rest) > 0 {
-		w.log.line(string(w.rest))
+		w.log.line(w.rest)
 		w.rest = nil
 	}
 }

@@ -59,7 +59,7 @@ func (b *Builder) install(ctx context.Context, key string, r Request, in inputs,
 	}
 	defer b.cache.remove(work)
 	for _, note := range in.notes {
-		log.line(note)
+		log.line([]byte(note))
 	}
 	stage := filepath.Join(work, "stage")
 	if err := b.stage(ctx, r, in, stage); err != nil {
