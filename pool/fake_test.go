@@ -31,6 +31,8 @@ type fakeDriver struct {
 	beforeRestore func(ctx context.Context, spec driver.Spec, dir string) error
 	// whileSaving runs in Snapshot, which fails with its error.
 	whileSaving func(dir string) error
+	// memory is what sandboxes use, in bytes; 0 where unknown.
+	memory int64
 	// onRestored answers RESTORED; nil closes the stream.
 	onRestored func(s *fakeSandbox) *frame
 
@@ -142,7 +144,7 @@ func (d *fakeDriver) count() int {
 func (s *fakeSandbox) ID() string                             { return s.id }
 func (s *fakeSandbox) Dial(context.Context) (net.Conn, error) { return s.host, nil }
 func (s *fakeSandbox) Stats(context.Context) (driver.Stats, error) {
-	return driver.Stats{}, nil
+	return driver.Stats{Memory: s.d.memory}, nil
 }
 
 func (s *fakeSandbox) Wait(ctx context.Context) (driver.Exit, error) {

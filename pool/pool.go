@@ -96,6 +96,8 @@ type Pool struct {
 	retired map[string]time.Time // guarded by mu
 	// snapshots are what new instances are restored from.
 	snapshots map[string]*snapshot // guarded by mu; by Version.Incarnation
+	// promised is the room on disk, in bytes, of snapshots that are being written.
+	promised int64 // guarded by mu
 	// instances is every instance whose sandbox may still exist.
 	instances map[*instance]struct{} // guarded by mu
 }

@@ -36,6 +36,12 @@ func (p *Pool) save(ctx context.Context, i *instance) (ended bool) {
 	log := p.cfg.Logger.With("function", v.Function, "version", v.Number)
 	ctx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
+	promise, err := p.promise(ctx, i)
+	if err != nil {
+		log.Info("no snapshot is taken", "err", err)
+		return false
+	}
+	defer p.withdraw(promise)
 	if err := i.conn.PrepareSnapshot(ctx); err != nil {
 		if hearth.ErrorCode(err) == hearth.CodeUnsupported {
 			log.Info("no snapshot is taken", "err", err)
@@ -54,13 +60,48 @@ func (p *Pool) save(ctx context.Context, i *instance) (ended bool) {
 		return true
 	}
 	s.secret, s.ready = i.secret, i.ready
-	if err := p.keep(v.Incarnation, s); err != nil {
+	if err := p.keep(v.Incarnation, s, promise); err != nil {
 		log.Info("no snapshot is kept", "bytes", s.bytes, "err", err)
 		p.remove(s)
 		return true
 	}
 	log.Info("a snapshot was taken", "bytes", s.bytes, "took", time.Since(begun))
 	return true
+}
+
+// promise sets room aside for a snapshot of i, before it is written: for as much
+// as its memory holds now, and no more than it may hold. Until withdraw others
+// do not get that room. Errors: CodeExhausted if there is not as much left.
+func (p *Pool) promise(ctx context.Context, i *instance) (int64, error) {
+	bytes := int64(i.group.version.Config.Memory)
+	if stats, err := i.sandbox.Stats(ctx); err == nil && stats.Memory > 0 { // else it is unknown
+		bytes = min(bytes, stats.Memory)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.fitsLocked(bytes); err != nil {
+		return 0, err
+	}
+	p.promised += bytes
+	return bytes, nil
+}
+
+func (p *Pool) withdraw(promise int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.promised -= promise
+}
+
+// fitsLocked returns an error unless there is room for a snapshot of that size.
+func (p *Pool) fitsLocked(bytes int64) error {
+	total := p.promised + bytes
+	for _, s := range p.snapshots {
+		total += s.bytes
+	}
+	if total > p.cfg.MaxSnapshotBytes {
+		return hearth.Errorf(hearth.CodeExhausted, "the snapshots of all functions may have %d bytes, and with this one they had %d", p.cfg.MaxSnapshotBytes, total)
+	}
+	return nil
 }
 
 // write saves a sandbox to a directory of its own. After an error nothing
@@ -98,19 +139,15 @@ func secure(dir string) (bytes int64, err error) {
 	return bytes, err
 }
 
-// keep makes s the snapshot of a version.
-func (p *Pool) keep(incarnation string, s *snapshot) error {
+// keep makes s, for which room was promised, the snapshot of a version.
+func (p *Pool) keep(incarnation string, s *snapshot, promise int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, retired := p.retired[incarnation]; retired || p.closed {
 		return hearth.Errorf(hearth.CodeConflict, "the version was retired meanwhile")
 	}
-	total := s.bytes
-	for _, other := range p.snapshots {
-		total += other.bytes
-	}
-	if total > p.cfg.MaxSnapshotBytes {
-		return hearth.Errorf(hearth.CodeExhausted, "the snapshots of all functions may have %d bytes, and with this one they had %d", p.cfg.MaxSnapshotBytes, total)
+	if err := p.fitsLocked(s.bytes - promise); err != nil {
+		return err
 	}
 	p.dropLocked(incarnation)
 	p.snapshots[incarnation] = s

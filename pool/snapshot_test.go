@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -117,7 +118,15 @@ func TestNoSnapshot(t *testing.T) {
 				return errors.Join(os.WriteFile(filepath.Join(dir, "half"), nil, 0o600), errors.New("no space left"))
 			}
 		}, 2},
-		"too large": {func(_ *fakeDriver, c *Config) { c.MaxSnapshotBytes = 1 }, 2},
+		"larger than its memory": {func(d *fakeDriver, c *Config) { c.MaxSnapshotBytes, d.memory = 1, 1 }, 2},
+		"no room for its memory": {func(d *fakeDriver, c *Config) {
+			c.MaxSnapshotBytes, d.memory = 1<<20, 2<<20
+			d.whileSaving = func(string) error { panic("it is written all the same") }
+		}, 1},
+		"no room for what its memory may be": {func(d *fakeDriver, c *Config) {
+			c.MaxSnapshotBytes = hearth.DefaultMemory - 1
+			d.whileSaving = func(string) error { panic("it is written all the same") }
+		}, 1},
 		"slower than a cold start": {func(d *fakeDriver, _ *Config) {
 			d.beforeRestore = func(context.Context, driver.Spec, string) error { time.Sleep(time.Second); return nil }
 		}, 1},
@@ -187,6 +196,37 @@ func TestUnusableSnapshotFallsBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Snapshots that are written at the same time do not get the same room.
+func TestRoomForSnapshots(t *testing.T) {
+	d := savingDriver()
+	d.memory = 600 << 10
+	dir := t.TempDir()
+	run(t, d, func(c *Config) { c.SnapshotDir, c.MaxSnapshotBytes = dir, 1<<20 }, func(t *testing.T, p *Pool) {
+		writing := 0
+		d.whileSaving = func(string) error {
+			writing++
+			if err := p.Verify(t.Context(), version(fmt.Sprint("g", writing), 1)); err != nil {
+				t.Error(err)
+			}
+			return nil
+		}
+		if err := p.Verify(t.Context(), version("f", 1)); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(snapshots(t, dir)); writing != 1 || n != 1 {
+			t.Fatalf("%d snapshots were begun, %d kept; want one", writing, n)
+		}
+		// What was written is small: there is room for the next.
+		d.whileSaving = nil
+		if err := p.Verify(t.Context(), version("h", 1)); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(snapshots(t, dir)); n != 2 {
+			t.Errorf("there are %d snapshots, want 2", n)
+		}
+	})
 }
 
 // A version that is retired while it is verified leaves no snapshot.
