@@ -18,7 +18,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -46,7 +45,7 @@ type baseLayer struct {
 // directory, docker-daemon:REF, or an image in a registry.
 func openBase(ctx context.Context, ref string, scratch string) (*base, error) {
 	if file, ok := strings.CutPrefix(ref, "tar:"); ok {
-		return rootTar(file)
+		return rootTar(ctx, file)
 	}
 	if image, ok := strings.CutPrefix(ref, "docker-daemon:"); ok {
 		return fromDaemon(ctx, image, scratch)
@@ -55,6 +54,8 @@ func openBase(ctx context.Context, ref string, scratch string) (*base, error) {
 	switch {
 	case err == nil && info.IsDir():
 		return fromLayout(ref)
+	case err == nil && !info.Mode().IsRegular():
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the base %s is neither a file nor a directory", ref)
 	case err == nil:
 		return fromFile(ctx, ref, scratch)
 	case filepath.IsAbs(ref) || strings.HasPrefix(ref, "./") || strings.HasPrefix(ref, "../"):
@@ -96,7 +97,7 @@ func fromRegistry(ctx context.Context, ref string) (*base, error) {
 		if err != nil {
 			return nil, baseError(err)
 		}
-		if img, err = pick(idx, 0); err != nil {
+		if img, err = pick(idx, 0, func(v1.Descriptor) error { return nil }); err != nil {
 			return nil, err
 		}
 	} else if img, err = got.Image(); err != nil {
@@ -133,13 +134,16 @@ func hostCauseContext(err error) error {
 
 // asTheyAre takes an image whose layers are stored as they come.
 func asTheyAre(img v1.Image) (*base, error) {
-	b, layers, err := newBase(img)
-	if err != nil {
-		return nil, err
-	}
 	m, err := img.Manifest()
 	if err != nil {
 		return nil, baseError(err)
+	}
+	if m.Config.Size > maxDocument {
+		return nil, tooLargeDocument("its configuration")
+	}
+	b, layers, err := newBase(img)
+	if err != nil {
+		return nil, err
 	}
 	if len(m.Layers) != len(layers) {
 		return nil, baseError(errors.New("manifest and configuration disagree on the number of layers"))
@@ -165,25 +169,9 @@ func newBase(img v1.Image) (*base, []v1.Layer, error) {
 	return &base{config: *cfg}, layers, nil
 }
 
-func fromLayout(dir string) (*base, error) {
-	p, err := layout.FromPath(dir)
-	if err != nil {
-		return nil, hearth.Errorf(hearth.CodeInvalid, "the directory %s is no OCI image layout: %w", dir, err).
-			WithHint("name a tar of a root file system, an archive of docker save, or an OCI layout")
-	}
-	idx, err := p.ImageIndex()
-	if err != nil {
-		return nil, baseError(err)
-	}
-	img, err := pick(idx, 0)
-	if err != nil {
-		return nil, err
-	}
-	return asTheyAre(img)
-}
-
-// pick returns the image of an index for this host.
-func pick(idx v1.ImageIndex, depth int) (v1.Image, error) {
+// pick returns the image of an index for this host. It calls check before it
+// reads what a descriptor names.
+func pick(idx v1.ImageIndex, depth int, check func(v1.Descriptor) error) (v1.Image, error) {
 	m, err := idx.IndexManifest()
 	if err != nil {
 		return nil, baseError(err)
@@ -194,17 +182,23 @@ func pick(idx v1.ImageIndex, depth int) (v1.Image, error) {
 		}
 		switch {
 		case d.MediaType.IsImage():
+			if err := check(d); err != nil {
+				return nil, err
+			}
 			img, err := idx.Image(d.Digest)
 			if err != nil {
 				return nil, baseError(err)
 			}
 			return img, nil
 		case d.MediaType.IsIndex() && depth < 3:
+			if err := check(d); err != nil {
+				return nil, err
+			}
 			sub, err := idx.ImageIndex(d.Digest)
 			if err != nil {
 				return nil, baseError(err)
 			}
-			return pick(sub, depth+1)
+			return pick(sub, depth+1, check)
 		}
 	}
 	return nil, hearth.Errorf(hearth.CodeUnsupported, "the base has no image for linux/%s", runtime.GOARCH)
@@ -213,7 +207,7 @@ func pick(idx v1.ImageIndex, depth int) (v1.Image, error) {
 // fromFile looks into a tar: an archive of docker save, an OCI layout, or a
 // root file system.
 func fromFile(ctx context.Context, file, scratch string) (*base, error) {
-	r, err := openTar(file)
+	r, err := openTar(ctx, file)
 	if err != nil {
 		return nil, baseError(err)
 	}
@@ -229,29 +223,16 @@ func fromFile(ctx context.Context, file, scratch string) (*base, error) {
 		}
 		switch strings.TrimPrefix(h.Name, "./") {
 		case "manifest.json":
-			return fromSave(file)
+			return fromSave(ctx, file)
 		case "oci-layout":
 			isLayout = true
 		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
 	}
 	if !isLayout {
-		return rootTar(file)
+		return rootTar(ctx, file)
 	}
 	dir := filepath.Join(scratch, "layout")
-	u, err := newUnpacker(dir, limits{bytes: 8 << 30, entries: 10000})
-	if err != nil {
-		return nil, err
-	}
-	defer u.root.Close()
-	again, err := openTar(file)
-	if err != nil {
-		return nil, baseError(err)
-	}
-	defer again.Close()
-	if err := u.layer(ctx, again); err != nil {
+	if err := unpackLayout(ctx, file, dir); err != nil {
 		return nil, err
 	}
 	return fromLayout(dir)
@@ -259,8 +240,11 @@ func fromFile(ctx context.Context, file, scratch string) (*base, error) {
 
 // fromSave takes an archive as docker save makes it. Its layers are stored
 // uncompressed, whatever way they come.
-func fromSave(file string) (*base, error) {
-	img, err := tarball.Image(func() (io.ReadCloser, error) { return openTar(file) }, nil)
+func fromSave(ctx context.Context, file string) (*base, error) {
+	if err := checkSave(ctx, file); err != nil {
+		return nil, err
+	}
+	img, err := tarball.Image(func() (io.ReadCloser, error) { return openTar(ctx, file) }, nil)
 	if err != nil {
 		return nil, baseError(err)
 	}
@@ -308,18 +292,18 @@ func fromDaemon(ctx context.Context, ref, scratch string) (*base, error) {
 	} else if err != nil {
 		return nil, hostError("the base cannot be stored", err)
 	}
-	return fromSave(file)
+	return fromSave(ctx, file)
 }
 
 // rootTar takes the tar of a root file system, which may be compressed by gzip.
-func rootTar(file string) (*base, error) {
+func rootTar(ctx context.Context, file string) (*base, error) {
 	info, err := os.Stat(file)
 	if err != nil {
 		return nil, baseError(err)
 	}
 	b := &base{config: v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH}}
 	b.layers = []baseLayer{{
-		open: func() (io.ReadCloser, error) { return openTar(file) },
+		open: func() (io.ReadCloser, error) { return openTar(ctx, file) },
 		desc: v1.Descriptor{Size: info.Size()},
 	}}
 	return b, nil
@@ -332,12 +316,13 @@ type tarFile struct {
 
 func (t tarFile) Close() error { return t.f.Close() }
 
-func openTar(file string) (io.ReadCloser, error) {
+// openTar opens a tar that may be compressed. Reading it ends with ctx.
+func openTar(ctx context.Context, file string) (io.ReadCloser, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
-	b := bufio.NewReaderSize(f, 1<<20)
+	b := bufio.NewReaderSize(&source{ctx: ctx, r: f}, 1<<20)
 	if head, _ := b.Peek(2); string(head) != "\x1f\x8b" {
 		return tarFile{b, f}, nil
 	}
