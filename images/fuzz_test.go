@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/hearthrun/hearth"
@@ -91,4 +92,9 @@ func hardlinks(t *testing.T, dir string) (yes bool) {
 		t.Fatal(err)
 	}
 	return yes
+}
+
+func linked(info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Nlink > 1
 }

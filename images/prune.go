@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 )
@@ -164,7 +163,8 @@ func (s *Store) removeLeft(dir string, dry bool) (freed int64, err error) {
 // removeTree removes a file or directory of the store and returns its size.
 func (s *Store) removeTree(name string, dry bool) (size int64, err error) {
 	p := filepath.Join(s.dir, name)
-	var inodes []os.FileInfo // hard links count once
+	type inode struct{ device, number uint64 }
+	seen := map[inode]bool{} // hard links count once
 	err = filepath.WalkDir(p, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
@@ -173,11 +173,12 @@ func (s *Store) removeTree(name string, dry bool) (size int64, err error) {
 		if err != nil {
 			return err
 		}
-		if linked(info) {
-			if slices.ContainsFunc(inodes, func(o os.FileInfo) bool { return os.SameFile(o, info) }) {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
+			i := inode{st.Dev, st.Ino}
+			if seen[i] {
 				return nil
 			}
-			inodes = append(inodes, info)
+			seen[i] = true
 		}
 		size += info.Size()
 		return nil
@@ -192,9 +193,4 @@ func (s *Store) removeTree(name string, dry bool) (size int64, err error) {
 		return size, hostError("the image cannot be removed", err)
 	}
 	return size, nil
-}
-
-func linked(info os.FileInfo) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && st.Nlink > 1
 }
