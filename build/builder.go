@@ -247,8 +247,8 @@ func (b *Builder) Build(ctx context.Context, r Request) (Result, error) {
 // dependencies returns a hold on what r depends on.
 func (b *Builder) dependencies(ctx context.Context, key string, r Request, in inputs, fresh bool) (dep *held, cached bool, err error) {
 	if !fresh {
-		if dep := b.cache.find(key); dep != nil {
-			return dep, true, nil
+		if dep, err := b.cache.find(key); dep != nil || err != nil {
+			return dep, dep != nil, err
 		}
 	}
 	f, mine, err := b.join(key, r, in, fresh)
@@ -278,8 +278,8 @@ func (b *Builder) dependencies(ctx context.Context, key string, r Request, in in
 	if f.err != nil {
 		return nil, false, f.err
 	}
-	if dep := b.cache.hold(f.digest); dep != nil {
-		return dep, f.cached, nil
+	if dep, err := b.cache.hold(f.digest); dep != nil || err != nil {
+		return dep, f.cached, err
 	}
 	return nil, false, hearth.Errorf(hearth.CodeUnavailable, "the installed dependencies were removed meanwhile").WithHint("deploy again")
 }
@@ -324,7 +324,12 @@ func (b *Builder) join(key string, r Request, in inputs, fresh bool) (f *flight,
 			}
 		}()
 		if !fresh { // it may have been installed between the look and now
-			if dep := b.cache.find(key); dep != nil {
+			dep, err := b.cache.find(key)
+			if err != nil {
+				f.err = err
+				return
+			}
+			if dep != nil {
 				f.digest, f.cached = dep.Digest, true
 				dep.release()
 				return

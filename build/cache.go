@@ -111,13 +111,20 @@ func treeName(digest string) string { return strings.TrimPrefix(digest, "sha256:
 
 var treeRE = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
-// find returns what was installed for a key, nil if there is none.
-func (c *cache) find(key string) *held {
+// find returns what was installed for a key, nil if there is none. Errors:
+// CodeUnavailable.
+func (c *cache) find(key string) (*held, error) {
 	digest, err := os.ReadFile(c.path(keysDir, key))
-	if err != nil {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	h := c.hold(string(digest))
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	h, err := c.hold(string(digest))
+	if err != nil {
+		return nil, err
+	}
 	now := time.Now()
 	if h == nil { // it names what is not there or damaged
 		_ = os.Remove(c.path(keysDir, key))
@@ -125,31 +132,44 @@ func (c *cache) find(key string) *held {
 	} else if err := os.Chtimes(c.path(keysDir, key), now, now); err != nil {
 		c.log.Warn("build: when dependencies were used last is not kept", "err", err)
 	}
-	return h
+	return h, nil
 }
 
-// hold returns a tree, nil if there is none or it is damaged.
-func (c *cache) hold(digest string) *held {
+// unreadable says that the host could not read what is there: which tells
+// nothing about what it is.
+func unreadable(err error) error {
+	return &hearth.Error{
+		Code: hearth.CodeUnavailable, Message: "the installed dependencies cannot be read",
+		Hint: "look at the kernel's log for errors of the disk, and at the server's limit of open files", Err: err,
+	}
+}
+
+// hold returns a tree, nil if there is none or it is damaged. Errors:
+// CodeUnavailable.
+func (c *cache) hold(digest string) (*held, error) {
 	if !treeRE.MatchString(digest) {
-		return nil
+		return nil, nil
 	}
 	name := treeName(digest)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	list, err := os.ReadFile(c.path(treesDir, name, listFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil
+		return nil, unreadable(err)
 	}
 	if sum := sha256.Sum256(list); hex.EncodeToString(sum[:]) != name {
-		return nil
+		return nil, nil
 	}
 	nodes, err := parseListing(list)
 	if err != nil {
 		c.log.Warn("build: what was installed is not known any more", "digest", digest, "err", err)
-		return nil
+		return nil, nil
 	}
 	c.holds[name]++
-	return &held{Summary: summarize(nodes), nodes: nodes, dir: c.path(treesDir, name, filesDir), cache: c}
+	return &held{Summary: summarize(nodes), nodes: nodes, dir: c.path(treesDir, name, filesDir), cache: c}, nil
 }
 
 // publish adds the tree in work/tree/files, below a directory from temp, under a

@@ -179,6 +179,32 @@ func TestDamagedCache(t *testing.T) {
 	}
 }
 
+// TestUnreadableCache keeps dependencies that the host fails to read.
+func TestUnreadableCache(t *testing.T) {
+	h := newHost(t)
+	cfg := offline()
+	cfg.Dir = filepath.Join(openDir(t), "builds")
+	b := newBuilder(t, cfg)
+	source := write(t, scripted(`files["pkg/data.txt"] = "x"`))
+	first := h.must(t, b, "python", source)
+	trees, err := filepath.Glob(filepath.Join(cfg.Dir, "trees/*"))
+	if err != nil || len(trees) != 1 {
+		t.Fatalf("trees are %v: %v", trees, err)
+	}
+	// In place of a disk that fails: it is there, but the kernel does not open it.
+	list := filepath.Join(trees[0], "list")
+	if err := errors.Join(os.Rename(list, list+".kept"), os.Symlink("list", list)); err != nil {
+		t.Fatal(err)
+	}
+	h.fail(t, b, "python", source, hearth.CodeUnavailable, "cannot be read")
+	if err := errors.Join(os.Remove(list), os.Rename(list+".kept", list)); err != nil {
+		t.Fatal(err)
+	}
+	if r := h.must(t, b, "python", source); !r.Cached || r.Digest != first.Digest {
+		t.Errorf("once it is readable again: %+v", r.Result)
+	}
+}
+
 // TestRestart keeps what was installed and removes what was not finished.
 func TestRestart(t *testing.T) {
 	h := newHost(t)
