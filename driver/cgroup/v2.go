@@ -32,6 +32,9 @@ type v2 struct {
 // of it; root without such a group uses the top of the hierarchy; anybody else
 // has no groups.
 func newV2(own, mount, name string) Groups {
+	if filepath.Base(own) == serverLeaf { // where another driver's split has moved us
+		own = filepath.Dir(own)
+	}
 	if delegated(own) {
 		if c := split(own, mount, name); c != nil && (len(c.enabled) > 0 || os.Geteuid() != 0) {
 			return c
@@ -73,21 +76,22 @@ func InV2(parent, name string) (groups Groups, ok bool) {
 	return c, c != nil
 }
 
+// serverLeaf is the child of a delegated group that the server moves into. The
+// mark of the delegation stays with the group.
+const serverLeaf = "hearth-server"
+
 // split moves the server out of its group into a child, so that the group can
 // have children with limits.
 func split(own, mount, name string) *v2 {
 	pids := readPIDs(own)
 	if len(pids) == 1 && pids[0] == os.Getpid() {
-		leaf := filepath.Join(own, "hearth-server")
+		leaf := filepath.Join(own, serverLeaf)
 		if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil
 		}
 		if err := write(leaf, "cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
 			return nil
 		}
-	}
-	if filepath.Base(own) == "hearth-server" { // a second driver in one process
-		own = filepath.Dir(own)
 	}
 	return place(own, mount, name)
 }
