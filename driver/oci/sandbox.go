@@ -73,7 +73,7 @@ var (
 func (d *Driver) newSandbox(id string) *sandbox {
 	return &sandbox{
 		driver: d, id: id, group: cgroup.None{}.Open(id), release: func() {},
-		started: make(chan error, 2), tasks: make(chan int, 1), done: make(chan struct{}), unmounted: make(chan struct{}),
+		started: make(chan error, 1), tasks: make(chan int, 1), done: make(chan struct{}), unmounted: make(chan struct{}),
 		output: output{ended: make(chan struct{})},
 	}
 }
@@ -217,9 +217,9 @@ func (s *sandbox) watch() {
 		switch b[0] {
 		case msgStarted:
 			s.copyOutput()
-			s.started <- nil
+			s.tellStarted(nil)
 		case msgError, msgSetup:
-			s.started <- s.explain(b[0], syscall.Errno(v))
+			s.tellStarted(s.explain(b[0], syscall.Errno(v)))
 		case msgTasks:
 			select {
 			case s.tasks <- int(v):
@@ -251,11 +251,18 @@ func (s *sandbox) watch() {
 			err = errors.New("it ran out of memory")
 		}
 	}
-	select {
-	case s.started <- s.driver.explainRuntime(s, err):
-	default: // it had started, or failed with a reason
-	}
+	s.tellStarted(s.driver.explainRuntime(s, err))
 	close(s.done)
+}
+
+// tellStarted tells Create that the guest runs, or why it does not. Only the
+// first call counts: a first process that was taken over may say what it likes,
+// as often as it likes.
+func (s *sandbox) tellStarted(err error) {
+	select {
+	case s.started <- err:
+	default:
+	}
 }
 
 // explain makes an error of what the first process could not do.
