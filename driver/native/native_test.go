@@ -119,6 +119,7 @@ func TestInside(t *testing.T) {
 		"pid 1 is the helper": {"cat /proc/1/comm", "hearth-init"},
 		"no host processes":   {"[ $(ls -d /proc/[0-9]* | wc -l) -le 6 ] && echo ok", "ok"},
 		"pid 1 is opaque":     {"cat /proc/1/environ /proc/1/maps; ls /proc/1/fd/; readlink /proc/1/exe; cd /proc/1/root; echo", "Permission denied"},
+		"itself is not":       {"cat /proc/self/environ /proc/self/maps >/dev/null && ls /proc/self/fd >/dev/null && echo ok", "ok"},
 		"capabilities":        {"grep Cap /proc/self/status | grep -v 0000000000000000; echo none", "none"},
 		"no new privileges":   {"grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1"},
 		"seccomp":             {"grep Seccomp: /proc/self/status", "Seccomp:\t2"},

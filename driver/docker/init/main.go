@@ -62,9 +62,7 @@ func main() {
 	if op, what, err := h.run(plan); err != nil {
 		fail(op, what, err)
 	}
-	// Nothing inside may look at the helper or attach to it, and only the guest
-	// holds its own descriptors.
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	// Only the guest holds its own descriptors.
 	for _, fd := range append(h.files, 0, 1, 2) {
 		_ = unix.Close(fd)
 	}
@@ -240,6 +238,11 @@ func (h *helper) start() error {
 			fd = null
 		}
 		files[i] = uintptr(fd)
+	}
+	// Nothing inside may look at the helper or attach to it, from the guest's first
+	// moment on: its exec makes the guest itself dumpable again.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return err
 	}
 	unix.Umask(0o022)
 	h.pid, err = syscall.ForkExec(h.argv[0], h.argv, &syscall.ProcAttr{

@@ -138,7 +138,7 @@ func (h *helper) shed() {
 		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&caps[0])), 0); e != 0 {
 		h.fail(&stepError{op: 'c', what: "capset on all threads", errno: e})
 	}
-	// Nothing inside may look at the helper or attach to it.
+	// A change of user may have undone what start did.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	for fd := range streamFD + 1 { // only the guest holds its own descriptors
 		_ = unix.Close(fd)

@@ -311,6 +311,11 @@ func (h *helper) start() error {
 		return unix.EINVAL
 	}
 	assembled := now()
+	// Nothing inside may look at the helper or attach to it, from the guest's first
+	// moment on: its exec makes the guest itself dumpable again.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return err
+	}
 	unix.Umask(0o022)
 	pid, err := syscall.ForkExec(h.argv[0], h.argv, &syscall.ProcAttr{
 		Dir:   h.dir,

@@ -99,6 +99,11 @@ func main() {
 		param := int32(0)
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_BATCH, uintptr(unsafe.Pointer(&param)))
 	}
+	// Nothing inside may look at this process or attach to it, from the guest's
+	// first moment on: its exec makes the guest itself dumpable again.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		fail(msgSetup, errno(err))
+	}
 	unix.Umask(0o022)
 	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
 		Dir: "/tmp", Env: syscall.Environ(), Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
@@ -107,8 +112,6 @@ func main() {
 		errno, _ := err.(syscall.Errno) //nolint:errorlint // ForkExec returns bare errnos
 		fail(msgError, errno)
 	}
-	// Nothing inside may look at this process or attach to it.
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	send(msgStarted, 0)
 	for fd := range streamFD + 1 { // only the guest holds its own descriptors
 		_ = unix.Close(fd)
