@@ -47,11 +47,12 @@ func (p plan) common() *specs.Spec {
 	period := uint64(cgroup.Period)
 	quota := cgroup.Quota(p.spec.Limits.CPU)
 	memory := p.spec.Limits.Memory
+	oom := 500 // the host's own programs outlive sandboxes
 	return &specs.Spec{
 		Version: "1.0.2",
 		Process: &specs.Process{
 			Env: slices.Clone(p.env), Cwd: "/", NoNewPrivileges: true,
-			Rlimits: p.rlimits(cgroup.HelperTasks),
+			Rlimits: p.rlimits(cgroup.HelperTasks), OOMScoreAdj: &oom,
 		},
 		Root:     &specs.Root{Path: p.root, Readonly: true},
 		Hostname: "sandbox",
@@ -81,8 +82,6 @@ func (p plan) runc() *specs.Spec {
 	c.Process.Capabilities = &specs.LinuxCapabilities{
 		Bounding: []string{}, Effective: []string{}, Inheritable: []string{}, Permitted: []string{}, Ambient: []string{},
 	}
-	oom := 500 // the host's own programs outlive sandboxes
-	c.Process.OOMScoreAdj = &oom
 	// Read-only, or the guest could ask to be spared when memory is short.
 	c.Mounts[0].Options = append(c.Mounts[0].Options, "ro")
 	c.Linux.Namespaces = append(c.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace}, specs.LinuxNamespace{Type: specs.CgroupNamespace})
