@@ -28,9 +28,27 @@ const Provided = "provided"
 // GuestDir is where guest.Shims is readable inside every sandbox.
 const GuestDir = "/hearth/guest"
 
+// GuestEnvironment returns the environment of a guest: what its image sets, as
+// NAME=value, over the defaults of Environment, what the spec sets over both,
+// and above all the descriptor of its stream.
+func GuestEnvironment(image []string, spec map[string]string, bin string) []string {
+	vars := map[string]string{}
+	for _, kv := range image {
+		if k, v, ok := strings.Cut(kv, "="); ok && k != "" {
+			vars[k] = v
+		}
+	}
+	maps.Copy(vars, spec)
+	return append(Environment(vars, bin), streamVar+"=3")
+}
+
+// streamVar tells a guest the descriptor of its stream.
+const streamVar = "HEARTH_FD"
+
 // Environment returns what a guest finds in its environment: PATH, with bin
-// first unless it is empty, HOME, TMPDIR, LANG, and extra, which wins. Nothing
-// of the host's environment gets in. It is sorted.
+// first unless it is empty, HOME, TMPDIR, LANG, and extra, which wins, without
+// the descriptor of the stream, which the driver alone tells. Nothing of the
+// host's environment gets in. It is sorted.
 func Environment(extra map[string]string, bin string) []string {
 	search := "/usr/local/bin:/usr/bin:/bin"
 	if bin != "" && !slices.Contains(strings.Split(search, ":"), bin) {
@@ -38,6 +56,7 @@ func Environment(extra map[string]string, bin string) []string {
 	}
 	env := map[string]string{"PATH": search, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 	maps.Copy(env, extra)
+	delete(env, streamVar)
 	list := make([]string, 0, len(env))
 	for k, v := range env {
 		list = append(list, k+"="+v)

@@ -110,13 +110,14 @@ func (d *processDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sa
 		return nil, err
 	}
 	cmd := exec.Command(command, spec.Command[1:]...)
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + work, "LANG=C.UTF-8", "TMPDIR=" + work, "HEARTH_FD=3"}
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + work, "LANG=C.UTF-8", "TMPDIR=" + work}
 	if d.broken == "environment leaks" {
 		cmd.Env = append(os.Environ(), cmd.Env...)
 	}
 	for k, v := range spec.Env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
+	cmd.Env = append(cmd.Env, "HEARTH_FD=3") // the last one counts
 	cmd.Dir = work
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

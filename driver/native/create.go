@@ -44,7 +44,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 		d.mu.Unlock()
 	}()
 	compose := func() *plan {
-		return d.compose(spec, views, argv, append(driver.Environment(spec.Env, bin), "HEARTH_FD=3"), "/tmp")
+		return d.compose(spec, views, argv, driver.GuestEnvironment(nil, spec.Env, bin), "/tmp")
 	}
 	if err := d.bring(ctx, s, spec.Limits, compose); err != nil {
 		if derr := s.Destroy(ctx); derr != nil {

@@ -88,7 +88,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, img image, argv [
 	openFiles, noCores := hostLimits()
 	p := plan{
 		spec: spec, root: rootPath(s.id), argv: argv, users: d.users + usersOne*s.slot,
-		env:       append(driver.Environment(spec.Env, bin), "HEARTH_FD=3"),
+		env:       driver.GuestEnvironment(img.env, spec.Env, bin),
 		group:     d.cgroups.Path(s.id),
 		openFiles: openFiles, noCores: noCores,
 	}

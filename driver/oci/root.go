@@ -26,6 +26,7 @@ type image struct {
 	dir         string
 	language    string
 	interpreter string // path inside, empty for "provided"
+	env         []string
 	release     func() // lets go of dir
 }
 
@@ -43,7 +44,7 @@ func (d *Driver) storedImage(ctx context.Context, name string) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
-	return image{dir: root.Dir, language: img.Language, interpreter: img.Interpreter, release: root.Release}, nil
+	return image{dir: root.Dir, language: img.Language, interpreter: img.Interpreter, env: img.Env, release: root.Release}, nil
 }
 
 // layers are directories that are laid over images: places to mount on, the

@@ -1,10 +1,15 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/hearthrun/hearth/driver"
 )
 
 // watched returns a sandbox that watch can serve, and a function that has its
@@ -48,5 +53,46 @@ func TestStartedAgain(t *testing.T) {
 	}
 	if err := <-s.started; err != nil {
 		t.Errorf("the first message does not count: %v", err)
+	}
+}
+
+// TestImageEnvironment checks that what an image sets reaches the guest.
+func TestImageEnvironment(t *testing.T) {
+	img, ok := testImage(t, "python")
+	if !ok {
+		t.Skip("HEARTH_TEST_IMAGES names no images")
+	}
+	if !slices.ContainsFunc(img.env, func(kv string) bool { return strings.HasPrefix(kv, "PATH=") }) {
+		t.Errorf("the store's image sets %q, without PATH", img.env)
+	}
+	d := newDriver(t, Runc, t.TempDir(), "environment")
+	t.Cleanup(func() { _ = d.Close() })
+	if err := d.usable(); err != nil {
+		t.Skip(err)
+	}
+	img.env = append(slices.Clone(img.env), "GREETING=of the image", "NAME=of the image", "HEARTH_FD=7")
+	img.release = func() {} // the test's cleanup does
+	d.find = func(context.Context, string) (image, error) { return img, nil }
+	var out bytes.Buffer
+	s, err := d.Create(t.Context(), driver.Spec{
+		ID: "environment", Runtime: "python", Command: []string{"/bin/sh", "-c", "env"},
+		Env: map[string]string{"NAME": "of the spec"}, Stdout: &out,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Destroy(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := s.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(out.String(), "\n")
+	for _, want := range []string{"GREETING=of the image", "NAME=of the spec", "HEARTH_FD=3"} {
+		if !slices.Contains(got, want) {
+			t.Errorf("%s is not among %q", want, got)
+		}
 	}
 }
