@@ -320,6 +320,9 @@ func lastWords(tail []string) string {
 			strings.HasPrefix(text, "subprocess-exited-with-error") || slices.Contains(said, text) {
 			continue
 		}
+		if npm && text == "Usage:" {
+			break
+		}
 		said = append(said, text[:min(len(text), 300)])
 	}
 	if len(said) > most {
@@ -327,7 +330,7 @@ func lastWords(tail []string) string {
 	}
 	if len(said) == 0 { // the last line that says something
 		for _, line := range slices.Backward(tail) {
-			if text := strings.TrimSpace(line); text != "" {
+			if text := strings.TrimSpace(line); text != "" && !strings.HasPrefix(text, "note: ") && text != "[end of output]" {
 				said = append(said, text[:min(len(text), 300)])
 				break
 			}

@@ -50,6 +50,7 @@ func (d *Driver) Probe(ctx context.Context) (driver.Info, error) {
 	if err != nil {
 		return missing(err)
 	}
+	all = slices.DeleteFunc(all, func(i images.Image) bool { return !i.Current() }) // Create refuses them
 	if len(all) == 0 {
 		return missing(hearth.Errorf(hearth.CodeNotFound, "docker: there is no base image").WithHint("hearth images build"))
 	}

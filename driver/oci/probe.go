@@ -82,7 +82,7 @@ func (d *Driver) describe(info *driver.Info) {
 	enforce := func(what string) { info.Enforced = append(info.Enforced, what) }
 	enforce("a root file system of its own, read-only, from an image; all that can be written to is one tmpfs of bounded size")
 	if d.dialect == GVisor {
-		enforce("the guest's system calls are answered by gVisor's kernel, a program without privileges that may itself make few calls of the host's (platform systrap)")
+		enforce("the guest's system calls are answered by gVisor's kernel, a program in namespaces of its own with an almost empty root that may itself make few calls of the host's (platform systrap)")
 		enforce("the guest runs as an ordinary user of that kernel, without capabilities, with no_new_privs, and cannot make namespaces (seccomp)")
 	} else {
 		enforce("no process, network device, IPC object or host name of the host is visible (pid, net, ipc, uts, mount, user and cgroup namespaces)")
@@ -123,7 +123,7 @@ func (d *Driver) including() string {
 	return ""
 }
 
-// list adds the runtimes that there are images of.
+// list adds the runtimes that there are images with the guest of this program of.
 func (d *Driver) list(ctx context.Context, info *driver.Info) error {
 	if d.images != nil {
 		all, err := d.images.List(ctx)
@@ -132,7 +132,7 @@ func (d *Driver) list(ctx context.Context, info *driver.Info) error {
 		}
 		seen := map[string]bool{driver.Provided: true}
 		for _, img := range all {
-			if !seen[img.Runtime] {
+			if img.Current() && !seen[img.Runtime] { // Create refuses others
 				seen[img.Runtime] = true
 				info.Runtimes = append(info.Runtimes, driver.Runtime{Name: img.Runtime, Language: img.Language, Version: img.Version, Source: img.Ref})
 			}
