@@ -2,9 +2,12 @@ package docker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"sync"
+
+	"github.com/moby/moby/api/types/jsonstream"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/images"
@@ -66,7 +69,7 @@ func (d *Driver) loadNow(ctx context.Context, img images.Image) error {
 	}()
 	result, err := d.client.ImageLoad(ctx, r)
 	if err == nil {
-		_, err = io.Copy(io.Discard, result)
+		err = loaded(result)
 		_ = result.Close()
 	}
 	_ = r.CloseWithError(errTaken)
@@ -79,4 +82,35 @@ func (d *Driver) loadNow(ctx context.Context, img images.Image) error {
 		return d.explain("load the image "+img.Ref, err)
 	}
 	return nil
+}
+
+// maxLoadReport bounds what is read of an engine's report on a load, in bytes.
+const maxLoadReport = 64 << 20
+
+// loaded reads an engine's report on a load to its end and returns the last
+// error in it: the status of the answer says nothing of those.
+func loaded(report io.Reader) (last error) {
+	limited := &io.LimitedReader{R: report, N: maxLoadReport}
+	messages := json.NewDecoder(limited)
+	for {
+		var m struct {
+			Error  string            `json:"error"`
+			Detail *jsonstream.Error `json:"errorDetail"`
+		}
+		var other *json.SyntaxError
+		err := messages.Decode(&m)
+		switch {
+		case errors.Is(err, io.EOF):
+			return last
+		case errors.As(err, &other): // some engines have a report without a form
+			_, err = io.Copy(io.Discard, limited)
+			return errors.Join(last, err)
+		case err != nil:
+			return errors.Join(last, err)
+		case m.Detail != nil && m.Detail.Message != "":
+			last = m.Detail
+		case m.Error != "":
+			last = errors.New(m.Error)
+		}
+	}
 }
