@@ -19,6 +19,7 @@ import (
 const (
 	callTimeout   = 20 * time.Second
 	createTimeout = time.Minute
+	helperTimeout = time.Minute // for a container that has started to say so
 	loadTimeout   = 15 * time.Minute
 )
 

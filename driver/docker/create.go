@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http/httptrace"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -126,6 +128,7 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, spec driver.Spec, img im
 		s.control, err = l.AcceptUnix()
 		connected <- err
 	}()
+	var late <-chan time.Time // once the container has started
 	for waiting := true; waiting; {
 		select {
 		case err := <-connected:
@@ -136,6 +139,7 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, spec driver.Spec, img im
 		case err := <-running:
 			if err == nil {
 				running = nil // the helper comes
+				late = time.After(d.helperTimeout)
 				continue
 			}
 			l.Close()
@@ -145,7 +149,7 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, spec driver.Spec, img im
 			l.Close()
 			<-connected
 			return context.Cause(ctx)
-		case <-time.After(createTimeout + callTimeout):
+		case <-late:
 			l.Close()
 			<-connected
 			return hearth.Errorf(hearth.CodeUnavailable, "the container of sandbox %s does not say that it runs", s.id).
@@ -168,8 +172,17 @@ const connectRemedy = "the OCI runtime must let containers connect to unix socke
 func (d *Driver) run(ctx context.Context, s *sandbox, img images.Image, config *container.Config, host *container.HostConfig) error {
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
+	// What is known of a request that failed: whether there was an engine to get
+	// it, and whether that has answered.
+	var sent, answered atomic.Bool
 	create := func() error {
-		r, err := d.client.ContainerCreate(call, client.ContainerCreateOptions{Config: config, HostConfig: host, Name: d.name(s.id)})
+		sent.Store(false)
+		answered.Store(false)
+		traced := httptrace.WithClientTrace(call, &httptrace.ClientTrace{
+			GotConn:              func(httptrace.GotConnInfo) { sent.Store(true) },
+			GotFirstResponseByte: func() { answered.Store(true) },
+		})
+		r, err := d.client.ContainerCreate(traced, client.ContainerCreateOptions{Config: config, HostConfig: host, Name: d.name(s.id)})
 		if err == nil {
 			s.container = r.ID
 			close(s.made)
@@ -179,6 +192,7 @@ func (d *Driver) run(ctx context.Context, s *sandbox, img images.Image, config *
 	err := create()
 	if cerrdefs.IsNotFound(err) {
 		if err := d.load(ctx, img); err != nil {
+			s.refused = true
 			return err
 		}
 		call, cancel = context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
@@ -187,7 +201,10 @@ func (d *Driver) run(ctx context.Context, s *sandbox, img images.Image, config *
 	}
 	if err != nil {
 		s.taken = cerrdefs.IsConflict(err)
-		s.refused = s.taken || isAbsent(err)
+		s.refused = s.taken || !sent.Load()
+		if sent.Load() && !answered.Load() {
+			s.unclear = time.Now()
+		}
 		return err
 	}
 	if ctx.Err() != nil {

@@ -74,6 +74,8 @@ type Driver struct {
 	users   uint32 // first of the users of this owner's sandboxes
 	stop    context.CancelFunc
 	stopped context.Context // ends with Close
+	// Shorter in tests.
+	unclearTime, helperTimeout time.Duration
 
 	network egress.Host // what the sandboxes' network stacks share
 	loads   loads
@@ -134,6 +136,7 @@ func New(cfg Config) (*Driver, error) {
 	d := &Driver{
 		dir: cfg.Dir, owner: cfg.Owner, images: cfg.Images, host: cfg.Host, runtime: cfg.OCIRuntime,
 		log: cfg.Logger, client: api, root: os.Geteuid() == 0,
+		unclearTime: unclearTime, helperTimeout: helperTimeout,
 		users:     firstUser + h.Sum32()%userRanges*usersEach,
 		sandboxes: map[string]*sandbox{}, taken: map[uint32]bool{},
 	}
@@ -321,6 +324,9 @@ func (d *Driver) swept() bool {
 		return false
 	}
 	for _, s := range again {
+		if d.stopped.Err() != nil {
+			break
+		}
 		_ = s.Destroy(d.stopped) // the next round tries again
 	}
 	return false

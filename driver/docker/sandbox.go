@@ -30,6 +30,10 @@ const (
 	absentTimeout = 2 * time.Second
 )
 
+// unclearTime is how long an engine that was asked for a container and has not
+// answered may still make it.
+const unclearTime = 15 * time.Second
+
 // sandbox is one sandbox of this process, or one that an earlier process left.
 type sandbox struct {
 	// Constant after Create.
@@ -52,6 +56,7 @@ type sandbox struct {
 	made      chan struct{} // closed when the engine has made the container
 	taken     bool          // the engine has another container of that name; constant once settled
 	refused   bool          // the engine has made no container; likewise
+	unclear   time.Time     // when the request to make it ended without an answer, if it did; likewise
 	settled   chan struct{} // closed when the engine is asked for nothing any more
 
 	output  output
@@ -386,12 +391,15 @@ func (s *sandbox) free(ctx context.Context) error {
 }
 
 // remove has the engine kill and remove the container. One that cannot be
-// reached gets a moment to come back.
+// reached gets a moment to come back. One that has no such container may yet
+// make it, if it did not answer when it was asked to.
 func (s *sandbox) remove(ctx context.Context) error {
 	absent := time.Now().Add(absentTimeout)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
 		_, err := s.driver.client.ContainerRemove(ctx, s.driver.name(s.id), client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		switch {
+		case cerrdefs.IsNotFound(err) && !s.unclear.IsZero() && time.Since(s.unclear) < s.driver.unclearTime:
+			return errors.New("the engine may still make its container")
 		case err == nil, cerrdefs.IsNotFound(err):
 			return nil
 		case isAbsent(err) && time.Now().After(absent), isDenied(err), ctx.Err() != nil:
