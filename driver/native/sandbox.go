@@ -17,8 +17,12 @@ import (
 	"github.com/hearthrun/hearth/driver/egress"
 )
 
-// freeTimeout bounds how long Destroy waits for the kernel.
-const freeTimeout = 20 * time.Second
+// freeTimeout bounds how long Destroy waits for the kernel, and freezeTimeout how
+// long Pause and Resume do.
+const (
+	freeTimeout   = 20 * time.Second
+	freezeTimeout = 10 * time.Second
+)
 
 // sandbox is one sandbox of this process, or one that an earlier process left.
 type sandbox struct {
@@ -49,6 +53,7 @@ type sandbox struct {
 	egress     *egress.Stack // guarded by mu
 	exit       driver.Exit   // guarded by mu until done
 	destroying bool          // guarded by mu
+	unfreeze   func()        // guarded by mu; ends the last freeze, nil before the first
 }
 
 var (
@@ -99,13 +104,23 @@ func (s *sandbox) Resume(ctx context.Context) error { return s.freeze(ctx, false
 func (s *sandbox) freeze(ctx context.Context, on bool) error {
 	s.freeing.Lock() // a sandbox must not be frozen after it was killed
 	defer s.freeing.Unlock()
-	if s.isDestroying() {
+	limited, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	s.mu.Lock()
+	destroying := s.destroying
+	s.unfreeze = cancel
+	s.mu.Unlock()
+	if destroying {
 		return errDestroyed(s.id)
 	}
-	err := s.group.Freeze(ctx, on)
+	err := s.group.Freeze(limited, on)
 	switch {
 	case err == nil, ctx.Err() != nil:
 		return err
+	case s.isDestroying():
+		return errDestroyed(s.id)
+	case limited.Err() != nil: // not the caller's deadline
+		return hearth.Errorf(hearth.CodeUnavailable, "sandbox %s is not paused or resumed after %s", s.id, freezeTimeout)
 	case errors.Is(err, errors.ErrUnsupported):
 		return hearth.Errorf(hearth.CodeUnsupported, "sandbox %s cannot be paused: the host gives no freezer", s.id)
 	}
@@ -163,6 +178,9 @@ func errDestroyed(id string) error {
 func (s *sandbox) Destroy(ctx context.Context) error {
 	s.mu.Lock()
 	s.destroying = true
+	if s.unfreeze != nil {
+		s.unfreeze()
+	}
 	s.mu.Unlock()
 	s.output.stop() // a writer that blocks must not keep anything alive
 	s.freeing.Lock()
@@ -202,6 +220,9 @@ func (s *sandbox) free(ctx context.Context) error {
 	if stream != nil {
 		_ = stream.Close()
 	}
+	if stack != nil { // before the wait, so that it cannot outlive a failure
+		_ = stack.Close()
+	}
 	if s.process != nil {
 		select {
 		case <-s.done:
@@ -210,9 +231,6 @@ func (s *sandbox) free(ctx context.Context) error {
 		}
 	} else if s.orphan != nil && !s.orphan.gone(ctx) {
 		return errors.New("its processes do not die")
-	}
-	if stack != nil {
-		_ = stack.Close()
 	}
 	if err := s.group.Remove(ctx); err != nil {
 		return err
