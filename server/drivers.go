@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/docker"
 	"github.com/hearthrun/hearth/driver/native"
@@ -70,27 +69,6 @@ func newDrivers(c driverConfig) (map[string]driver.Driver, error) {
 		drivers[string(dialect)] = o
 	}
 	return drivers, nil
-}
-
-// clean destroys what an earlier process of the same owner left.
-func clean(ctx context.Context, drivers map[string]driver.Driver, log *slog.Logger) error {
-	for name, d := range drivers {
-		left, err := d.List(ctx)
-		if err != nil {
-			// A driver that does not work here has left nothing either.
-			log.Warn("cannot list sandboxes", "driver", name, "err", err)
-			continue
-		}
-		for _, sb := range left {
-			if err := sb.Destroy(ctx); err != nil {
-				return hearth.Errorf(hearth.CodeUnavailable, "a sandbox of an earlier run could not be destroyed: %s: %w", sb.ID(), err)
-			}
-		}
-		if len(left) > 0 {
-			log.Info("destroyed sandboxes of an earlier run", "driver", name, "count", len(left))
-		}
-	}
-	return nil
 }
 
 // probes asks drivers what they can do and keeps the answers. Its methods may be
@@ -246,8 +224,6 @@ func Probe(ctx context.Context, cfg Config, dir string) ([]driver.Info, error) {
 			d.Close() //nolint:errcheck // nothing was created
 		}
 	}()
-	if err := clean(ctx, drivers, cfg.Logger); err != nil {
-		return nil, err
-	}
+	drivers, _ = cleaning(drivers, cfg.Logger)
 	return newProbes(drivers, cfg.Logger).Drivers(ctx), nil
 }

@@ -105,6 +105,7 @@ type Server struct {
 	logs     *telemetry.Logs
 	recorder *telemetry.Recorder
 	drivers  map[string]driver.Driver
+	left     []*leftovers // the same drivers
 	builder  *build.Builder
 	probes   *probes
 	pool     *pool.Pool
@@ -140,6 +141,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.drivers, err = newDrivers(s.cfg.drivers(s.store.Dir(), s.store.Owner())); err != nil {
 		return nil, err
 	}
+	s.drivers, s.left = cleaning(s.drivers, log)
 	s.builder, err = build.NewBuilder(build.Config{
 		Dir:   filepath.Join(s.store.Dir(), "builds"),
 		Allow: append(build.DefaultAllow(), s.cfg.BuildAllow...), Env: s.cfg.BuildEnv,
@@ -249,18 +251,15 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // end.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close() //nolint:errcheck // logged there
-	if err := clean(ctx, s.drivers, s.cfg.Logger); err != nil {
-		return err
-	}
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer s.wg.Wait()
+	defer cancel()
+	clean(ctx, background, s.left, &s.wg)
 	if err := s.gateway.Reload(ctx); err != nil {
 		return err
 	}
-	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
-	defer s.wg.Wait()
-	defer cancel()
 
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.listener) }()
