@@ -30,13 +30,39 @@ const (
 
 // coldSamples are the cold calls of a cell.
 type coldSamples struct {
-	wall     []float64
-	restored []float64
-	split    map[string][]float64 // of Server-Timing, by its names
-	again    map[string][]float64 // the same of the restored
-	cpu      time.Duration
-	starts   int // that cpu was used for
-	warm     int // calls that were not cold all the same
+	fresh    startSamples
+	restored startSamples // from a snapshot
+	warm     int          // calls that were not cold all the same
+}
+
+// startSamples are cold calls whose instances started in the same way.
+type startSamples struct {
+	wall  []float64
+	split map[string][]float64 // of Server-Timing, by its names
+	cpu   time.Duration        // that all of them used
+}
+
+func (s *startSamples) add(wall, cpu time.Duration, timing map[string]float64) {
+	s.wall = append(s.wall, millis(wall))
+	s.cpu += cpu
+	if s.split == nil {
+		s.split = map[string][]float64{}
+	}
+	for name, ms := range timing {
+		s.split[name] = append(s.split[name], ms)
+	}
+}
+
+// report returns the figures, nil if there are none.
+func (s *startSamples) report() *ColdCalls {
+	if len(s.wall) == 0 {
+		return nil
+	}
+	return &ColdCalls{
+		Wall: spread(s.wall), QueueMS: median(s.split["queue"]), StartMS: median(s.split["start"]),
+		InitMS: median(s.split["init"]), RunMS: median(s.split["run"]),
+		CPUPer1000: s.cpu.Seconds() * 1000 / float64(len(s.wall)),
+	}
 }
 
 // groups returns the cells that can be measured, those of one workload in one
@@ -122,23 +148,17 @@ func (c *comparing) coldCall(ctx context.Context, cl *cell) error {
 		cl.cold.warm++
 		return nil
 	}
-	s := &cl.cold
-	s.cpu += max(busyTime()-busy-(ownTime()-own), 0)
-	s.starts++
-	timing := parseTiming(string(resp.timing))
-	walls, split := &s.wall, &s.split
+	cl.cold.add(d, max(busyTime()-busy-(ownTime()-own), 0), parseTiming(string(resp.timing)))
+	return nil
+}
+
+func (s *coldSamples) add(wall, cpu time.Duration, timing map[string]float64) {
 	// An instance that goes on where a snapshot was taken loads nothing.
 	if timing["init"] == 0 && timing["start"] > 0 {
-		walls, split = &s.restored, &s.again
+		s.restored.add(wall, cpu, timing)
+	} else {
+		s.fresh.add(wall, cpu, timing)
 	}
-	*walls = append(*walls, millis(d))
-	if *split == nil {
-		*split = map[string][]float64{}
-	}
-	for name, ms := range timing {
-		(*split)[name] = append((*split)[name], ms)
-	}
-	return nil
 }
 
 // busyTime is how long all cores together were busy since the machine started.
@@ -246,20 +266,10 @@ func (c *comparing) daemons(cl *cell, members map[int]procStat) []int {
 // report returns the figures of a cell.
 func (cl *cell) report() ComparedCell {
 	r := ComparedCell{Driver: cl.driver, Runtime: cl.runtime, Workload: cl.workload, Problem: cl.problem}
-	if r.Problem == "" && cl.cold.starts == 0 && cl.cold.warm > 0 {
+	if r.Problem == "" && len(cl.cold.fresh.wall)+len(cl.cold.restored.wall) == 0 && cl.cold.warm > 0 {
 		r.Problem = "no call was cold"
 	}
-	calls := func(walls []float64, split map[string][]float64) *ColdCalls {
-		if len(walls) == 0 {
-			return nil
-		}
-		return &ColdCalls{
-			Wall: spread(walls), QueueMS: median(split["queue"]), StartMS: median(split["start"]),
-			InitMS: median(split["init"]), RunMS: median(split["run"]),
-			CPUPer1000: cl.cold.cpu.Seconds() * 1000 / float64(cl.cold.starts),
-		}
-	}
-	r.Cold, r.Restored = calls(cl.cold.wall, cl.cold.split), calls(cl.cold.restored, cl.cold.again)
+	r.Cold, r.Restored = cl.cold.fresh.report(), cl.cold.restored.report()
 	for _, n := range slices.Sorted(maps.Keys(cl.warm)) {
 		s := cl.warm[n]
 		w := WarmCalls{Connections: n, Problem: s.problem, Requests: s.requests, Cold: s.cold}
@@ -356,8 +366,8 @@ func (c *comparing) idle(ctx context.Context, d client.Driver, rt client.Runtime
 func (c *comparing) hold(ctx context.Context, cl *cell) (int, error) {
 	each := time.Second
 	for _, x := range c.cells {
-		if x.driver == cl.driver && x.workload == "empty" && len(x.cold.wall) > 0 {
-			each = time.Duration(median(x.cold.wall) * float64(time.Millisecond))
+		if x.driver == cl.driver && x.workload == "empty" && len(x.cold.fresh.wall) > 0 {
+			each = time.Duration(median(x.cold.fresh.wall) * float64(time.Millisecond))
 		}
 	}
 	until := time.Now().Add(min(2*time.Second+each*time.Duration(c.o.Instances), maxHold))

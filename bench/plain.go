@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,8 +61,9 @@ type plainStart struct {
 	name    string
 	cell    *cell
 	problem string
-	// command returns the command line of the next start, ready to run.
-	command func() *exec.Cmd
+	// command returns the command line of the next start, ready to run until ctx
+	// ends.
+	command func(ctx context.Context) *exec.Cmd
 	shown   string
 	walls   []float64
 	release func() // may be nil
@@ -93,7 +93,7 @@ func (p *plainStart) start(ctx context.Context) (time.Duration, error) {
 	if p.problem != "" {
 		return 0, nil
 	}
-	d, out, err := firstByte(ctx, p.command())
+	d, out, err := firstByte(ctx, plainTimeout, p.command)
 	if err == nil && !bytes.Equal(out, p.cell.target.answer) {
 		err = fmt.Errorf("it printed %q", clip(out))
 	}
@@ -107,37 +107,47 @@ func (p *plainStart) start(ctx context.Context) (time.Duration, error) {
 	return d, nil
 }
 
-// firstByte runs cmd to its end and returns how long its first byte of output
-// took, and the output.
-func firstByte(ctx context.Context, cmd *exec.Cmd) (time.Duration, []byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, plainTimeout)
+// firstByte runs a command to its end, though not longer than limit, and returns
+// how long its first byte of output took, and the output.
+func firstByte(ctx context.Context, limit time.Duration, command func(context.Context) *exec.Cmd) (time.Duration, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var words tail
-	cmd.Stderr = &words
+	cmd := command(ctx)
+	// Runtimes forward a termination to what they run, and clean up. What does not
+	// end then is killed, and whoever else has the output is not waited for.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = time.Second
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return 0, nil, err
-	}
+	var words tail
+	var out timedOutput
+	cmd.Stdout, cmd.Stderr = &out, &words
 	begin := time.Now()
-	if err := cmd.Start(); err != nil {
-		return 0, nil, err
+	err := cmd.Run()
+	name := filepath.Base(cmd.Path)
+	switch words := words.String(); {
+	case err == nil && !out.first.IsZero():
+		return out.first.Sub(begin), out.b, nil
+	case words != "":
+		lines := strings.Split(words, "\n")
+		return 0, nil, fmt.Errorf("%s failed: %s", name, lines[len(lines)-1])
+	case err != nil:
+		return 0, nil, fmt.Errorf("%s failed: %w", name, err)
 	}
-	// Runtimes forward a termination to what they run, and clean up.
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(os.Interrupt) })
-	defer stop()
-	first := make([]byte, 1)
-	_, err = io.ReadFull(stdout, first)
-	d := time.Since(begin)
-	rest, _ := io.ReadAll(io.LimitReader(stdout, 2*maxBody))
-	if werr := cmd.Wait(); werr != nil || err != nil {
-		if words := words.String(); words != "" {
-			lines := strings.Split(words, "\n")
-			return 0, nil, fmt.Errorf("%s failed: %s", filepath.Base(cmd.Path), lines[len(lines)-1])
-		}
-		return 0, nil, fmt.Errorf("%s printed nothing (%w)", filepath.Base(cmd.Path), werr)
+	return 0, nil, fmt.Errorf("%s printed nothing", name)
+}
+
+// timedOutput keeps what is written to it, up to a size, and when that began.
+type timedOutput struct {
+	first time.Time
+	b     []byte
+}
+
+// Write implements io.Writer.
+func (o *timedOutput) Write(b []byte) (int, error) {
+	if o.first.IsZero() && len(b) > 0 {
+		o.first = time.Now()
 	}
-	return d, append(first, rest...), nil
+	o.b = append(o.b, b[:min(len(b), max(2*maxBody-len(o.b), 0))]...)
+	return len(b), nil
 }
 
 // findPlain prepares the plain commands: of the empty function, which shows what
@@ -201,8 +211,8 @@ func (c *comparing) bare(ctx context.Context, p *plainStart, code string) error 
 	}
 	args := plainArgs(p.cell.runtime, i.Path, code)
 	p.shown = i.Path + " …"
-	p.command = func() *exec.Cmd {
-		cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // ended by firstByte
+	p.command = func(ctx context.Context) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Env = bareEnv()
 		return cmd
 	}
@@ -221,8 +231,8 @@ func (c *comparing) docker(p *plainStart, img images.Image, code string) error {
 		"run", "--rm", "--network", "none", "--volume", code + ":" + functionDir + ":ro", "--entrypoint", inside[0], img.Ref,
 	}, inside[1:]...)
 	p.shown = "docker run --rm --network none --volume CODE:" + functionDir + ":ro " + img.Ref + " " + inside[0] + " …"
-	p.command = func() *exec.Cmd {
-		cmd := exec.Command(path, args...) //nolint:noctx // ended by firstByte
+	p.command = func(ctx context.Context) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, path, args...)
 		cmd.Env = append(os.Environ(), "DOCKER_HOST="+c.o.DockerHost)
 		return cmd
 	}
@@ -267,10 +277,10 @@ func (c *comparing) bundle(ctx context.Context, p *plainStart, store *images.Sto
 	var random [4]byte
 	_, _ = rand.Read(random[:])
 	n := 0
-	p.command = func() *exec.Cmd {
+	p.command = func(ctx context.Context) *exec.Cmd {
 		n++
 		id := "hearth-plain-" + hex.EncodeToString(random[:]) + "-" + strconv.Itoa(n)
-		return exec.Command(path, append(args, id)...) //nolint:noctx // ended by firstByte
+		return exec.CommandContext(ctx, path, append(args, id)...)
 	}
 	return nil
 }
