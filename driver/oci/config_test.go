@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/hearthrun/hearth"
@@ -29,7 +30,7 @@ func TestConfig(t *testing.T) {
 				spec.Limits = spec.Limits.WithDefaults()
 				p := plan{
 					spec: spec, root: rootPath(spec.ID), argv: []string{"/usr/bin/python3.11", "/hearth/guest/python/hearth_guest.py"},
-					env:   append(driver.Environment(spec.Env, "/usr/bin"), "HEARTH_FD=3"),
+					env:   driver.GuestEnvironment(nil, spec.Env, "/usr/bin"),
 					users: 1_700_000_000, group: "hearth-owner.x/" + spec.ID, openFiles: 65536, noCores: 1,
 				}
 				if policy(spec) == hearth.EgressInternet {
@@ -85,6 +86,16 @@ func TestSeccompProfile(t *testing.T) {
 				t.Errorf("%v has two conditions on argument %d", r.Names, a.Index)
 			}
 			seen[a.Index] = true
+		}
+	}
+}
+
+// TestUsers keeps the users of sandboxes apart from those of package docker, at
+// 0x60000000, and of package native above.
+func TestUsers(t *testing.T) {
+	for i := range 10_000 {
+		if first := firstUser(strconv.Itoa(i)); first < 0x50000000 || first+usersEach > 0x60000000 {
+			t.Fatalf("the users of owner %d begin at %#x", i, first)
 		}
 	}
 }

@@ -158,11 +158,12 @@ func findBinary(name string) string {
 	return ""
 }
 
-// The users of sandboxes lie above those that package native gives out, and
-// below 2^31, where some tools stop. Each sandbox of runc has two: one is the
+// The users of sandboxes lie above those of /etc/subuid, and below those that
+// packages docker and native give out by the same hash, so that no two drivers
+// have one in common. Each sandbox of runc has two: one is the
 // root of its namespace, which nothing runs as once the sandbox is assembled.
 const (
-	lowestUser = 0x60000000
+	lowestUser = 0x50000000
 	usersEach  = 0x10000
 	userRanges = 0x0fff
 	usersOne   = 2
