@@ -17,8 +17,12 @@ import (
 	"github.com/hearthrun/hearth/driver/egress"
 )
 
-// freeTimeout bounds how long Destroy waits for the kernel.
-const freeTimeout = 20 * time.Second
+// freeTimeout bounds how long Destroy waits for the kernel, and freezeTimeout how
+// long Pause and Resume do.
+const (
+	freeTimeout   = 20 * time.Second
+	freezeTimeout = 10 * time.Second
+)
 
 // Messages of the first process; see init/main.go.
 const (
@@ -63,6 +67,7 @@ type sandbox struct {
 	egress     *egress.Stack // guarded by mu
 	exit       driver.Exit   // guarded by mu until done
 	destroying bool          // guarded by mu
+	unfreeze   func()        // guarded by mu; ends the last freeze, nil before the first
 }
 
 var (
@@ -130,13 +135,23 @@ func (s *sandbox) Resume(ctx context.Context) error { return s.freeze(ctx, false
 func (s *sandbox) freeze(ctx context.Context, on bool) error {
 	s.freeing.Lock() // a sandbox must not be frozen after it was killed
 	defer s.freeing.Unlock()
-	if s.isDestroying() {
+	limited, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	s.mu.Lock()
+	destroying := s.destroying
+	s.unfreeze = cancel
+	s.mu.Unlock()
+	if destroying {
 		return errDestroyed(s.id)
 	}
-	err := s.group.Freeze(ctx, on)
+	err := s.group.Freeze(limited, on)
 	switch {
 	case err == nil, ctx.Err() != nil:
 		return err
+	case s.isDestroying():
+		return errDestroyed(s.id)
+	case limited.Err() != nil: // not the caller's deadline
+		return hearth.Errorf(hearth.CodeUnavailable, "sandbox %s is not paused or resumed after %s", s.id, freezeTimeout)
 	case errors.Is(err, errors.ErrUnsupported):
 		return hearth.Errorf(hearth.CodeUnsupported, "sandbox %s cannot be paused: the host gives no freezer", s.id)
 	}
@@ -231,10 +246,7 @@ func (s *sandbox) watch() {
 	}
 	// The runtime may have failed before there was a first process.
 	err := s.runtime.wait()
-	for len(s.group.Procs()) > 0 { // a gofer, or what the guest has left
-		s.group.Kill()
-		time.Sleep(time.Millisecond)
-	}
+	s.killRest()
 	oom := s.group.OOMKilled()
 	s.output.drain()
 	s.mu.Lock()
@@ -265,6 +277,28 @@ func (s *sandbox) tellStarted(err error) {
 	}
 }
 
+// killPause is the longest pause between two attempts to kill what is left.
+const killPause = time.Second
+
+// killRest kills what the first process has left, such as a gofer, until the
+// group is empty. A process that waits for a device dies whenever that answers,
+// which may be never: so it tries less and less often.
+func (s *sandbox) killRest() {
+	told := false
+	for pause := time.Millisecond; ; pause = min(2*pause, killPause) {
+		left := s.group.Procs()
+		if len(left) == 0 {
+			return
+		}
+		s.group.Kill()
+		if pause == killPause && !told {
+			told = true
+			s.driver.log.Warn("oci: processes of a sandbox do not die", "sandbox", s.id, "pids", left)
+		}
+		time.Sleep(pause)
+	}
+}
+
 // explain makes an error of what the first process could not do.
 func (s *sandbox) explain(kind byte, errno syscall.Errno) error {
 	if kind == msgError {
@@ -282,6 +316,9 @@ func (s *sandbox) explain(kind byte, errno syscall.Errno) error {
 func (s *sandbox) Destroy(ctx context.Context) error {
 	s.mu.Lock()
 	s.destroying = true
+	if s.unfreeze != nil {
+		s.unfreeze()
+	}
 	s.mu.Unlock()
 	s.output.stop() // a writer that blocks must not keep anything alive
 	s.freeing.Lock()
@@ -319,6 +356,9 @@ func (s *sandbox) free(ctx context.Context) error {
 	if stream != nil {
 		_ = stream.Close()
 	}
+	if stack != nil { // before the wait, so that it cannot outlive a failure
+		_ = stack.Close()
+	}
 	if s.runtime != nil {
 		for _, gone := range []chan struct{}{s.done, s.unmounted} {
 			select {
@@ -327,9 +367,6 @@ func (s *sandbox) free(ctx context.Context) error {
 				return errors.New("its processes do not die")
 			}
 		}
-	}
-	if stack != nil {
-		_ = stack.Close()
 	}
 	if err := s.group.Remove(ctx); err != nil {
 		return err

@@ -3,13 +3,17 @@ package oci
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 )
 
 // watched returns a sandbox that watch can serve, and a function that has its
@@ -94,5 +98,74 @@ func TestImageEnvironment(t *testing.T) {
 		if !slices.Contains(got, want) {
 			t.Errorf("%s is not among %q", want, got)
 		}
+	}
+}
+
+// stuck is a group whose processes do not freeze, and do not die before a time.
+type stuck struct {
+	cgroup.Group
+	freezing chan struct{} // gets a value when Freeze begins
+	until    time.Time
+	kills    int
+}
+
+func (g *stuck) Freeze(ctx context.Context, _ bool) error {
+	g.freezing <- struct{}{}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (g *stuck) Procs() []int {
+	if time.Now().Before(g.until) {
+		return []int{1}
+	}
+	return nil
+}
+
+func (g *stuck) Kill() { g.kills++ }
+
+func newStuck() *stuck {
+	return &stuck{Group: cgroup.None{}.Open(""), freezing: make(chan struct{}, 1)}
+}
+
+// TestKillRest kills less and less often what does not die.
+func TestKillRest(t *testing.T) {
+	d := newDriver(t, Runc, t.TempDir(), "rest")
+	var log bytes.Buffer
+	d.log = slog.New(slog.NewTextHandler(&log, nil))
+	synctest.Test(t, func(t *testing.T) {
+		s, g := d.newSandbox("rest"), newStuck()
+		g.until = time.Now().Add(time.Hour)
+		s.group = g
+		s.killRest()
+		if late := time.Since(g.until); late > killPause || g.kills < 3600 || g.kills > 3700 {
+			t.Errorf("%d attempts, %s late", g.kills, late)
+		}
+	})
+	if n := strings.Count(log.String(), "do not die"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, &log)
+	}
+}
+
+// TestFreezeEnds bounds how long Pause waits, and has Destroy end it.
+func TestFreezeEnds(t *testing.T) {
+	d := newDriver(t, Runc, t.TempDir(), "freeze")
+	synctest.Test(t, func(t *testing.T) {
+		s := d.newSandbox("freeze")
+		s.group = newStuck()
+		if err := s.Pause(t.Context()); hearth.ErrorCode(err) != hearth.CodeUnavailable {
+			t.Errorf("Pause: %v", err)
+		}
+	})
+	s, g := d.newSandbox("freeze"), newStuck()
+	s.group = g
+	paused := make(chan error, 1)
+	go func() { paused <- s.Pause(context.WithoutCancel(t.Context())) }()
+	<-g.freezing
+	if err := s.Destroy(t.Context()); err != nil {
+		t.Errorf("Destroy: %v", err)
+	}
+	if err := <-paused; hearth.ErrorCode(err) != hearth.CodeNotFound {
+		t.Errorf("Pause: %v", err)
 	}
 }
