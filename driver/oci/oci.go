@@ -113,6 +113,11 @@ func New(cfg Config) (*Driver, error) {
 		}
 	}
 	d.layers.dir = filepath.Join(d.dir, layerDir)
+	d.layers.sync = syncFS
+	if err := d.layers.clean(); err != nil {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "%s driver: remove unfinished layers: %w", cfg.Dialect, err).
+			WithHint("make %s writable for the user that runs hearth", cfg.Dir)
+	}
 	d.cgroups = cgroup.None{}
 	if os.Geteuid() == 0 {
 		d.cgroups = cgroup.Find("hearth-" + cfg.Owner + "." + string(cfg.Dialect))

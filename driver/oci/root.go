@@ -51,8 +51,33 @@ func (d *Driver) storedImage(ctx context.Context, name string) (image, error) {
 // sandbox's own files of /etc, and its first process. They depend on little, so
 // they are made once and shared.
 type layers struct {
-	dir string
-	mu  sync.Mutex
+	dir  string
+	sync func(dir string) error // syncFS, but in tests
+	mu   sync.Mutex
+}
+
+// newLayer begins the names of layers that are being made.
+const newLayer = ".new-"
+
+// clean removes what an earlier process has not finished.
+func (l *layers) clean() error {
+	entries, err := os.ReadDir(l.dir)
+	for _, e := range entries {
+		if err == nil && strings.HasPrefix(e.Name(), newLayer) {
+			err = os.RemoveAll(filepath.Join(l.dir, e.Name()))
+		}
+	}
+	return err
+}
+
+// syncFS returns when everything in the file system of dir is on the disk.
+func syncFS(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
 }
 
 // places are mounted on in every sandbox.
@@ -90,7 +115,7 @@ func (l *layers) get(policy hearth.Egress, mounts []driver.Mount) (string, error
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	tmp, err := os.MkdirTemp(l.dir, ".new-")
+	tmp, err := os.MkdirTemp(l.dir, newLayer)
 	if err != nil {
 		return "", err
 	}
@@ -110,6 +135,10 @@ func (l *layers) get(policy hearth.Egress, mounts []driver.Mount) (string, error
 		}
 	}
 	if err := publish(tmp); err != nil {
+		return "", err
+	}
+	// What has its name is trusted, also after a loss of power.
+	if err := l.sync(tmp); err != nil {
 		return "", err
 	}
 	if err := os.Rename(tmp, dir); err != nil && !errors.Is(err, os.ErrExist) {
