@@ -69,6 +69,9 @@ type facts struct {
 
 // ask returns the engine's facts, asked for once and again by Probe.
 func (d *Driver) ask(ctx context.Context, again bool) (*facts, error) {
+	if d.unusable != nil {
+		return nil, d.unusable
+	}
 	d.mu.Lock()
 	f := d.facts
 	d.mu.Unlock()

@@ -67,13 +67,15 @@ type Driver struct {
 	host    string
 	runtime string
 	log     *slog.Logger
-	client  *client.Client
-	helper  string // path of the helper
-	filter  []byte // the seccomp program
-	root    bool   // may enter the containers' namespaces
-	users   uint32 // first of the users of this owner's sandboxes
-	stop    context.CancelFunc
-	stopped context.Context // ends with Close
+	client  *client.Client // nil if unusable is set
+	// unusable is why there can be no engine at host.
+	unusable error
+	helper   string // path of the helper
+	filter   []byte // the seccomp program
+	root     bool   // may enter the containers' namespaces
+	users    uint32 // first of the users of this owner's sandboxes
+	stop     context.CancelFunc
+	stopped  context.Context // ends with Close
 	// Shorter in tests.
 	unclearTime, helperTimeout time.Duration
 
@@ -111,8 +113,8 @@ const (
 )
 
 // New prepares the driver: its directory and its client. It does not talk to the
-// engine; Probe does. The caller calls Close. Errors: CodeInvalid,
-// CodeUnavailable.
+// engine; Probe does, and Probe and Create tell of an address that is none. The
+// caller calls Close. Errors: CodeInvalid, CodeUnavailable.
 func New(cfg Config) (*Driver, error) {
 	if !driver.ValidID(cfg.Owner) || !filepath.IsAbs(cfg.Dir) || cfg.Images == nil {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "docker driver: owner %q, directory %q or the images are not valid", cfg.Owner, cfg.Dir)
@@ -127,24 +129,27 @@ func New(cfg Config) (*Driver, error) {
 		cfg.Host = client.DefaultDockerHost
 	}
 	api, err := client.New(client.WithHost(cfg.Host))
+	var unusable error
 	if err != nil {
-		return nil, hearth.Errorf(hearth.CodeInvalid, "docker driver: %w", err).
-			WithHint("write the engine's address as unix:///path/to/docker.sock")
+		unusable = hearth.Errorf(hearth.CodeUnsupported, "docker: the engine's address %q cannot be used: %w", cfg.Host, err).
+			WithHint("write it as unix:///path/to/docker.sock, in DOCKER_HOST for example")
 	}
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(cfg.Owner))
 	d := &Driver{
 		dir: cfg.Dir, owner: cfg.Owner, images: cfg.Images, host: cfg.Host, runtime: cfg.OCIRuntime,
-		log: cfg.Logger, client: api, root: os.Geteuid() == 0,
+		log: cfg.Logger, client: api, unusable: unusable, root: os.Geteuid() == 0,
 		unclearTime: unclearTime, helperTimeout: helperTimeout,
 		users:     firstUser + h.Sum32()%userRanges*usersEach,
 		sandboxes: map[string]*sandbox{}, taken: map[uint32]bool{},
 	}
+	d.stopped, d.stop = context.WithCancel(context.Background())
 	if d.filter, err = seccomp.Filter(); err != nil {
+		_ = d.Close()
 		return nil, hearth.Errorf(hearth.CodeInternal, "docker driver: %w", err)
 	}
-	d.stopped, d.stop = context.WithCancel(context.Background())
 	if err := d.prepare(); err != nil {
+		_ = d.Close()
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "docker driver: %w", err).
 			WithHint("make %s writable for the user that runs hearth", cfg.Dir)
 	}
@@ -188,6 +193,9 @@ func (d *Driver) prepare() error {
 func (d *Driver) Close() error {
 	d.stop()
 	d.sweeps.Wait()
+	if d.client == nil {
+		return nil
+	}
 	return d.client.Close()
 }
 
@@ -253,6 +261,12 @@ func (d *Driver) List(ctx context.Context) ([]driver.Sandbox, error) {
 		if driver.ValidID(e.Name()) {
 			left[e.Name()] = true
 		}
+	}
+	if d.unusable != nil { // then this process has made none
+		if len(left) > 0 {
+			return nil, d.unusable
+		}
+		return nil, nil
 	}
 	found, err := d.client.ContainerList(ctx, client.ContainerListOptions{
 		All: true, Filters: make(client.Filters).Add("label", labelOwner+"="+d.owner),

@@ -248,3 +248,33 @@ func TestSweepStops(t *testing.T) {
 		t.Errorf("the driver, which was closed with the first, went on with %q", e.removes)
 	}
 }
+
+// TestNoAddress: what is no address of an engine is a reason not to work, not to
+// end the program.
+func TestNoAddress(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "docker")
+	d, err := New(Config{Dir: dir, Owner: "fake", Images: noImages{}, Host: "localhost:2375"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := d.Probe(t.Context())
+	if err != nil || info.Works || len(info.Missing) != 1 || !strings.Contains(info.Missing[0].What, "localhost:2375") ||
+		!strings.Contains(info.Missing[0].Remedy, "unix:///") {
+		t.Errorf("Probe: %+v, %v", info, err)
+	}
+	if _, err := d.Create(t.Context(), fakeSpec("x")); hearth.ErrorCode(err) != hearth.CodeUnsupported || hearth.AsError(err).Hint == "" {
+		t.Errorf("Create: %v", err)
+	}
+	if list, err := d.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("List: %v, %v", list, err)
+	}
+	if err := os.Mkdir(d.runPath("left"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.List(t.Context()); hearth.ErrorCode(err) != hearth.CodeUnsupported {
+		t.Errorf("List with something left: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}

@@ -28,6 +28,9 @@ func (d *Driver) Probe(ctx context.Context) (driver.Info, error) {
 		info.Missing = append(info.Missing, driver.Problem{What: err.Error(), Remedy: hearth.AsError(err).Hint})
 		return info, nil
 	}
+	if d.unusable != nil {
+		return missing(d.unusable)
+	}
 	if !strings.HasPrefix(d.host, "unix://") {
 		return missing(hearth.Errorf(hearth.CodeUnsupported, "docker: an engine at %s cannot be used: sandboxes are reached through sockets on this host", d.host).
 			WithHint("run hearth on the engine's machine and set DOCKER_HOST to unix:///var/run/docker.sock"))
