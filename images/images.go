@@ -91,13 +91,19 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, hostError("the directory of images cannot be used", err)
 	}
-	s := &Store{dir: dir, limits: limits{bytes: 8 << 30, entries: 1 << 20}}
+	s := At(dir)
 	for _, sub := range []string{"images", "blobs/sha256", "rootfs", "locks", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return nil, hostError("the directory of images cannot be used", err)
 		}
 	}
 	return s, nil
+}
+
+// At returns the store in dir without creating it: what is asked of one that
+// cannot be used fails. For those that go on without images if Open fails.
+func At(dir string) *Store {
+	return &Store{dir: dir, limits: limits{bytes: 8 << 30, entries: 1 << 20}}
 }
 
 // Dir is the store's directory.

@@ -38,7 +38,8 @@ type driverConfig struct {
 	log                       *slog.Logger
 }
 
-// newDrivers returns every driver this build has, by its name.
+// newDrivers returns every driver this build has, by its name. One without an
+// engine or images is no error: its probe tells.
 func newDrivers(c driverConfig) (map[string]driver.Driver, error) {
 	n, err := native.New(native.Config{Dir: filepath.Join(c.dir, "native"), Owner: c.owner, Logger: c.log})
 	if err != nil {
@@ -46,7 +47,8 @@ func newDrivers(c driverConfig) (map[string]driver.Driver, error) {
 	}
 	store, err := images.Open(c.images)
 	if err != nil {
-		return nil, errors.Join(err, n.Close())
+		c.log.Error("functions can use no base images", "err", err)
+		store = images.At(c.images)
 	}
 	d, err := docker.New(docker.Config{
 		Dir: filepath.Join(c.dir, "docker"), Owner: c.owner, Images: store,

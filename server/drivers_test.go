@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -12,7 +14,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/images"
 )
 
 // probeDriver is a driver that can only be probed.
@@ -148,5 +152,32 @@ func TestProbeResults(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("problems (-want +got):\n%s", d)
+	}
+}
+
+// TestNewDrivers: neither an address that is none nor a directory of images that
+// cannot be used keeps other drivers from working.
+func TestNewDrivers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	drivers, err := newDrivers(driverConfig{
+		dir: t.TempDir(), owner: "test", images: filepath.Join(file, "images"), dockerHost: "localhost:2375", log: quiet,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, d := range drivers {
+		if list, err := d.List(t.Context()); err != nil || len(list) != 0 {
+			t.Errorf("%s: List: %v, %v", name, list, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Errorf("%s: Close: %v", name, err)
+		}
+	}
+	_, err = images.At(filepath.Join(file, "images")).List(t.Context())
+	if hearth.ErrorCode(err) != hearth.CodeUnavailable {
+		t.Errorf("the images of a directory that cannot be used: %v", err)
 	}
 }
