@@ -37,6 +37,8 @@ type begin struct {
 	// running: the guest runs already when the command has ended. Otherwise the
 	// first process tells when it does.
 	running bool
+	// image is the root file system that a snapshot needs; empty for any.
+	image string
 }
 
 // make checks the spec, finds its image and makes the sandbox.
@@ -51,6 +53,10 @@ func (d *Driver) make(ctx context.Context, spec driver.Spec, how begin) (driver.
 	img, err := d.find(ctx, spec.Runtime)
 	if err != nil {
 		return nil, err
+	}
+	if how.image != "" && how.image != img.dir {
+		img.release()
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "the snapshot for sandbox %s was taken on another image of %s", spec.ID, spec.Runtime)
 	}
 	argv, bin := spec.Command, ""
 	if img.interpreter != "" {
@@ -71,7 +77,7 @@ func (d *Driver) make(ctx context.Context, spec driver.Spec, how begin) (driver.
 // destroyed, and at once after an error.
 func (d *Driver) create(ctx context.Context, spec driver.Spec, img image, argv []string, bin string, how begin) (driver.Sandbox, error) {
 	s := d.newSandbox(spec.ID)
-	s.argv0, s.limits, s.stdout, s.stderr, s.release = argv[0], spec.Limits, spec.Stdout, spec.Stderr, img.release
+	s.argv0, s.limits, s.stdout, s.stderr, s.image, s.release = argv[0], spec.Limits, spec.Stdout, spec.Stderr, img.dir, img.release
 	if err := d.usable(); err != nil {
 		img.release()
 		return nil, err

@@ -7,12 +7,13 @@
 // config.json (config.go), makes a control group and starts the runtime
 // (create.go), which ends once it has started the sandbox: nothing but the
 // sandbox itself stays behind. Its first process (directory init) tells the
-// driver what happens inside. docs/isolation-runc.md and
-// docs/isolation-gvisor.md explain what protects against what.
+// driver what happens inside. docs/isolation-oci.md
+// explains what protects against what.
 package oci
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -112,7 +113,7 @@ func New(cfg Config) (*Driver, error) {
 				WithHint("make %s writable for the user that runs hearth", cfg.Dir)
 		}
 	}
-	d.layers.dir = filepath.Join(d.dir, layerDir)
+	d.layers.dir, d.layers.helper = filepath.Join(d.dir, layerDir), sha256.Sum256(helperBinary)
 	d.layers.sync = syncFS
 	if err := d.layers.clean(); err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "%s driver: remove unfinished layers: %w", cfg.Dialect, err).

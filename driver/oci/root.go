@@ -51,9 +51,10 @@ func (d *Driver) storedImage(ctx context.Context, name string) (image, error) {
 // sandbox's own files of /etc, and its first process. They depend on little, so
 // they are made once and shared.
 type layers struct {
-	dir  string
-	sync func(dir string) error // syncFS, but in tests
-	mu   sync.Mutex
+	dir    string
+	helper [sha256.Size]byte      // digest of helperBinary, which is too large to read for each start
+	sync   func(dir string) error // syncFS, but in tests
+	mu     sync.Mutex
 }
 
 // newLayer begins the names of layers that are being made.
@@ -96,7 +97,6 @@ func (l *layers) get(policy hearth.Egress, mounts []driver.Mount) (string, error
 		"etc/hosts":       "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n",
 		"etc/hostname":    "sandbox\n",
 		"etc/resolv.conf": resolv,
-		helperPath[1:]:    string(helperBinary),
 	}
 	dirs := slices.Clone(places)
 	for _, m := range mounts {
@@ -107,6 +107,7 @@ func (l *layers) get(policy hearth.Egress, mounts []driver.Mount) (string, error
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		fmt.Fprintf(h, "%q %q\n", name, files[name])
 	}
+	h.Write(l.helper[:])
 	fmt.Fprintf(h, "%q", dirs)
 	dir := filepath.Join(l.dir, hex.EncodeToString(h.Sum(nil)[:12]))
 
@@ -125,6 +126,7 @@ func (l *layers) get(policy hearth.Egress, mounts []driver.Mount) (string, error
 			return "", err
 		}
 	}
+	files[helperPath[1:]] = string(helperBinary)
 	for name, content := range files {
 		p := filepath.Join(tmp, name)
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {

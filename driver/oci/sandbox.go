@@ -46,6 +46,7 @@ type sandbox struct {
 	stdout, stderr io.Writer
 	control        *net.UnixConn // nil for one that an earlier process left
 	runtime        *command      // what started the sandbox
+	image          string        // its root file system
 	release        func()        // lets go of the image
 	creating       bool          // guarded by driver.mu; nobody else may have it yet
 

@@ -32,6 +32,10 @@ func (d *Driver) offer(s *sandbox) driver.Sandbox {
 	return s
 }
 
+// imageFile names, in a snapshot's directory, the root file system it was taken
+// on: memory that has begun with one must not go on with another.
+const imageFile = "image"
+
 // Snapshot implements driver.Snapshotter.
 func (s saver) Snapshot(ctx context.Context, dir string) error {
 	if s.isDestroying() {
@@ -44,8 +48,12 @@ func (s saver) Snapshot(ctx context.Context, dir string) error {
 		}
 		return hearth.Errorf(hearth.CodeUnavailable, "save sandbox %s: %w: %.1000s", s.id, err, strings.TrimSpace(string(out)))
 	}
+	err := os.WriteFile(filepath.Join(dir, imageFile), []byte(s.image), 0o600)
+	if err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "save sandbox %s: %w", s.id, err)
+	}
 	// gVisor makes its files readable for everybody; only dir is not.
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
@@ -75,5 +83,9 @@ func (d *Driver) Restore(ctx context.Context, spec driver.Spec, dir string) (dri
 	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "restore sandbox %s: %w", spec.ID, err)
 	}
-	return d.make(ctx, spec, begin{verb: []string{"restore", "--image-path=" + dir}, running: true})
+	image, err := os.ReadFile(filepath.Join(dir, imageFile))
+	if err != nil {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "restore sandbox %s: %w", spec.ID, err)
+	}
+	return d.make(ctx, spec, begin{verb: []string{"restore", "--image-path=" + dir}, running: true, image: string(image)})
 }

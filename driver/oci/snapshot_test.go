@@ -302,6 +302,9 @@ func TestUnusableSnapshot(t *testing.T) {
 		"truncated": func(path string) error { return os.Truncate(path, 1000) },
 		"garbage":   func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("rot"), 10_000), 0o600) },
 		"gone":      os.Remove,
+		"of another image": func(path string) error {
+			return os.WriteFile(filepath.Join(filepath.Dir(path), imageFile), []byte("/another"), 0o600)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := s.spec
