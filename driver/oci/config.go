@@ -100,7 +100,6 @@ func (p plan) runc() *specs.Spec {
 		})
 	}
 	c.Mounts = append(c.Mounts, p.mounts()...)
-	c.Linux.Seccomp = seccompProfile()
 	c.Linux.MaskedPaths = []string{
 		"/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/config.gz", "/proc/diskstats", "/proc/interrupts",
 		"/proc/kallsyms", "/proc/kcore", "/proc/key-users", "/proc/keys", "/proc/latency_stats", "/proc/locks",

@@ -59,37 +59,6 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestSeccompProfile checks what a golden file does not show: that the rules
-// for the values of an argument leave no gap and none of the forbidden ones.
-func TestSeccompProfile(t *testing.T) {
-	rules := except("ioctl", 1, 0x5412, 0x5423)
-	for _, v := range []uint64{0, 1, 0x5411, 0x5412, 0x5413, 0x5422, 0x5423, 0x5424, 0xffffffff, 1<<40 | 0x5412, 1<<40 | 0x5401} {
-		var actions []string
-		for _, r := range rules {
-			if a := r.Args[0]; v&a.Value == a.ValueTwo {
-				actions = append(actions, string(r.Action))
-			}
-		}
-		low := v & 0xffffffff
-		want := "SCMP_ACT_ALLOW"
-		if low == 0x5412 || low == 0x5423 {
-			want = "SCMP_ACT_ERRNO"
-		}
-		if len(actions) != 1 || actions[0] != want {
-			t.Errorf("%#x: %v, want exactly %s", v, actions, want)
-		}
-	}
-	for _, r := range seccompProfile().Syscalls {
-		seen := map[uint]bool{}
-		for _, a := range r.Args {
-			if seen[a.Index] { // runtimes make "or" of such
-				t.Errorf("%v has two conditions on argument %d", r.Names, a.Index)
-			}
-			seen[a.Index] = true
-		}
-	}
-}
-
 // TestUsers keeps the users of sandboxes apart from those of package docker, at
 // 0x60000000, and of package native above.
 func TestUsers(t *testing.T) {

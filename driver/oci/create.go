@@ -3,6 +3,7 @@ package oci
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -209,7 +210,7 @@ func (d *Driver) connect(s *sandbox, allow []string) (*os.File, error) {
 func (d *Driver) start(s *sandbox, p plan, layer, image string, how begin) error {
 	f := &files{}
 	defer f.close()
-	if err := f.open(d.dialect, s, how); err != nil {
+	if err := f.open(d.dialect, s, how, d.filter); err != nil {
 		return err
 	}
 	args := append(d.global(s.id, p), how.verb...)
@@ -276,7 +277,7 @@ func (f *files) close() {
 }
 
 // open makes them, and gives s the other ends. See init/main.go for their order.
-func (f *files) open(dialect Dialect, s *sandbox, how begin) (err error) {
+func (f *files) open(dialect Dialect, s *sandbox, how begin, filter []byte) (err error) {
 	var stream, control, null *os.File
 	if s.stream, stream, err = socketPair("guest"); err != nil {
 		return err
@@ -298,6 +299,13 @@ func (f *files) open(dialect Dialect, s *sandbox, how begin) (err error) {
 			s.copyOutput()
 		}
 		return nil
+	}
+	// The first process waits for it; the socket has room.
+	if _, err := s.control.Write(binary.LittleEndian.AppendUint32(nil, uint32(len(filter)))); err != nil {
+		return err
+	}
+	if _, err := s.control.Write(filter); err != nil {
+		return err
 	}
 	if null, err = os.Open(os.DevNull); err != nil {
 		return err

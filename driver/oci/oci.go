@@ -27,6 +27,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
+	"github.com/hearthrun/hearth/driver/seccomp"
 	"github.com/hearthrun/hearth/images"
 )
 
@@ -68,6 +69,7 @@ type Driver struct {
 	users   uint32 // the first of the host's users that belong to the sandboxes
 	network egress.Host
 	mounts  *mounter
+	filter  []byte // the seccomp program of runc's sandboxes
 
 	layers layers
 
@@ -102,6 +104,10 @@ func New(cfg Config) (*Driver, error) {
 		dialect: cfg.Dialect, dir: cfg.Dir, images: cfg.Images, log: cfg.Logger,
 		binary: cfg.Binary, users: firstUser(cfg.Owner), mounts: &mounter{},
 		sandboxes: map[string]*sandbox{}, taken: map[uint32]bool{},
+	}
+	var err error
+	if d.filter, err = seccomp.Filter(); err != nil {
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "%s driver: %w", cfg.Dialect, err)
 	}
 	d.find = d.storedImage
 	if d.binary == "" {

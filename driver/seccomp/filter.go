@@ -114,7 +114,7 @@ func compileFilter(info *arch.Info) ([]byte, error) {
 		}
 	}
 	var numbers []uint32
-	for _, name := range allowed {
+	for _, name := range allowedCalls {
 		if n, ok := info.SyscallNames[name]; ok {
 			numbers = append(numbers, uint32(n))
 		}
@@ -134,7 +134,7 @@ func compileFilter(info *arch.Info) ([]byte, error) {
 			bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: numbers[j], SkipTrue: 1}, allow())
 		i = j + 1
 	}
-	for _, name := range denied {
+	for _, name := range deniedCalls {
 		if n, ok := info.SyscallNames[name]; ok {
 			program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(n), SkipFalse: 1}, refuse(unix.EPERM))
 		}

@@ -4,18 +4,9 @@
 // them.
 package seccomp
 
-import "slices"
-
-// Allowed returns the calls that are allowed with any argument.
-func Allowed() []string { return slices.Clone(allowed) }
-
-// Denied returns the calls that answer EPERM: programs are likely to ask for
-// them, and must not have them.
-func Denied() []string { return slices.Clone(denied) }
-
-// allowed may be called with any argument. Names that an architecture
+// allowedCalls may be called with any argument. Names that an architecture
 // lacks are skipped for it.
-var allowed = []string{
+var allowedCalls = []string{
 	// files
 	"access", "chdir", "chmod", "chown", "close", "close_range", "copy_file_range", "creat",
 	"dup", "dup2", "dup3", "faccessat", "faccessat2", "fallocate", "fchdir", "fchmod",
@@ -66,9 +57,9 @@ var allowed = []string{
 	"getrandom", "sysinfo", "uname",
 }
 
-// denied answer EPERM. Some would need a capability that nothing in a
+// deniedCalls answer EPERM. Some would need a capability that nothing in a
 // sandbox has; they are listed so that one mistake is not enough.
-var denied = []string{
+var deniedCalls = []string{
 	// namespaces and mounts
 	"setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen",
 	"fsconfig", "fsmount", "fspick", "mount_setattr",

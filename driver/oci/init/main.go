@@ -15,7 +15,9 @@
 // of what can be written to, which init mounts, the number of the caller's
 // mounts and their targets, which init makes stricter than gVisor does, before
 // it becomes user 1000, without capabilities. Of a direct one the runtime has
-// done all that. The rest of the arguments is the guest's command.
+// done all that, but for the filter of system calls: its program is the first
+// that comes over the control socket. The rest of the arguments is the guest's
+// command.
 //
 // It avoids fmt, encoding/json and net because its start is on the path of
 // each cold call.
@@ -95,6 +97,9 @@ func main() {
 		}
 	}
 	if !packed {
+		if errno := confine(); errno != 0 {
+			fail(msgSetup, errno)
+		}
 		// A batch task does not preempt whoever wakes it; package native says why.
 		param := int32(0)
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_BATCH, uintptr(unsafe.Pointer(&param)))
