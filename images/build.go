@@ -76,6 +76,9 @@ func (s *Store) Build(ctx context.Context, o BuildOptions) (_ Image, err error) 
 	if err != nil {
 		return Image{}, err
 	}
+	if err := s.create(); err != nil {
+		return Image{}, err
+	}
 	l, err := s.lock(ctx, buildLock, true)
 	if err != nil {
 		return Image{}, err

@@ -92,16 +92,26 @@ func Open(dir string) (*Store, error) {
 		return nil, hostError("the directory of images cannot be used", err)
 	}
 	s := At(dir)
-	for _, sub := range []string{"images", "blobs/sha256", "rootfs", "locks", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return nil, hostError("the directory of images cannot be used", err)
-		}
-	}
-	return s, nil
+	return s, s.create()
 }
 
-// At returns the store in dir without creating it: what is asked of one that
-// cannot be used fails. For those that go on without images if Open fails.
+// create makes the directories of the store. Those above it are closed to
+// others: they may be the data directory of a server that is yet to start.
+func (s *Store) create() error {
+	err := os.MkdirAll(filepath.Dir(s.dir), 0o700)
+	for _, sub := range []string{"images", "blobs/sha256", "rootfs", "locks", "tmp"} {
+		if err == nil {
+			err = os.MkdirAll(filepath.Join(s.dir, sub), 0o755)
+		}
+	}
+	if err != nil {
+		return hostError("the directory of images cannot be used", err)
+	}
+	return nil
+}
+
+// At returns the store in dir without creating it, which Build does: until then
+// it has no images. What is asked of one that cannot be used fails.
 func At(dir string) *Store {
 	return &Store{dir: dir, limits: limits{bytes: 8 << 30, entries: 1 << 20}}
 }
@@ -113,7 +123,9 @@ func (s *Store) Dir() string { return s.dir }
 // the same runtime the last built first.
 func (s *Store) List(ctx context.Context) ([]Image, error) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "images"))
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
 		return nil, hostError("the images cannot be listed", err)
 	}
 	var all []Image

@@ -30,6 +30,9 @@ type Pruned struct {
 // for a Build that is under way. Errors: CodeUnavailable.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	p := Pruned{Images: []Image{}, Held: []Image{}}
+	if _, err := os.Lstat(filepath.Join(s.dir, "locks")); errors.Is(err, fs.ErrNotExist) {
+		return p, nil // nor is it created
+	}
 	build, err := s.lock(ctx, buildLock, true)
 	if err != nil {
 		return p, err

@@ -33,6 +33,8 @@ type driverConfig struct {
 	owner string
 	// images is the directory of base images.
 	images string
+	// probe tells that nothing is to be created, not even that directory.
+	probe bool
 	// dockerHost and dockerRuntime are those of Config.
 	dockerHost, dockerRuntime string
 	log                       *slog.Logger
@@ -45,10 +47,13 @@ func newDrivers(c driverConfig) (map[string]driver.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := images.Open(c.images)
-	if err != nil {
-		c.log.Error("functions can use no base images", "err", err)
-		store = images.At(c.images)
+	store := images.At(c.images)
+	if !c.probe {
+		if s, err := images.Open(c.images); err != nil {
+			c.log.Error("functions can use no base images", "err", err)
+		} else {
+			store = s
+		}
 	}
 	d, err := docker.New(docker.Config{
 		Dir: filepath.Join(c.dir, "docker"), Owner: c.owner, Images: store,
@@ -217,7 +222,9 @@ func absent(info driver.Info) (problems []driver.Problem) {
 func Probe(ctx context.Context, cfg Config, dir string) ([]driver.Info, error) {
 	// A name of its own, as several may be asked at once; one that was killed
 	// may have left something under the same name.
-	drivers, err := newDrivers(cfg.drivers(dir, "probe-"+strconv.Itoa(os.Getpid())))
+	c := cfg.drivers(dir, "probe-"+strconv.Itoa(os.Getpid()))
+	c.probe = true
+	drivers, err := newDrivers(c)
 	if err != nil {
 		return nil, err
 	}

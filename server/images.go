@@ -3,6 +3,7 @@ package server
 import (
 	"path/filepath"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/images"
 )
 
@@ -27,15 +28,15 @@ const (
 	ImageUnpack = images.PhaseUnpack
 )
 
-// Images opens the base images of a server with this configuration, which may
+// Images returns the base images of a server with this configuration, which may
 // be running: it sees at once what is built. Of cfg only ImagesDir and DataDir
-// are used. Errors: CodeUnavailable and CodeDenied.
+// are used. Nothing but a build creates them. Errors: CodeInvalid.
 func Images(cfg Config) (*ImageStore, error) {
-	dir := cfg.ImagesDir
-	if dir == "" {
-		dir = filepath.Join(cfg.DataDir, "images")
+	dir, err := filepath.Abs(cfg.imagesDir())
+	if err != nil {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the directory of images cannot be used: %w", err)
 	}
-	return images.Open(dir)
+	return images.At(dir), nil
 }
 
 // ImageLanguages are what images can be built for.

@@ -68,14 +68,18 @@ type Config struct {
 
 // drivers returns what drivers are made with that may write to dir.
 func (c Config) drivers(dir, owner string) driverConfig {
-	images := c.ImagesDir
-	if images == "" {
-		images = filepath.Join(c.DataDir, "images")
-	}
 	return driverConfig{
-		dir: dir, owner: owner, images: images,
+		dir: dir, owner: owner, images: c.imagesDir(),
 		dockerHost: c.DockerHost, dockerRuntime: c.DockerRuntime, log: c.Logger,
 	}
+}
+
+// imagesDir is where base images are.
+func (c Config) imagesDir() string {
+	if c.ImagesDir != "" {
+		return c.ImagesDir
+	}
+	return filepath.Join(c.DataDir, "images")
 }
 
 func (c Config) withDefaults() Config {

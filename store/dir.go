@@ -16,8 +16,9 @@ import (
 
 // prepareDir makes dir a directory that only this user can enter and returns
 // its absolute path. A directory that others can enter is closed to them only
-// if it is empty or already holds Hearth's data: --data-dir /home/me must not
-// lock anything out of a home directory.
+// if it is empty or already holds Hearth's data, perhaps only base images built
+// before the first start: --data-dir /home/me must not lock anything out of a
+// home directory.
 func prepareDir(dir string) (string, error) {
 	if dir == "" {
 		return "", hearth.Errorf(hearth.CodeInvalid, "no data directory is given").
@@ -50,18 +51,32 @@ func prepareDir(dir string) (string, error) {
 		if n := e.Name(); n == catalogFile || n == lockFile {
 			ours = true
 			break
-		} else if n != "lost+found" {
+		} else if n != "lost+found" && !isImages(filepath.Join(abs, n)) {
 			ours = false
 		}
 	}
 	if !ours {
 		return "", hearth.Errorf(hearth.CodeInvalid, "%s is open to other users and holds other files than Hearth's", abs).
-			WithHint("choose an empty or new directory with --data-dir")
+			WithHint("chmod 700 %s, or choose another with --data-dir or HEARTH_DATA_DIR", abs)
 	}
 	if err := os.Chmod(abs, 0o700); err != nil {
 		return "", dirError(err, abs)
 	}
 	return abs, nil
+}
+
+// isImages tells whether path is the store of base images, and not something
+// else of that name.
+func isImages(path string) bool {
+	if filepath.Base(path) != "images" {
+		return false
+	}
+	for _, sub := range []string{"blobs/sha256", "rootfs", "locks"} {
+		if info, err := os.Lstat(filepath.Join(path, sub)); err != nil || !info.IsDir() {
+			return false
+		}
+	}
+	return true
 }
 
 const lockFile = "lock"

@@ -106,6 +106,30 @@ func TestUnusableDirectories(t *testing.T) {
 	}
 }
 
+// TestImagesCameFirst starts a server after somebody built base images.
+func TestImagesCameFirst(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "images"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// Somebody's photographs.
+	if e := openError(t, dir); !strings.Contains(e.Hint, "chmod 700 "+dir) || !strings.Contains(e.Hint, "HEARTH_DATA_DIR") {
+		t.Errorf("hint %q", e.Hint)
+	}
+	for _, sub := range []string{"blobs/sha256", "rootfs", "locks"} {
+		if err := os.MkdirAll(filepath.Join(dir, "images", sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(t, dir)
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Fatalf("%v %v", info, err)
+	}
+}
+
 func TestDirectoryNames(t *testing.T) {
 	for _, name := range []string{"a?b=c", "per%20cent", "ha#sh", "spa ce", "ünï"} {
 		dir := filepath.Join(t.TempDir(), name)

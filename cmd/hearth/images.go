@@ -22,8 +22,8 @@ func (a *app) imagesCmd() *cobra.Command {
 		Short: "Build and keep the base images of runtimes",
 		Long: `Images has commands about base images: the root file systems that sandboxes of
 every isolation but native start from. They are kept in the data directory of a
-server on this machine, which may be running: it sees at once what is built. No
-Docker is needed.`,
+server on this machine, which may be running: it sees at once what is built. A
+server with another --data-dir or HEARTH_DATA_DIR has others. No Docker is needed.`,
 		Example: `  hearth images build
   hearth images list`,
 		Args: cobra.NoArgs,
@@ -224,7 +224,7 @@ Hearth whose guest is not this one's.`,
 				return a.printJSON(out)
 			}
 			if len(all) == 0 {
-				fmt.Fprintln(a.stderr, "There are no base images yet. Build them: hearth images build")
+				fmt.Fprintln(a.stderr, "There are no base images in "+printable(store.Dir())+" yet. Build them: hearth images build")
 				return nil
 			}
 			rows := [][]string{{"RUNTIME", "VERSION", "IMAGE", "SIZE", "BUILT", "GUEST", "BASE"}}
