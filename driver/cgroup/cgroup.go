@@ -49,6 +49,8 @@ type Group interface {
 	// Kill kills every process in the group, also frozen ones.
 	Kill()
 	Freeze(ctx context.Context, on bool) error
+	// SetCPU changes the limit of CPU, in cores, where it is enforced.
+	SetCPU(cores float64) error
 	// OOMKilled tells whether the kernel killed a process for the memory limit.
 	OOMKilled() bool
 	Stats() (memory, peak int64, cpu time.Duration, pids int)
@@ -215,6 +217,7 @@ type noGroup struct{}
 func (noGroup) Spawn(_ *syscall.SysProcAttr, start func() error) error { return start() }
 func (noGroup) Kill()                                                  {}
 func (noGroup) Freeze(context.Context, bool) error                     { return errors.ErrUnsupported }
+func (noGroup) SetCPU(float64) error                                   { return nil }
 func (noGroup) OOMKilled() bool                                        { return false }
 func (noGroup) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	return 0, 0, 0, 0

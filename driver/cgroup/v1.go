@@ -115,10 +115,8 @@ func (c *v1) Create(id string, l driver.Limits) (Group, error) {
 				}
 			}
 		}
-		if dir := g.dir["cpu"]; dir != "" {
-			if err := write(dir, "cpu.cfs_quota_us", strconv.FormatInt(Quota(l.CPU), 10)); err != nil {
-				return err
-			}
+		if err := g.SetCPU(l.CPU); err != nil {
+			return err
 		}
 		if dir := g.dir["pids"]; dir != "" {
 			return write(dir, "pids.max", strconv.Itoa(l.PIDs+HelperTasks))
@@ -232,6 +230,13 @@ func (g *group1) Freeze(ctx context.Context, on bool) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (g *group1) SetCPU(cores float64) error {
+	if dir := g.dir["cpu"]; dir != "" {
+		return write(dir, "cpu.cfs_quota_us", strconv.FormatInt(Quota(cores), 10))
+	}
+	return nil
 }
 
 func (g *group1) OOMKilled() bool {

@@ -140,7 +140,7 @@ func (c *v2) Create(id string, l driver.Limits) (Group, error) {
 		set("memory", "memory.max", strconv.FormatInt(l.Memory, 10)),
 		set("memory", "memory.swap.max", "0"),
 		set("memory", "memory.oom.group", "1"),
-		set("cpu", "cpu.max", fmt.Sprintf("%d %d", Quota(l.CPU), Period)),
+		set("cpu", "cpu.max", cpuMax(l.CPU)),
 		set("pids", "pids.max", strconv.Itoa(l.PIDs+HelperTasks)))
 	if err != nil {
 		_ = unix.Rmdir(g.dir)
@@ -148,6 +148,8 @@ func (c *v2) Create(id string, l driver.Limits) (Group, error) {
 	}
 	return g, nil
 }
+
+func cpuMax(cores float64) string { return fmt.Sprintf("%d %d", Quota(cores), Period) }
 
 func (c *v2) List() []string {
 	var ids []string
@@ -179,6 +181,18 @@ func (g *group2) Spawn(attr *syscall.SysProcAttr, start func() error) error {
 	defer func() { _ = unix.Close(fd) }()
 	attr.UseCgroupFD, attr.CgroupFD = true, fd
 	return start()
+}
+
+func (g *group2) SetCPU(cores float64) error {
+	f, err := os.OpenFile(filepath.Join(g.dir, "cpu.max"), os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the controller is not there
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(cpuMax(cores))
+	return errors.Join(err, f.Close())
 }
 
 func (g *group2) Procs() []int { return readPIDs(g.dir) }

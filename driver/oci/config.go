@@ -3,6 +3,7 @@ package oci
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -164,12 +165,15 @@ func (p plan) rlimits(helpers int) []specs.POSIXRlimit {
 // for the runtime, which is in the group until it becomes the first process.
 func pidsLimit(l driver.Limits) int64 { return int64(max(l.PIDs+cgroup.HelperTasks, 32)) }
 
-// groupLimits are the limits of the group that a sandbox is started in.
+// groupLimits are the limits of the group that a sandbox is started in. A
+// sandbox of gVisor gets its limit of CPU once the guest runs: before, all is the
+// start of a kernel and of Hearth's own program, which use every core.
 func groupLimits(dialect Dialect, l driver.Limits) driver.Limits {
 	if dialect == GVisor {
 		// The host's tasks are those of gVisor's kernel and, for each process of
 		// the guest, one that executes its code: a bound for a kernel gone wild.
 		l.PIDs = 4*l.PIDs + 512
+		l.CPU = max(l.CPU, float64(runtime.NumCPU()))
 	} else {
 		l.PIDs = int(pidsLimit(l)) - cgroup.HelperTasks
 	}

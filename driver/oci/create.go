@@ -170,7 +170,7 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, p plan, image string, ho
 		select {
 		case <-s.runtime.done:
 			if s.runtime.wait() == nil {
-				return nil
+				return s.limitCPU()
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -178,10 +178,21 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, p plan, image string, ho
 	}
 	select {
 	case err := <-s.started:
-		return err
+		if err != nil {
+			return err
+		}
+		return s.limitCPU()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// limitCPU ends the start, which groupLimits gives more.
+func (s *sandbox) limitCPU() error {
+	if err := s.group.SetCPU(s.limits.CPU); err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "limit the CPU of sandbox %s: %w", s.id, err)
+	}
+	return nil
 }
 
 // connect gives the sandbox its way to the internet, in a network namespace
