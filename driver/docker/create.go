@@ -59,13 +59,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, 
 		return nil, hearth.Errorf(hearth.CodeInvalid, "the runtime %s has no guest of its own", spec.Runtime).
 			WithHint("set the command to the path of a program inside the sandbox")
 	}
-	vars := map[string]string{}
-	for _, kv := range img.Env {
-		k, v, _ := strings.Cut(kv, "=")
-		vars[k] = v
-	}
-	maps.Copy(vars, spec.Env)
-	return d.create(ctx, spec, img, append(driver.Environment(vars, bin), "HEARTH_FD=3"))
+	return d.create(ctx, spec, img, driver.GuestEnvironment(img.Env, spec.Env, bin))
 }
 
 // create makes a sandbox of an image.

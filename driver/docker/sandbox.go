@@ -225,6 +225,8 @@ func (s *sandbox) Pause(ctx context.Context) error { return s.freeze(ctx, true) 
 func (s *sandbox) Resume(ctx context.Context) error { return s.freeze(ctx, false) }
 
 func (s *sandbox) freeze(ctx context.Context, on bool) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // Destroy waits for it
+	defer cancel()
 	s.freeing.Lock() // a sandbox must not be frozen after it was killed
 	defer s.freeing.Unlock()
 	if s.isDestroying() {
