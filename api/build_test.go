@@ -182,6 +182,18 @@ func TestDeployEvents(t *testing.T) {
 	if d := cmp.Diff([]string{"step unchanged: nothing has changed: version 2 stays live", "result"}, got(events(t, put(dependent(set("memory", "64MiB")))))); d != "" {
 		t.Errorf("unchanged (-want +got):\n%s", d)
 	}
+	// Where it runs otherwise than before is said first.
+	want = []string{
+		"step change: isolation changes from native to weak, runtime from python3.13 to python3.11",
+		"step start: starting version 3 with python3.11 on weak", "result",
+	}
+	if d := cmp.Diff(want, got(events(t, put(nameless(set("isolation", "weak")))))); d != "" {
+		t.Errorf("elsewhere (-want +got):\n%s", d)
+	}
+	want = []string{"step change: isolation changes from weak to native", "step start: starting version 4 with python3.11 on native", "result"}
+	if d := cmp.Diff(want, got(events(t, put(nameless(set("runtime", "python3.11")))))); d != "" {
+		t.Errorf("back (-want +got):\n%s", d)
+	}
 	// What goes wrong later is the last event.
 	h.verify = func(context.Context, *hearth.Version) error {
 		return &hearth.Error{Code: hearth.CodeFunction, Message: "it raised", Function: &hearth.FunctionError{Type: "ValueError", Message: "it raised"}}
@@ -191,7 +203,7 @@ func TestDeployEvents(t *testing.T) {
 	if last.Type != "error" || last.Status != 502 || last.Error == nil || last.Error.Code != hearth.CodeFunction || last.Error.Function == nil || last.Error.Hint == "" {
 		t.Errorf("error %+v", last)
 	}
-	if len(list) != 2 {
+	if len(list) != 3 { // the runtime changes
 		t.Errorf("events %+v", list)
 	}
 	// What is refused at once has its status.
@@ -252,6 +264,30 @@ func TestDeployGivenUp(t *testing.T) {
 	<-done
 	h.do("GET", "/v1/functions/hello", nil).problem(404, hearth.CodeNotFound)
 	wantNoStages(t, h)
+}
+
+// TestNoImage: who deploys to an isolation without a base image is told the
+// command that builds it.
+func TestNoImage(t *testing.T) {
+	h := newHost(t)
+	image := []driver.Problem{{What: "there is no image", Remedy: "hearth images build"}}
+	h.drivers = append(h.drivers, driver.Info{Name: "runc", Works: true, Limitations: image}, driver.Info{
+		Name: "gvisor", Works: true, Runtimes: []driver.Runtime{{Name: "nodejs24", Language: "nodejs"}},
+		Limitations: []driver.Problem{{What: "no runtime for python", Remedy: "hearth images build python"}},
+	})
+	h.drivers[2] = driver.Info{Name: "docker", Missing: image}
+	for isolation, status := range map[string]int{"runc": 400, "gvisor": 400, "docker": 501} {
+		code := hearth.CodeInvalid
+		if status == 501 {
+			code = hearth.CodeUnsupported
+		}
+		for _, runtime := range []string{"python", "python3.12"} {
+			p := h.do("POST", "/v1/functions", hello(set("isolation", isolation, "runtime", runtime))).problem(status, code)
+			if p.Hint != "hearth images build python" {
+				t.Errorf("%s, %s: %+v", isolation, runtime, p)
+			}
+		}
+	}
 }
 
 // TestProbesAgain: what was installed beside a running server is found when a

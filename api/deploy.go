@@ -82,6 +82,11 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 	}
 	v := src.version(hearth.Version{Function: d.name, Config: config, Warnings: warnings})
 	same := was != nil && sameConfig(was.Config, config)
+	if was != nil {
+		if text := moves(was.Config, config); text != "" {
+			progressOf(ctx).step(stepChange, "%s", text)
+		}
+	}
 	unchanged := func() (deployed, error) {
 		progressOf(ctx).step(stepUnchanged, "nothing has changed: version %d stays live", was.Number)
 		return deployed{function: *old, warnings: was.Warnings}, nil
@@ -110,6 +115,26 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 		return deployed{}, err
 	}
 	return deployed{function: f, warnings: warnings, created: old == nil}, nil
+}
+
+// moves says where a version runs otherwise than the one before it, "" if it
+// does not: a flag of the last deploy may have been forgotten in this one, and
+// what a language without its number means depends on the isolation.
+func moves(from, to hearth.Config) string {
+	var what []string
+	for _, c := range []struct{ name, from, to string }{
+		{"isolation", from.Isolation, to.Isolation}, {"runtime", from.Runtime, to.Runtime},
+	} {
+		if c.from == c.to {
+			continue
+		}
+		verb := ""
+		if what == nil {
+			verb = " changes"
+		}
+		what = append(what, fmt.Sprintf("%s%s from %s to %s", c.name, verb, c.from, c.to))
+	}
+	return strings.Join(what, ", ")
 }
 
 // current returns the function as it is, nil if there is none, after checking
@@ -195,7 +220,7 @@ func remedy(info driver.Info, words ...string) string {
 // Errors: those of findDriver and findRuntime.
 func (s *server) place(ctx context.Context, c hearth.Config) (info driver.Info, rt driver.Runtime, err error) {
 	find := func(all []driver.Info) error {
-		if info, err = findDriver(all, c.Isolation); err == nil {
+		if info, err = findDriver(all, c.Isolation, c.Runtime); err == nil {
 			rt, err = findRuntime(info, c.Runtime)
 		}
 		return err
@@ -209,9 +234,21 @@ func (s *server) place(ctx context.Context, c hearth.Config) (info driver.Info, 
 	return info, rt, err
 }
 
-// findDriver returns a driver that works here. Errors: CodeInvalid for an
+// buildImages is what drivers advise that have no base image.
+const buildImages = "hearth images build"
+
+// buildImage is the command that builds the image of a runtime.
+func buildImage(runtime string) string {
+	if l := languageOf(runtime); l == "python" || l == "nodejs" {
+		return buildImages + " " + l
+	}
+	return buildImages
+}
+
+// findDriver returns a driver that works here; its error has a hint for who wants
+// to run the runtime. Errors: CodeInvalid for an
 // unknown one, CodeUnsupported for one that does not work on this host.
-func findDriver(all []driver.Info, name string) (driver.Info, error) {
+func findDriver(all []driver.Info, name, runtime string) (driver.Info, error) {
 	var works []string
 	var found *driver.Info
 	for _, i := range all {
@@ -222,7 +259,7 @@ func findDriver(all []driver.Info, name string) (driver.Info, error) {
 			found = &i
 		}
 	}
-	hint := "no isolation works on this host; GET /v1/drivers (hearth doctor) says what is missing"
+	hint := "no isolation works on this host; hearth doctor (GET /v1/drivers) says what is missing"
 	if len(works) > 0 {
 		hint = "isolation that works here: " + strings.Join(works, ", ")
 	}
@@ -230,6 +267,10 @@ func findDriver(all []driver.Info, name string) (driver.Info, error) {
 		return driver.Info{}, hearth.Errorf(hearth.CodeInvalid, "isolation %q is unknown", name).WithHint("%s", hint)
 	}
 	if !found.Works {
+		if m := found.Missing; len(m) == 1 && m[0].Remedy == buildImages {
+			return driver.Info{}, hearth.Errorf(hearth.CodeUnsupported, "isolation %s has no base image", name).
+				WithHint("%s", buildImage(runtime))
+		}
 		msg := fmt.Sprintf("isolation %s does not work on this host", name)
 		for i, p := range found.Missing {
 			sep := ": "
@@ -259,12 +300,28 @@ func findRuntime(info driver.Info, name string) (driver.Runtime, error) {
 			languages = append(languages, r.Language)
 		}
 	}
-	hint := "it has no runtime at all; GET /v1/drivers?refresh=true (hearth doctor) says how to get one"
+	hint := "it has no runtime at all; hearth doctor (GET /v1/drivers?refresh=true) says how to get one"
+	language := languageOf(name)
+	if !slices.Contains(languages, language) {
+		for _, p := range info.Limitations {
+			if p.Remedy == buildImages {
+				return driver.Runtime{}, hearth.Errorf(hearth.CodeInvalid, "isolation %s has no base image for %q", info.Name, name).
+					WithHint("%s", buildImage(name))
+			}
+			if p.What == "no runtime for "+language && p.Remedy != "" {
+				return driver.Runtime{}, hearth.Errorf(hearth.CodeInvalid, "isolation %s has no runtime %q", info.Name, name).
+					WithHint("%s", p.Remedy)
+			}
+		}
+	}
 	if len(have) > 0 {
 		hint = "available: " + strings.Join(have, ", ") + "; without its number a language takes the newest: " + strings.Join(languages, ", ")
 	}
 	return driver.Runtime{}, hearth.Errorf(hearth.CodeInvalid, "isolation %s has no runtime %q", info.Name, name).WithHint("%s", hint)
 }
+
+// languageOf returns the language of a runtime such as python3.13.
+func languageOf(runtime string) string { return strings.TrimRight(runtime, ".0123456789") }
 
 // sameConfig tells whether two configurations mean the same.
 func sameConfig(a, b hearth.Config) bool {

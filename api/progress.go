@@ -26,6 +26,7 @@ const maxLogText = 16 << 10
 
 // The steps of a deploy, in their order. Clients may meet others in the future.
 const (
+	stepChange    = "change"    // the version will run elsewhere than the live one
 	stepBuild     = "build"     // dependencies are being installed
 	stepBuilt     = "built"     // they are installed
 	stepStart     = "start"     // the version is started
@@ -35,7 +36,7 @@ const (
 // deployEvent is one line of a deploy that tells how it goes.
 type deployEvent struct {
 	Type     string        `json:"type" enum:"step,log,result,error" doc:"What the line tells: a step begins, a line of the installer of dependencies, or, once and last, how it ended"`
-	Step     string        `json:"step,omitempty" doc:"Which step: build, built, start or unchanged" example:"build"`
+	Step     string        `json:"step,omitempty" doc:"Which step: change, build, built, start or unchanged" example:"build"`
 	Text     string        `json:"text,omitempty" doc:"The step or the installer's line in words"`
 	Cached   bool          `json:"cached,omitempty" doc:"With the step built: nothing had to be installed"`
 	Status   int           `json:"status,omitempty" doc:"The HTTP status that the answer would have without progress" example:"200"`

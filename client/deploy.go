@@ -35,6 +35,7 @@ type Stage string
 const (
 	StagePack      Stage = "pack"      // files are packed
 	StageUpload    Stage = "upload"    // they are uploaded
+	StageChange    Stage = "change"    // the isolation or the runtime is another than the live version's
 	StageBuild     Stage = "build"     // dependencies are installed, if there are any
 	StageLog       Stage = "log"       // Text is a line of their installer
 	StageBuilt     Stage = "built"     // they are installed; Cached is known
@@ -47,7 +48,7 @@ const (
 type Event struct {
 	Stage    Stage
 	Manifest Manifest
-	// Text is what the server says, from StageBuild on.
+	// Text is what the server says, from StageChange on.
 	Text string
 	// Cached is true at StageBuilt if the dependencies were installed before.
 	Cached bool

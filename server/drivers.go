@@ -22,6 +22,9 @@ import (
 // probeTimeout bounds the probe of one driver.
 const probeTimeout = 30 * time.Second
 
+// buildImages is what drivers advise that have no image.
+const buildImages = "hearth images build"
+
 // probeInterval is how long the result of a probe is not asked for again.
 const probeInterval = 2 * time.Second
 
@@ -198,15 +201,18 @@ func probe(parent context.Context, name string, d driver.Driver, log *slog.Logge
 }
 
 // absent tells which languages a driver that works has no runtime for, and how
-// to get one.
+// to get one, unless the driver has said that it has no image at all.
 func absent(info driver.Info) (problems []driver.Problem) {
+	if len(info.Runtimes) == 0 && slices.ContainsFunc(info.Limitations, func(p driver.Problem) bool { return p.Remedy == buildImages }) {
+		return nil
+	}
 	for _, l := range []struct{ language, program, pkg string }{
 		{"python", "python3", "python3"}, {"nodejs", "node", "nodejs"},
 	} {
 		if slices.ContainsFunc(info.Runtimes, func(r driver.Runtime) bool { return r.Language == l.language }) {
 			continue
 		}
-		remedy := "hearth images build " + l.language
+		remedy := buildImages + " " + l.language
 		if info.Name == "native" {
 			remedy = "put " + l.program + " on the PATH of hearth, for example with apt-get install " + l.pkg
 		}

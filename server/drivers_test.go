@@ -130,6 +130,10 @@ func TestProbeResults(t *testing.T) {
 		"broken": &probeDriver{info: driver.Info{Name: "broken"}, err: errors.New("no kernel")},
 		"docker": &probeDriver{info: driver.Info{Name: "docker", Works: true, Runtimes: python}},
 		"native": &probeDriver{info: driver.Info{Name: "native", Works: true}},
+		"runc": &probeDriver{info: driver.Info{
+			Name: "runc", Works: true,
+			Limitations: []driver.Problem{{What: "there is no image", Remedy: "hearth images build"}},
+		}},
 	}, slog.New(slog.DiscardHandler))
 	got := map[string][]string{}
 	for _, i := range p.Drivers(t.Context()) {
@@ -145,6 +149,7 @@ func TestProbeResults(t *testing.T) {
 	want := map[string][]string{
 		"broken": {"its probe failed: no kernel; "},
 		"docker": {"no runtime for nodejs; hearth images build nodejs"},
+		"runc":   {"there is no image; hearth images build"},
 		"native": {
 			"no runtime for python; put python3 on the PATH of hearth, for example with apt-get install python3",
 			"no runtime for nodejs; put node on the PATH of hearth, for example with apt-get install nodejs",

@@ -29,6 +29,10 @@ version of the function its hearth.yaml describes, waits until that version
 answers calls, and prints its URL. If it fails, the version that was live stays
 live.
 
+--isolation and --env hold for this deploy only; the next one without them takes
+what hearth.yaml says, so what is to stay belongs there. A runtime without a
+number, such as python, is the newest that the isolation has.
+
 What requirements.txt (Python) or package.json (JavaScript) ask for is installed
 on the server, inside a sandbox of the function's isolation and runtime. The same
 lock file is installed once; --no-cache does it again.

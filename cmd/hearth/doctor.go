@@ -96,8 +96,13 @@ func (a *app) printDrivers(drivers []client.Driver) {
 	}
 	for _, d := range drivers {
 		state := a.colour(a.stdout, green, "works")
-		if !d.Works {
+		switch {
+		case !d.Works:
 			state = a.colour(a.stdout, red, "does not work")
+		case len(d.Runtimes) == 0 && d.Name == "native":
+			state = a.colour(a.stdout, yellow, "works, but has no runtime")
+		case len(d.Runtimes) == 0:
+			state = a.colour(a.stdout, yellow, "works, but has no base image")
 		}
 		fmt.Fprintf(a.stdout, "%s %s (%s)\n", a.colour(a.stdout, bold, printable(d.Name)), state, printable(d.Summary))
 		for _, p := range d.Missing {
