@@ -27,7 +27,7 @@ func TestReadme(t *testing.T) {
 	params := params(t)
 	params.Files = nil
 	params.Dir = t.TempDir()
-	script := "serve\nexec bash -e readme.sh\nstdout '^http://127.0.0.1:[0-9]+/fn/greet/$'\nstdout '{\"message\": ?\"Hello, Ada!\"}'\nstop\n-- readme.sh --\n" +
+	script := "serve\nexec bash -e readme.sh\nstdout '^http://127.0.0.1:[0-9]+/fn/greet/$'\nstdout '{\"message\": ?\"Hello, Ada!\"}'\nexec hearth invoke greet\nstdout 'Hello, world!'\nstop\n-- readme.sh --\n" +
 		strings.NewReplacer("../bin/hearth", "hearth", "http://127.0.0.1:8080", "$HEARTH_URL").Replace(block)
 	if err := os.WriteFile(params.Dir+"/readme.txtar", []byte(script), 0o600); err != nil {
 		t.Fatal(err)
