@@ -42,7 +42,7 @@ func (d *Driver) explain(what string, err error) error {
 			WithHint("run hearth as root or add its user to the group docker: usermod -aG docker USER; the group is as powerful as root")
 	case isAbsent(err):
 		return hearth.Errorf(hearth.CodeUnavailable, "docker: Docker is not running at %s", d.host).
-			WithHint("systemctl start docker; or install Docker Engine, or set DOCKER_HOST to where it listens")
+			WithHint("systemctl start docker; or install Docker Engine; or, if it listens elsewhere, start the server with --docker-host or DOCKER_HOST")
 	case cerrdefs.IsInvalidArgument(err):
 		return e(hearth.CodeInvalid)
 	case cerrdefs.IsConflict(err):

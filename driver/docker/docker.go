@@ -132,7 +132,7 @@ func New(cfg Config) (*Driver, error) {
 	var unusable error
 	if err != nil {
 		unusable = hearth.Errorf(hearth.CodeUnsupported, "docker: the engine's address %q cannot be used: %w", cfg.Host, err).
-			WithHint("write it as unix:///path/to/docker.sock, in DOCKER_HOST for example")
+			WithHint("start the server with --docker-host or DOCKER_HOST as unix:///path/to/docker.sock")
 	}
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(cfg.Owner))

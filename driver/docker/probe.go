@@ -33,7 +33,7 @@ func (d *Driver) Probe(ctx context.Context) (driver.Info, error) {
 	}
 	if !strings.HasPrefix(d.host, "unix://") {
 		return missing(hearth.Errorf(hearth.CodeUnsupported, "docker: an engine at %s cannot be used: sandboxes are reached through sockets on this host", d.host).
-			WithHint("run hearth on the engine's machine and set DOCKER_HOST to unix:///var/run/docker.sock"))
+			WithHint("start the server on the engine's machine, with --docker-host or DOCKER_HOST as unix:///var/run/docker.sock"))
 	}
 	f, err := d.ask(ctx, true)
 	if err != nil {
