@@ -120,6 +120,12 @@ func (s *server) build(ctx context.Context, v hearth.Version, src source, rt dri
 	})
 	log.close()
 	if err != nil {
+		// The client is told as well, but it is the host's operator who sees
+		// that a registry or a proxy fails everybody.
+		if ctx.Err() == nil {
+			s.Logger.WarnContext(ctx, "dependencies could not be installed", "function", v.Function, "isolation", v.Config.Isolation,
+				"runtime", rt.Name, "took", time.Since(began).Round(time.Millisecond), "error", err)
+		}
 		return "", err
 	}
 	took := time.Since(began).Round(time.Millisecond)

@@ -103,6 +103,9 @@ func TestDeployBuilds(t *testing.T) {
 	if h.do("GET", "/v1/functions/hello", nil).json(200, &f); f.Live != live1 || len(h.verified) != started {
 		t.Errorf("the failed build changed %+v", f)
 	}
+	if log := h.log.String(); !strings.Contains(log, "level=WARN") || !strings.Contains(log, "no matching distribution") {
+		t.Errorf("the server's log does not tell of it:\n%s", log)
+	}
 	// What is wrong without any installing is found before it.
 	n = len(h.built)
 	put("", dependent(set("handler", "nofile.handler"))).problem(400, hearth.CodeInvalid, "nofile")

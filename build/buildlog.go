@@ -47,12 +47,22 @@ func (l *logBuffer) wait(ctx context.Context, from int) (text []byte, more bool)
 	}
 }
 
-// line adds a line.
+// pointsAtLog tells whether npm speaks of its own log, which ends with the sandbox.
+func pointsAtLog(line string) bool {
+	line = strings.TrimSpace(line)
+	return strings.HasPrefix(line, "npm ") &&
+		(strings.Contains(line, "A complete log of this run can be found") || strings.HasSuffix(line, "-debug-0.log"))
+}
+
+// line adds a line, unless it is of no use to those who read the log.
 func (l *logBuffer) line(b []byte) {
 	if l.skip(b, []byte{'\n'}) {
 		return
 	}
 	s := clean(b)
+	if pointsAtLog(s) {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.tail) == maxTail {

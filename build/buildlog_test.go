@@ -85,3 +85,18 @@ func TestLastLines(t *testing.T) {
 		t.Errorf("the lines are %q", got)
 	}
 }
+
+// TestLogWithoutNpmsLog: npm's own log cannot be looked at.
+func TestLogWithoutNpmsLog(t *testing.T) {
+	log := newLogBuffer()
+	w := &lineWriter{log: log}
+	const out = "npm error code E404\n" +
+		"npm error A complete log of this run can be found in: /tmp/.npm/_logs/2026-debug-0.log\n" +
+		"npm ERR! A complete log of this run can be found in:\nnpm ERR!     /tmp/.npm/_logs/2026-debug-0.log\nadded 1 package\n"
+	if _, err := w.Write([]byte(out)); err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := log.wait(t.Context(), 0); string(text) != "npm error code E404\nadded 1 package\n" {
+		t.Errorf("the log is %q", text)
+	}
+}

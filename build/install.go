@@ -89,7 +89,7 @@ func (b *Builder) ended(ctx context.Context, err error) error {
 		return err
 	case errors.Is(context.Cause(ctx), errTimeLimit):
 		return hearth.Errorf(hearth.CodeTimeout, "installing the dependencies took longer than the limit of %v", b.cfg.Timeout).
-			WithHint("look at the log for what it waited for; an install script may never end, or the registry be slow")
+			WithHint("look at the log above for what it waited for; an install script may never end, or the registry be slow")
 	}
 	return stopped(ctx.Err())
 }
@@ -268,7 +268,7 @@ func (b *Builder) explain(in inputs, h head, err error, exit driver.Exit, tail [
 		}
 		return &hearth.Error{
 			Code: hearth.CodeInvalid, Message: fmt.Sprintf("%s (exit status %d, signal %d)", msg, exit.Code, exit.Signal),
-			Hint: "look at the log of the build; an install script may have ended it", Err: err,
+			Hint: "look at the log above; an install script may have ended it", Err: err,
 		}
 	case h.Kind == "no-installer":
 		name, how := "npm", "install npm beside Node.js"
@@ -279,7 +279,7 @@ func (b *Builder) explain(in inputs, h head, err error, exit driver.Exit, tail [
 			WithHint("%s, use another isolation whose image has it, or upload the dependencies with the code", how)
 	case h.Kind == "system":
 		return hearth.Errorf(hearth.CodeInvalid, "the dependencies could not be put together: %s", printable(h.Message[:min(len(h.Message), 300)])).
-			WithHint("look at the log of the build")
+			WithHint("look at the log above")
 	}
 	name := "npm"
 	if in.manifest == requirementsFile {
@@ -292,7 +292,7 @@ func (b *Builder) explain(in inputs, h head, err error, exit driver.Exit, tail [
 		return hearth.Errorf(hearth.CodeUnavailable, "%s could not reach a registry: %s", name, said).
 			WithHint("check that the host reaches it; hearth serve has --build-allow for registries in a private network and --build-env for others than the public ones")
 	}
-	hint := "mend " + in.manifest + " and deploy again; the log of the build has all that " + name + " said"
+	hint := "mend " + in.manifest + " and deploy again; the log above has all that " + name + " said"
 	if mentions(tail, "can only install packages when your package.json and", "npm error code EUSAGE") {
 		hint = "run npm install to bring " + lockFile + " up to date, and deploy again"
 	}
@@ -316,7 +316,7 @@ func lastWords(tail []string) string {
 			break
 		}
 		text = strings.TrimSpace(text)
-		if !ok || text == "" || strings.HasPrefix(text, "A complete log of this run") || strings.Contains(text, "-debug-0.log") ||
+		if !ok || text == "" || pointsAtLog(line) ||
 			strings.HasPrefix(text, "subprocess-exited-with-error") || slices.Contains(said, text) {
 			continue
 		}

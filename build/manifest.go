@@ -277,6 +277,14 @@ type manifestJSON struct {
 	Workspaces           json.RawMessage   `json:"workspaces"`
 }
 
+// position returns the line and the column, in characters and from 1, of the
+// byte at offset.
+func position(text string, offset int) (line, column int) {
+	before := text[:min(max(offset, 0), len(text))]
+	line = strings.Count(before, "\n") + 1
+	return line, utf8.RuneCountInString(before[strings.LastIndexByte(before, '\n')+1:]) + 1
+}
+
 // nodejs reads package.json and its lock file.
 func (s *scanner) nodejs() error {
 	b, err := s.read(packageFile)
@@ -287,7 +295,16 @@ func (s *scanner) nodejs() error {
 		return nil
 	}
 	var m manifestJSON
-	if err := json.Unmarshal([]byte(strings.TrimPrefix(string(b), "\ufeff")), &m); err != nil {
+	text := strings.TrimPrefix(string(b), "\ufeff")
+	if err := json.Unmarshal([]byte(text), &m); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			line, column := position(text, int(syntax.Offset)-1)
+			return &hearth.Error{
+				Code: hearth.CodeInvalid, Message: fmt.Sprintf("%s is not JSON: line %d, column %d: %v", packageFile, line, column, err),
+				Hint: "correct it there and deploy again", Err: err,
+			}
+		}
 		return &hearth.Error{
 			Code: hearth.CodeInvalid, Message: fmt.Sprintf("%s is not valid: %v", packageFile, err),
 			Hint: "npm pkg fix shows and mends most mistakes", Err: err,

@@ -112,12 +112,13 @@ func parseEnv(flag string, list []string) (map[string]string, error) {
 	return env, nil
 }
 
-// progress prints how a deploy goes, unless a program reads the result.
+// progress prints how a deploy goes; if a program reads the result, only what an
+// installer of dependencies says.
 func (a *app) progress() func(client.Event) {
-	if a.json() {
-		return nil
-	}
 	return func(e client.Event) {
+		if a.json() && e.Stage != client.StageLog {
+			return
+		}
 		text := e.Text
 		switch e.Stage {
 		case client.StagePack:
