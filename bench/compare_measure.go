@@ -320,6 +320,7 @@ func (c *comparing) idle(ctx context.Context, d client.Driver, rt client.Runtime
 	c.cells = append(c.cells, cl) // for close
 	defer func() { c.cells = slices.DeleteFunc(c.cells, func(x *cell) bool { return x == cl }) }()
 	name := "bench-idle-" + d.Name + "-" + language(rt.Name)
+	others := len(c.family.members())
 	if err := c.deployCell(ctx, cl, name, "main.wait", c.o.Instances); err != nil {
 		return err
 	}
@@ -329,6 +330,13 @@ func (c *comparing) idle(ctx context.Context, d client.Driver, rt client.Runtime
 		defer cancel()
 		if err := c.client.DeleteFunction(ctx, name, 0); err != nil {
 			c.logf("cannot delete %s: %v", name, err)
+		}
+		// The sandboxes end after the function: those of gVisor, many at once,
+		// would be counted for the next driver.
+		for len(c.family.members()) > others {
+			if pause(ctx, 100*time.Millisecond) != nil {
+				break
+			}
 		}
 	}()
 	if err := c.evict(ctx, cl); err != nil || !cl.runs() {
