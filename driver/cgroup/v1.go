@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -136,8 +137,13 @@ func (c *v1) Create(id string, l driver.Limits) (Group, error) {
 const Period = 100_000
 
 // Quota is how many µs of each Period a number of cores is; the kernel takes no
-// less than 1000.
-func Quota(cores float64) int64 { return max(int64(cores*Period), 1000) }
+// less than 1000. Infinitely many are -1, no limit.
+func Quota(cores float64) int64 {
+	if math.IsInf(cores, 1) {
+		return -1
+	}
+	return max(int64(cores*Period), 1000)
+}
 
 func (c *v1) List() []string {
 	var ids []string

@@ -149,7 +149,12 @@ func (c *v2) Create(id string, l driver.Limits) (Group, error) {
 	return g, nil
 }
 
-func cpuMax(cores float64) string { return fmt.Sprintf("%d %d", Quota(cores), Period) }
+func cpuMax(cores float64) string {
+	if q := Quota(cores); q > 0 {
+		return fmt.Sprintf("%d %d", q, Period)
+	}
+	return fmt.Sprintf("max %d", Period)
+}
 
 func (c *v2) List() []string {
 	var ids []string

@@ -2,8 +2,8 @@ package oci
 
 import (
 	"fmt"
+	"math"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,7 +173,7 @@ func groupLimits(dialect Dialect, l driver.Limits) driver.Limits {
 		// The host's tasks are those of gVisor's kernel and, for each process of
 		// the guest, one that executes its code: a bound for a kernel gone wild.
 		l.PIDs = 4*l.PIDs + 512
-		l.CPU = max(l.CPU, float64(runtime.NumCPU()))
+		l.CPU = math.Inf(1) // none of its own: a parent's may be lower than the machine
 	} else {
 		l.PIDs = int(pidsLimit(l)) - cgroup.HelperTasks
 	}
