@@ -1,10 +1,12 @@
 package hearth
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +32,13 @@ type Config struct {
 	// Concurrency is the greatest number of calls of the function that run at
 	// the same time; each runs in an instance of its own. More calls wait.
 	Concurrency int `json:"concurrency,omitempty" yaml:"concurrency,omitempty" doc:"Greatest number of calls that run at the same time" example:"16"`
+	// InstanceConcurrency is the greatest number of calls that one instance runs
+	// at the same time. Above 1 it needs a handler that is async; others take one.
+	InstanceConcurrency int `json:"instance_concurrency,omitempty" yaml:"instance_concurrency,omitempty" doc:"Greatest number of calls that one instance of an async handler runs at the same time" example:"1"`
+	// Warm is what is kept ready ahead of calls.
+	Warm Warm `json:"warm,omitzero" yaml:"warm,omitempty" doc:"What is kept ready ahead of calls"`
+	// Cache keeps responses to GET requests; nil keeps none.
+	Cache *Cache `json:"cache,omitempty" yaml:"cache,omitempty" doc:"Keeps responses to GET requests and answers with them"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -39,6 +48,28 @@ type Config struct {
 	Labels map[string]string `json:"labels,omitempty" yaml:"labels,omitempty" doc:"Labels for your own bookkeeping"`
 	// Routes are served besides /fn/{name}.
 	Routes []Route `json:"routes,omitempty" yaml:"routes,omitempty" doc:"HTTP routes besides /fn/{name}, such as GET /hello/{who}"`
+}
+
+// Warm is what is kept ready ahead of calls.
+type Warm struct {
+	// Min is how many instances there are at least.
+	Min int `json:"min,omitempty" yaml:"min,omitempty" doc:"How many instances are kept ready at least" example:"1"`
+	// Schedule is a cron expression: Min holds in the minutes it matches only.
+	// Empty means always.
+	Schedule string `json:"schedule,omitempty" yaml:"schedule,omitempty" doc:"Cron expression of the minutes in which min holds, optionally after CRON_TZ=ZONE; always if empty" example:"* 8-18 * * MON-FRI"`
+	// Call is an event that each instance started ahead of calls gets once,
+	// before it is used; nil sends none.
+	Call any `json:"call,omitempty" yaml:"call,omitempty" doc:"Event that the handler gets once in each instance that is started ahead of calls"`
+}
+
+// Cache is how responses to GET and HEAD requests are kept (RFC 9111).
+type Cache struct {
+	// TTL is how long responses without a Cache-Control of their own are kept, by
+	// route: one of Config.Routes, or "/fn" for what comes to /fn/{name}.
+	TTL map[Route]Duration `json:"ttl,omitempty" yaml:"ttl,omitempty" doc:"How long responses without a Cache-Control header are kept, by route; /fn stands for /fn/{name}"`
+	// Authorized also keeps responses to requests with an Authorization or Cookie
+	// header, for whoever sends the same ones.
+	Authorized bool `json:"authorized,omitempty" yaml:"authorized,omitempty" doc:"Keep responses to requests with Authorization or Cookie too, for whoever sends the same ones"`
 }
 
 // Egress is what a function may connect to.
@@ -66,6 +97,8 @@ const (
 	MaxCPU             = 256
 	DefaultConcurrency = 16
 	MaxConcurrency     = 1000
+	MaxCacheTTL        = 365 * 24 * time.Hour
+	maxCall            = 64 << 10
 	maxEnv             = 64 << 10
 	maxLabels          = 64
 	maxRoutes          = 100
@@ -91,6 +124,9 @@ func (c Config) WithDefaults() Config {
 	if c.Concurrency == 0 {
 		c.Concurrency = DefaultConcurrency
 	}
+	if c.InstanceConcurrency == 0 {
+		c.InstanceConcurrency = 1
+	}
 	return c
 }
 
@@ -98,7 +134,16 @@ func (c Config) WithDefaults() Config {
 func (c Config) Clone() Config {
 	c.Env, c.Labels = maps.Clone(c.Env), maps.Clone(c.Labels)
 	c.Routes = append([]Route(nil), c.Routes...)
+	if c.Cache != nil {
+		c.Cache = &Cache{TTL: maps.Clone(c.Cache.TTL), Authorized: c.Cache.Authorized}
+	}
 	return c
+}
+
+// MaxInstances is how many instances of the function there can be, at least 1.
+func (c Config) MaxInstances() int {
+	per := max(1, c.InstanceConcurrency)
+	return max(1, (c.Concurrency+per-1)/per)
 }
 
 var (
@@ -148,12 +193,26 @@ func (c Config) Validate() error {
 		return bad(fmt.Sprintf("choose between %v and %v cores", MinCPU, MaxCPU), "cpu %v is out of range", c.CPU)
 	case c.Concurrency < 1 || c.Concurrency > MaxConcurrency:
 		return bad(fmt.Sprintf("choose between 1 and %d", MaxConcurrency), "concurrency %d is out of range", c.Concurrency)
+	case c.InstanceConcurrency < 1 || c.InstanceConcurrency > c.Concurrency:
+		return bad(fmt.Sprintf("choose between 1 and the function's concurrency, %d", c.Concurrency), "instance_concurrency %d is out of range", c.InstanceConcurrency)
+	case c.Warm.Min < 0 || c.Warm.Min > c.MaxInstances():
+		return bad(fmt.Sprintf("with its concurrency the function has %d instances at most", c.MaxInstances()), "warm.min %d is out of range", c.Warm.Min)
+	case c.Warm.Schedule != "" && c.Warm.Min == 0:
+		return bad("set min too, for example: warm: {min: 1, schedule: '* 8-18 * * MON-FRI'}", "warm.schedule without warm.min keeps nothing ready")
+	case len(c.Warm.Schedule) > 256:
+		return bad("examples: '* 8-18 * * MON-FRI', 'CRON_TZ=Europe/Berlin 50-59 6 * * *'", "warm.schedule is longer than 256 bytes")
 	case c.Egress != "" && c.Egress != EgressInternet && c.Egress != EgressNone:
 		return bad("choose internet or none", "egress %q is not valid", clip(string(c.Egress)))
 	case len(c.Labels) > maxLabels:
 		return bad(fmt.Sprintf("use at most %d", maxLabels), "%d labels are too many", len(c.Labels))
 	case len(c.Routes) > maxRoutes:
 		return bad(fmt.Sprintf("use at most %d", maxRoutes), "%d routes are too many", len(c.Routes))
+	}
+	if call, err := json.Marshal(c.Warm.Call); err != nil || len(call) > maxCall {
+		return bad("give a JSON value of at most "+Bytes(maxCall).String(), "warm.call is not valid")
+	}
+	if err := c.validateCache(); err != nil {
+		return err
 	}
 	size := 0
 	for k, v := range c.Env {
@@ -184,6 +243,30 @@ func (c Config) Validate() error {
 			return bad("remove one of them", "route %q is given twice", r)
 		}
 		seen[r] = true
+	}
+	return nil
+}
+
+// AllCalls is the key of Cache.TTL for what comes to /fn/{name}.
+const AllCalls Route = "/fn"
+
+func (c Config) validateCache() error {
+	if c.Cache == nil {
+		return nil
+	}
+	for r, ttl := range c.Cache.TTL {
+		if r != AllCalls && !slices.Contains(c.Routes, r) {
+			return Errorf(CodeInvalid, "cache.ttl has the route %q, which the function has not", clip(string(r))).
+				WithHint("write it as in routes, or /fn for what comes to /fn/{name}")
+		}
+		if m, _ := r.Parts(); m != "" && m != "GET" && m != "HEAD" {
+			return Errorf(CodeInvalid, "cache.ttl has the route %q, whose responses are never kept", clip(string(r))).
+				WithHint("only responses to GET and HEAD requests are")
+		}
+		if ttl < 0 || time.Duration(ttl) > MaxCacheTTL {
+			return Errorf(CodeInvalid, "cache.ttl %s of %q is out of range", ttl, clip(string(r))).
+				WithHint("the longest is %s", Duration(MaxCacheTTL))
+		}
 	}
 	return nil
 }

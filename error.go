@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Code classifies an error for programs. The table below maps it to an HTTP
@@ -89,6 +90,8 @@ type Error struct {
 	Hint string
 	// Function holds the details when the user's code failed.
 	Function *FunctionError
+	// RetryAfter is in how long another try may succeed, 0 where unknown.
+	RetryAfter time.Duration
 	// Err is the cause; its text is not shown to API clients.
 	Err error
 }

@@ -82,6 +82,24 @@ type Timings struct {
 	Run time.Duration `json:"run_ns"`
 }
 
+// ColdReason tells why a call found no instance that was ready.
+type ColdReason string
+
+const (
+	// ColdFirst: the version had no instance since it was deployed or the server
+	// started.
+	ColdFirst ColdReason = "first"
+	// ColdExpired: its instances were ended because no call had come for a while.
+	ColdExpired ColdReason = "expired"
+	// ColdScale: all its instances were busy.
+	ColdScale ColdReason = "scale"
+	// ColdEvicted: its instances were ended because others needed the memory, or
+	// somebody asked for it.
+	ColdEvicted ColdReason = "evicted"
+	// ColdDied: the instance that would have served it ended, or did not start.
+	ColdDied ColdReason = "died"
+)
+
 // Invocation is the record of one call.
 type Invocation struct {
 	ID       string `json:"id"`
@@ -97,11 +115,13 @@ type Invocation struct {
 	ErrorCode    Code   `json:"error_code,omitempty"`
 	ErrorMessage string `json:"error_message,omitempty"`
 	// Cold is true when this call waited for an instance made for it.
-	Cold      bool      `json:"cold"`
-	StartedAt time.Time `json:"started_at"`
-	Timings   Timings   `json:"timings"`
-	BytesIn   int64     `json:"bytes_in"`
-	BytesOut  int64     `json:"bytes_out"`
+	Cold bool `json:"cold"`
+	// ColdReason tells why there was no instance for it; empty when warm.
+	ColdReason ColdReason `json:"cold_reason,omitempty"`
+	StartedAt  time.Time  `json:"started_at"`
+	Timings    Timings    `json:"timings"`
+	BytesIn    int64      `json:"bytes_in"`
+	BytesOut   int64      `json:"bytes_out"`
 }
 
 // LogLine is one line a function wrote, or one that Hearth wrote about it.

@@ -326,6 +326,7 @@ func languageOf(runtime string) string { return strings.TrimRight(runtime, ".012
 // sameConfig tells whether two configurations mean the same.
 func sameConfig(a, b hearth.Config) bool {
 	norm := func(c hearth.Config) hearth.Config {
+		c = c.WithDefaults() // one that an older Hearth stored lacks what is new
 		if len(c.Env) == 0 {
 			c.Env = nil
 		}
@@ -334,6 +335,9 @@ func sameConfig(a, b hearth.Config) bool {
 		}
 		if len(c.Routes) == 0 {
 			c.Routes = nil
+		}
+		if c.Cache != nil && len(c.Cache.TTL) == 0 {
+			c.Cache = &hearth.Cache{Authorized: c.Cache.Authorized}
 		}
 		return c
 	}

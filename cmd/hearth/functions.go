@@ -153,6 +153,24 @@ func configPairs(c hearth.Config) [][2]string {
 		{"cpu", strconv.FormatFloat(c.CPU, 'g', -1, 64)},
 		{"concurrency", strconv.Itoa(c.Concurrency)},
 	}
+	if c.InstanceConcurrency > 1 {
+		pairs = append(pairs, [2]string{"instance_concurrency", strconv.Itoa(c.InstanceConcurrency)})
+	}
+	if c.Warm.Min > 0 {
+		pairs = append(pairs, [2]string{"warm.min", strconv.Itoa(c.Warm.Min)})
+	}
+	if c.Warm.Schedule != "" {
+		pairs = append(pairs, [2]string{"warm.schedule", c.Warm.Schedule})
+	}
+	if c.Warm.Call != nil {
+		pairs = append(pairs, [2]string{"warm.call", "set"})
+	}
+	if c.Cache != nil {
+		pairs = append(pairs, [2]string{"cache", "on"})
+		for _, r := range slices.Sorted(maps.Keys(c.Cache.TTL)) {
+			pairs = append(pairs, [2]string{"cache.ttl", string(r) + " " + c.Cache.TTL[r].String()})
+		}
+	}
 	if c.Egress != "" {
 		pairs = append(pairs, [2]string{"egress", string(c.Egress)})
 	}
@@ -181,15 +199,32 @@ func (a *app) printPairs(pairs [][2]string) error {
 
 // keys lists the keys of hearth.yaml from the vocabulary itself.
 func keys() string {
+	rows := [][3]string{{"name", "Name of the function: lower-case letters, digits, hyphens"}}
+	var list func(t reflect.Type, prefix string)
+	list = func(t reflect.Type, prefix string) {
+		for i := range t.NumField() {
+			f := t.Field(i)
+			key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			rows = append(rows, [3]string{prefix + key, f.Tag.Get("doc"), f.Tag.Get("example")})
+			inner := f.Type
+			if inner.Kind() == reflect.Pointer {
+				inner = inner.Elem()
+			}
+			if inner.Kind() == reflect.Struct {
+				list(inner, prefix+key+".")
+			}
+		}
+	}
+	list(reflect.TypeFor[hearth.Config](), "")
+	width := 0
+	for _, r := range rows {
+		width = max(width, len(r[0]))
+	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "  %-12s %s\n", "name", "Name of the function: lower-case letters, digits, hyphens")
-	t := reflect.TypeFor[hearth.Config]()
-	for i := range t.NumField() {
-		f := t.Field(i)
-		key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		fmt.Fprintf(&b, "  %-12s %s", key, f.Tag.Get("doc"))
-		if e := f.Tag.Get("example"); e != "" {
-			fmt.Fprintf(&b, "; for example %s", e)
+	for _, r := range rows {
+		fmt.Fprintf(&b, "  %-*s %s", width, r[0], r[1])
+		if r[2] != "" {
+			fmt.Fprintf(&b, "; for example %s", r[2])
 		}
 		b.WriteByte('\n')
 	}
