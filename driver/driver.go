@@ -78,6 +78,34 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// Mounter is implemented by sandboxes whose slots (Spec.Slots) can be filled
+// while they run. A driver without it refuses a Spec with slots: CodeUnsupported.
+type Mounter interface {
+	// Mount fills the slot m.Target with the files of the host's directory
+	// m.Source: once it has returned, the guest sees them there, read-only, as it
+	// would see a mount of Spec.Mounts. The caller does not change Source as long
+	// as the sandbox exists. Each slot can be filled once. Errors: CodeInvalid for
+	// a target that is no slot, or a source that is no directory or has other files
+	// than regular ones, directories and symbolic links; CodeConflict for a slot
+	// that was filled before; CodeNotFound after Destroy; CodeUnsupported where
+	// this host cannot show these files late, and Create with a mount is the way;
+	// CodeUnavailable. After an error the slot may hold a part of the files, and
+	// is not filled again: the caller destroys the sandbox.
+	Mount(ctx context.Context, m Mount) error
+}
+
+// Resizer is implemented by sandboxes whose limits can be changed while they
+// run.
+type Resizer interface {
+	// Resize gives the sandbox other limits of memory and CPU, where the driver
+	// enforces them; zero means the default, as in Spec. The limits of processes and of
+	// the disk stay: zero, or what they are. Memory in use beyond a lower limit is
+	// reclaimed, as far as that is possible without killing anything. On an error
+	// all limits are what they were. Errors: CodeInvalid; CodeUnavailable when
+	// more memory is in use than the new limit; CodeNotFound after Destroy.
+	Resize(ctx context.Context, l Limits) error
+}
+
 // Snapshotter is implemented by sandboxes whose whole state, memory included,
 // can be saved.
 type Snapshotter interface {
@@ -123,6 +151,9 @@ type Spec struct {
 	Env map[string]string
 	// Mounts are read-only views of host directories.
 	Mounts []Mount
+	// Slots are directories inside the sandbox, absolute, that are there and empty
+	// until Mounter fills them, and that the sandbox cannot write to.
+	Slots  []string
 	Limits Limits
 	// Egress is what the sandbox may connect to; empty means none. With internet
 	// it reaches public addresses and a name server: never the host, private,

@@ -72,21 +72,12 @@ var reserved = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/l
 // sources of mounts exist. Drivers call it with the default limits filled in.
 // Errors: CodeInvalid.
 func (spec Spec) Validate() error {
-	bad := func(hint, format string, args ...any) error {
-		return hearth.Errorf(hearth.CodeInvalid, format, args...).WithHint("%s", hint)
+	if err := spec.Limits.validate(); err != nil {
+		return err
 	}
-	l := spec.Limits
 	switch {
 	case !idRE.MatchString(spec.ID):
 		return bad("use 1 to 40 of a-z, 0-9 and -", "sandbox id %q is not valid", spec.ID)
-	case l.Memory < 4<<20 || l.Memory > 1<<50:
-		return bad("choose at least 4 MiB, or 0 for the default", "memory limit of %d bytes is out of range", l.Memory)
-	case math.IsNaN(l.CPU) || l.CPU < 0.01 || l.CPU > 4096:
-		return bad("choose at least 0.01 cores, or 0 for the default", "cpu limit of %v cores is out of range", l.CPU)
-	case l.PIDs < 1 || l.PIDs > 1<<20:
-		return bad("choose at least 1, or 0 for the default", "limit of %d processes is out of range", l.PIDs)
-	case l.Disk < 4096 || l.Disk > 1<<50:
-		return bad("choose at least 4 KiB, or 0 for the default", "disk limit of %d bytes is out of range", l.Disk)
 	case spec.Egress != "" && spec.Egress != hearth.EgressNone && spec.Egress != hearth.EgressInternet:
 		return bad("choose internet or none", "egress %q is not valid", string(spec.Egress))
 	}
@@ -120,28 +111,70 @@ func (spec Spec) Validate() error {
 	if len(spec.Command) > 0 && !path.IsAbs(spec.Command[0]) {
 		return bad("write the path of the program inside the sandbox", "command %q is not an absolute path", spec.Command[0])
 	}
-	for i, m := range spec.Mounts {
-		switch {
-		case !filepath.IsAbs(m.Source) || strings.ContainsRune(m.Source, 0):
+	for _, m := range spec.Mounts {
+		if !filepath.IsAbs(m.Source) || strings.ContainsRune(m.Source, 0) {
 			return bad("write the directory's path from the root", "mount source %q is not an absolute path", m.Source)
-		case !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || m.Target == "/" || strings.ContainsRune(m.Target, 0):
-			return bad("write a path from the root, without . and ..", "mount target %q is not a clean absolute path", m.Target)
 		}
 		if info, err := os.Stat(m.Source); err != nil || !info.IsDir() {
 			return bad("make the directory first", "mount source %s is not a directory that hearth can see", m.Source)
 		}
+	}
+	targets := spec.Targets()
+	for i, target := range targets {
+		if !path.IsAbs(target) || path.Clean(target) != target || target == "/" || strings.ContainsRune(target, 0) {
+			return bad("write a path from the root, without . and ..", "mount target %q is not a clean absolute path", target)
+		}
 		for _, r := range reserved {
-			if Overlap(m.Target, r) {
-				return bad("choose another place, for example below /mnt", "mount target %s overlaps %s", m.Target, r)
+			if Overlap(target, r) {
+				return bad("choose another place, for example below /mnt", "mount target %s overlaps %s", target, r)
 			}
 		}
-		for _, o := range spec.Mounts[:i] {
-			if Overlap(m.Target, o.Target) {
-				return bad("give each mount a place of its own", "mount targets %s and %s overlap", o.Target, m.Target)
+		for _, o := range targets[:i] {
+			if Overlap(target, o) {
+				return bad("give each mount a place of its own", "mount targets %s and %s overlap", o, target)
 			}
 		}
 	}
 	return nil
+}
+
+// Targets are the places inside that mounts and slots take.
+func (spec Spec) Targets() []string {
+	targets := make([]string, 0, len(spec.Mounts)+len(spec.Slots))
+	for _, m := range spec.Mounts {
+		targets = append(targets, m.Target)
+	}
+	return append(targets, spec.Slots...)
+}
+
+// validate checks limits that have their defaults.
+func (l Limits) validate() error {
+	switch {
+	case l.Memory < 4<<20 || l.Memory > 1<<50:
+		return bad("choose at least 4 MiB, or 0 for the default", "memory limit of %d bytes is out of range", l.Memory)
+	case math.IsNaN(l.CPU) || l.CPU < 0.01 || l.CPU > 4096:
+		return bad("choose at least 0.01 cores, or 0 for the default", "cpu limit of %v cores is out of range", l.CPU)
+	case l.PIDs < 1 || l.PIDs > 1<<20:
+		return bad("choose at least 1, or 0 for the default", "limit of %d processes is out of range", l.PIDs)
+	case l.Disk < 4096 || l.Disk > 1<<50:
+		return bad("choose at least 4 KiB, or 0 for the default", "disk limit of %d bytes is out of range", l.Disk)
+	}
+	return nil
+}
+
+// Resized returns the limits of a sandbox that has l after Resize(to). Errors:
+// CodeInvalid.
+func (l Limits) Resized(to Limits) (Limits, error) {
+	if to.PIDs != 0 && to.PIDs != l.PIDs || to.Disk != 0 && to.Disk != l.Disk {
+		return l, bad("create another sandbox, or leave them 0", "the limits of processes and disk cannot change")
+	}
+	to.PIDs, to.Disk = l.PIDs, l.Disk
+	to = to.WithDefaults()
+	return to, to.validate()
+}
+
+func bad(hint, format string, args ...any) error {
+	return hearth.Errorf(hearth.CodeInvalid, format, args...).WithHint("%s", hint)
 }
 
 // Overlap tells whether one path is the other or lies below it.

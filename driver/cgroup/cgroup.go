@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 )
 
@@ -49,8 +50,9 @@ type Group interface {
 	// Kill kills every process in the group, also frozen ones.
 	Kill()
 	Freeze(ctx context.Context, on bool) error
-	// SetCPU changes the limit of CPU, in cores, where it is enforced.
-	SetCPU(cores float64) error
+	// Resize changes the limits of memory and CPU, where they are enforced; the
+	// others stay. On an error both are what they were. Errors: CodeUnavailable.
+	Resize(l driver.Limits) error
 	// OOMKilled tells whether the kernel killed a process for the memory limit.
 	OOMKilled() bool
 	Stats() (memory, peak int64, cpu time.Duration, pids int)
@@ -181,6 +183,23 @@ func killListed(list func() []int) {
 	}
 }
 
+// resize sets both limits, or none.
+func resize(l driver.Limits, memory int64, setMemory func(int64) error, setCPU func(float64) error) error {
+	if err := setMemory(l.Memory); err != nil {
+		return err
+	}
+	if err := setCPU(l.CPU); err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "set the limit of CPU: %w", errors.Join(err, setMemory(memory)))
+	}
+	return nil
+}
+
+// errInUse is for a limit of memory that cannot be lowered.
+func errInUse(used, limit int64) error {
+	return hearth.Errorf(hearth.CodeUnavailable, "%d KiB of memory are in use, more than the new limit of %d KiB", used>>10, limit>>10).
+		WithHint("choose a higher limit")
+}
+
 // removeGroup removes an empty group. Processes leave their group a moment
 // after they were reaped, so it tries until ctx ends.
 func removeGroup(ctx context.Context, dir string) error {
@@ -217,7 +236,7 @@ type noGroup struct{}
 func (noGroup) Spawn(_ *syscall.SysProcAttr, start func() error) error { return start() }
 func (noGroup) Kill()                                                  {}
 func (noGroup) Freeze(context.Context, bool) error                     { return errors.ErrUnsupported }
-func (noGroup) SetCPU(float64) error                                   { return nil }
+func (noGroup) Resize(driver.Limits) error                             { return nil }
 func (noGroup) OOMKilled() bool                                        { return false }
 func (noGroup) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	return 0, 0, 0, 0

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 )
 
@@ -103,20 +104,10 @@ func (c *v1) Create(id string, l driver.Limits) (Group, error) {
 			}
 			made++
 		}
-		if dir := g.dir["memory"]; dir != "" {
-			limit := strconv.FormatInt(l.Memory, 10)
-			if err := write(dir, "memory.limit_in_bytes", limit); err != nil {
-				return err
-			}
-			// Without swap: memory and swap together get the same limit. A kernel
-			// without swap accounting lacks the file.
-			if err := write(dir, "memory.memsw.limit_in_bytes", limit); err != nil {
-				if err := write(dir, "memory.swappiness", "0"); err != nil {
-					return err
-				}
-			}
+		if err := g.setMemory(l.Memory); err != nil {
+			return err
 		}
-		if err := g.SetCPU(l.CPU); err != nil {
+		if err := g.setCPU(l.CPU); err != nil {
 			return err
 		}
 		if dir := g.dir["pids"]; dir != "" {
@@ -238,7 +229,51 @@ func (g *group1) Freeze(ctx context.Context, on bool) error {
 	}
 }
 
-func (g *group1) SetCPU(cores float64) error {
+func (g *group1) Resize(l driver.Limits) error {
+	return resize(l, readInt(g.dir["memory"], memoryLimit), g.setMemory, g.setCPU)
+}
+
+// The limits of memory, and of memory and swap together, which must never be
+// the lower one. A kernel without swap accounting has the first only.
+const (
+	memoryLimit = "memory.limit_in_bytes"
+	memswLimit  = "memory.memsw.limit_in_bytes"
+)
+
+// setMemory sets the limit of memory and allows no swap. The kernel reclaims
+// what is beyond a lower limit, or refuses it.
+func (g *group1) setMemory(limit int64) error {
+	dir := g.dir["memory"]
+	if dir == "" {
+		return nil
+	}
+	files := []string{memoryLimit}
+	if _, err := os.Stat(filepath.Join(dir, memswLimit)); err == nil {
+		files = append(files, memswLimit)
+	} else if err := write(dir, "memory.swappiness", "0"); err != nil {
+		return err
+	}
+	if limit > readInt(dir, memoryLimit) {
+		slices.Reverse(files)
+	}
+	for i, file := range files {
+		before := read(dir, file)
+		err := write(dir, file, strconv.FormatInt(limit, 10))
+		if err == nil {
+			continue
+		}
+		if i > 0 { // both had one value
+			err = errors.Join(err, write(dir, files[0], before))
+		}
+		if errors.Is(err, unix.EBUSY) {
+			return errInUse(readInt(dir, "memory.usage_in_bytes"), limit)
+		}
+		return hearth.Errorf(hearth.CodeUnavailable, "set the limit of memory: %w", err)
+	}
+	return nil
+}
+
+func (g *group1) setCPU(cores float64) error {
 	if dir := g.dir["cpu"]; dir != "" {
 		return write(dir, "cpu.cfs_quota_us", strconv.FormatInt(Quota(cores), 10))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 )
 
@@ -188,7 +190,41 @@ func (g *group2) Spawn(attr *syscall.SysProcAttr, start func() error) error {
 	return start()
 }
 
-func (g *group2) SetCPU(cores float64) error {
+func (g *group2) Resize(l driver.Limits) error {
+	before, err := strconv.ParseInt(read(g.dir, "memory.max"), 10, 64)
+	if err != nil {
+		before = math.MaxInt64 // no limit, or no controller
+	}
+	return resize(l, before, g.setMemory, g.setCPU)
+}
+
+// setMemory sets the limit of memory, where the controller is there. The kernel
+// would kill what is in use beyond a lower limit: so first it is made to
+// reclaim it, by the limit that slows down only.
+func (g *group2) setMemory(limit int64) error {
+	if _, err := os.Stat(filepath.Join(g.dir, "memory.max")); err != nil {
+		return nil
+	}
+	value := strconv.FormatInt(limit, 10)
+	if limit == math.MaxInt64 {
+		value = "max"
+	}
+	if readInt(g.dir, "memory.current") > limit {
+		if err := write(g.dir, "memory.high", value); err != nil {
+			return hearth.Errorf(hearth.CodeUnavailable, "reclaim memory: %w", err)
+		}
+		defer func() { _ = write(g.dir, "memory.high", "max") }()
+		if used := readInt(g.dir, "memory.current"); used > limit {
+			return errInUse(used, limit)
+		}
+	}
+	if err := write(g.dir, "memory.max", value); err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "set the limit of memory: %w", err)
+	}
+	return nil
+}
+
+func (g *group2) setCPU(cores float64) error {
 	f, err := os.OpenFile(filepath.Join(g.dir, "cpu.max"), os.O_WRONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // the controller is not there

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
+	"github.com/hearthrun/hearth/driver/slots"
 	"github.com/hearthrun/hearth/guest"
 )
 
@@ -32,7 +34,7 @@ func (d *Driver) Create(ctx context.Context, spec driver.Spec) (driver.Sandbox, 
 func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, argv []string, bin string) (driver.Sandbox, error) {
 	s := &sandbox{
 		driver: d, id: spec.ID, allow: spec.Allow, argv0: argv[0], limits: spec.Limits, group: cgroup.None{}.Open(""),
-		stdout: spec.Stdout, stderr: spec.Stderr,
+		stdout: spec.Stdout, stderr: spec.Stderr, slots: slots.New(d.slotPath(spec.ID), spec.Slots),
 		started: make(chan error, 2), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
 	if err := d.reserve(s); err != nil {
@@ -43,6 +45,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 		s.creating = false
 		d.mu.Unlock()
 	}()
+	spec.Mounts = append(slices.Clone(spec.Mounts), s.slots.Mounts()...)
 	compose := func() *plan {
 		return d.compose(spec, views, argv, driver.GuestEnvironment(nil, spec.Env, bin), "/tmp")
 	}
@@ -65,6 +68,9 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, limits driver.Limits, co
 		return hearth.Errorf(hearth.CodeUnavailable, "make the control group of sandbox %s: %w", s.id, err)
 	}
 	s.group = g
+	if err := s.slots.Make(); err != nil {
+		return hearth.Errorf(hearth.CodeUnavailable, "make the slots of sandbox %s: %w", s.id, err)
+	}
 	if err := d.spawn(s); err != nil {
 		return hearth.AsError(err)
 	}
@@ -88,9 +94,9 @@ func (d *Driver) runtime(ctx context.Context, spec driver.Spec) (views []view, a
 	}
 	views = append(it.views(d.system), view{source: d.shims, target: driver.GuestDir})
 	for _, v := range it.Views {
-		for _, m := range spec.Mounts {
-			if driver.Overlap(m.Target, v) {
-				return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "mount target %s overlaps the runtime's %s", m.Target, v).
+		for _, target := range spec.Targets() {
+			if driver.Overlap(target, v) {
+				return nil, nil, "", hearth.Errorf(hearth.CodeInvalid, "mount target %s overlaps the runtime's %s", target, v).
 					WithHint("choose another place, for example below /mnt")
 			}
 		}

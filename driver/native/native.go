@@ -83,7 +83,7 @@ func New(cfg Config) (*Driver, error) {
 		return hearth.Errorf(hearth.CodeUnavailable, "native driver: %w", err).
 			WithHint("make %s writable for the user that runs hearth", cfg.Dir)
 	}
-	for _, sub := range []string{"", rootDir, runDir} {
+	for _, sub := range []string{"", rootDir, runDir, slotDir} {
 		if err := os.MkdirAll(filepath.Join(d.dir, sub), 0o711); err != nil {
 			return nil, unavailable(err)
 		}
@@ -115,6 +115,7 @@ const (
 	rootDir = "root" // empty; the root file system of each sandbox is mounted on it, out of sight of the host
 	runDir  = "run"  // one state file for each sandbox
 	etcDir  = "etc"  // the sandboxes' /etc
+	slotDir = "slot" // for each sandbox with slots, what is in them
 )
 
 // userRange is the range of the host's user and group ids that belong to the
@@ -162,8 +163,10 @@ func (d *Driver) reserve(s *sandbox) error {
 	if _, ok := d.sandboxes[s.id]; ok {
 		return hearth.Errorf(hearth.CodeConflict, "a sandbox %q exists already", s.id)
 	}
-	if _, err := os.Lstat(d.statePath(s.id)); err == nil {
-		return errLeft(s.id)
+	for _, p := range []string{d.statePath(s.id), d.slotPath(s.id)} {
+		if _, err := os.Lstat(p); err == nil {
+			return errLeft(s.id)
+		}
 	}
 	if len(d.taken) >= usersEach/2 {
 		return hearth.Errorf(hearth.CodeExhausted, "%d sandboxes are the most this driver can run", usersEach/2)
@@ -196,20 +199,22 @@ func (d *Driver) release(s *sandbox) {
 }
 
 // List returns the sandboxes of this process, without those that Create still
-// works on, and those that an earlier one left behind: known by a state file or
-// a control group.
+// works on, and those that an earlier one left behind: known by a state file, a
+// control group or slots.
 func (d *Driver) List(context.Context) ([]driver.Sandbox, error) {
-	entries, err := os.ReadDir(filepath.Join(d.dir, runDir))
-	if err != nil {
-		return nil, hearth.Errorf(hearth.CodeUnavailable, "native driver: list sandboxes: %w", err)
-	}
 	ids := map[string]bool{}
 	for _, id := range d.cgroups.List() {
 		ids[id] = true
 	}
-	for _, e := range entries {
-		if driver.ValidID(e.Name()) {
-			ids[e.Name()] = true
+	for _, sub := range []string{runDir, slotDir} {
+		entries, err := os.ReadDir(filepath.Join(d.dir, sub))
+		if err != nil {
+			return nil, hearth.Errorf(hearth.CodeUnavailable, "native driver: list sandboxes: %w", err)
+		}
+		for _, e := range entries {
+			if driver.ValidID(e.Name()) {
+				ids[e.Name()] = true
+			}
 		}
 	}
 	d.mu.Lock()

@@ -15,6 +15,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
+	"github.com/hearthrun/hearth/driver/slots"
 )
 
 // freeTimeout bounds how long Destroy waits for the kernel, and freezeTimeout how
@@ -34,6 +35,7 @@ type sandbox struct {
 	allow          []string // endpoints besides public addresses
 	limits         driver.Limits
 	group          cgroup.Group
+	slots          *slots.Slots
 	stdout, stderr io.Writer
 	process        *os.Process
 	control        *net.UnixConn
@@ -59,6 +61,8 @@ type sandbox struct {
 var (
 	_ driver.Sandbox = (*sandbox)(nil)
 	_ driver.Pauser  = (*sandbox)(nil)
+	_ driver.Mounter = (*sandbox)(nil)
+	_ driver.Resizer = (*sandbox)(nil)
 )
 
 // ID returns Spec.ID.
@@ -125,6 +129,28 @@ func (s *sandbox) freeze(ctx context.Context, on bool) error {
 		return hearth.Errorf(hearth.CodeUnsupported, "sandbox %s cannot be paused: the host gives no freezer", s.id)
 	}
 	return hearth.Errorf(hearth.CodeUnavailable, "pause or resume sandbox %s: %w", s.id, err)
+}
+
+// Mount implements driver.Mounter.
+func (s *sandbox) Mount(ctx context.Context, m driver.Mount) error {
+	if s.isDestroying() {
+		return errDestroyed(s.id)
+	}
+	return s.slots.Fill(ctx, m)
+}
+
+// Resize implements driver.Resizer.
+func (s *sandbox) Resize(_ context.Context, to driver.Limits) error {
+	to, err := s.limits.Resized(to)
+	if err != nil {
+		return err
+	}
+	s.freeing.Lock() // one at a time, and none once the group is removed
+	defer s.freeing.Unlock()
+	if s.isDestroying() {
+		return errDestroyed(s.id)
+	}
+	return s.group.Resize(to)
 }
 
 // Stats implements driver.Sandbox.
@@ -233,6 +259,9 @@ func (s *sandbox) free(ctx context.Context) error {
 		return errors.New("its processes do not die")
 	}
 	if err := s.group.Remove(ctx); err != nil {
+		return err
+	}
+	if err := s.slots.Remove(); err != nil {
 		return err
 	}
 	if s.orphan != nil && s.process == nil {

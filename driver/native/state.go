@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hearthrun/hearth/driver/slots"
 )
 
 // record is what the state file of a sandbox says: which process is its pid 1.
@@ -23,6 +25,8 @@ type record struct {
 }
 
 func (d *Driver) statePath(id string) string { return filepath.Join(d.dir, runDir, id) }
+
+func (d *Driver) slotPath(id string) string { return filepath.Join(d.dir, slotDir, id) }
 
 // remember writes the state file.
 func (d *Driver) remember(id string, pid int) error {
@@ -41,7 +45,7 @@ func (d *Driver) forget(id string) error {
 // orphan returns a sandbox of an earlier process, so that it can be destroyed.
 func (d *Driver) orphan(id string) *sandbox {
 	s := &sandbox{
-		driver: d, id: id, group: d.cgroups.Open(id), orphan: &record{},
+		driver: d, id: id, group: d.cgroups.Open(id), orphan: &record{}, slots: slots.New(d.slotPath(id), nil),
 		started: make(chan error, 1), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
 	b, _ := os.ReadFile(d.statePath(id))

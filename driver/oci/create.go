@@ -189,10 +189,7 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, p plan, image string, ho
 
 // limitCPU ends the start, which groupLimits gives more.
 func (s *sandbox) limitCPU() error {
-	if err := s.group.SetCPU(s.limits.CPU); err != nil {
-		return hearth.Errorf(hearth.CodeUnavailable, "limit the CPU of sandbox %s: %w", s.id, err)
-	}
-	return nil
+	return s.group.Resize(s.limits)
 }
 
 // connect gives the sandbox its way to the internet, in a network namespace
