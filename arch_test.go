@@ -17,11 +17,12 @@ const module = "github.com/hearthrun/hearth"
 // fails, and so does an entry nobody uses.
 var imports = map[string][]string{
 	"":                            {},
-	"cmd/hearth":                  {"", "server", "client", "bench"},
+	"cmd/hearth":                  {"", "server", "client", "bench", "pool/policy"},
 	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/docker", "driver/native", "driver/oci", "guest", "images"},
 	"api":                         {"", "build", "driver"},
 	"gateway":                     {"", "guest"},
-	"pool":                        {"", "driver", "guest", "telemetry"},
+	"pool":                        {"", "driver", "guest", "pool/policy", "telemetry"},
+	"pool/policy":                 {""},
 	"build":                       {"", "driver", "guest"},
 	"store":                       {""},
 	"telemetry":                   {""},
