@@ -17,7 +17,8 @@ import (
 type Call struct {
 	// ID is the invocation's id.
 	ID string
-	// Deadline is told to the handler; Invoke's context enforces it.
+	// Deadline is told to the handler; Invoke's context enforces it. A call that
+	// its caller has left may go on until then (see Options.Grace).
 	Deadline time.Time
 	Kind     hearth.Kind
 	// Event is the payload 2.0 event as JSON for KindHTTP, else empty.
@@ -52,11 +53,14 @@ type Sink interface {
 
 // call is the state of a Call under way.
 type call struct {
-	id     string
-	stream uint32
+	id       string
+	deadline time.Time
+	stream   uint32
 
 	notify chan struct{} // constant; wakes the caller; capacity 1
 	more   chan struct{} // wakes the upload, nil if there is none; capacity 1
+
+	overdue *time.Timer // guarded by Conn.mu; runs once the caller has left
 
 	mu       sync.Mutex
 	frames   []queuedFrame // guarded by mu; not yet taken by the caller
@@ -195,7 +199,7 @@ func (c *Conn) recycle(x *exchange) {
 
 // Invoke runs one call and passes its response to sink. It returns when the
 // response is complete, or when ctx ends: then the guest is asked to cancel,
-// and the call may stay under way for a while (see Settle). An error after
+// and the call may stay under way for a while (see Abandoned). An error after
 // sink.Head was called means that the response is broken off. Errors:
 // CodeFunction if the handler failed or its process ended, CodeTimeout and
 // CodeCanceled after ctx, CodeUnavailable after Close, CodeInvalid for an event
@@ -211,7 +215,7 @@ func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 	}
 	inline := len(in.Body) <= chunkSize && in.Rest == nil
 	x := c.newExchange()
-	x.call.id = in.ID
+	x.call.id, x.call.deadline = in.ID, in.Deadline
 	if !inline {
 		x.call.more = make(chan struct{}, 1)
 		x.call.credit = windowSize
@@ -346,19 +350,35 @@ func (c *Conn) receive(ctx context.Context, x *exchange, failed <-chan error, si
 }
 
 // abandon asks the guest to cancel a call whose caller leaves. The call keeps
-// its stream until the guest ends it.
+// its stream until the guest ends it, which it must do in time.
 func (c *Conn) abandon(call *call, reason string) {
 	call.mu.Lock()
 	call.dropped = true
 	call.frames, call.buf = nil, nil
-	ended := call.ended
 	call.mu.Unlock()
-	if ended {
+	c.mu.Lock()
+	open := c.calls[call.stream] == call
+	if open {
+		c.abandoned++
+		call.overdue = time.AfterFunc(max(time.Until(call.deadline), 0)+c.opts.Grace, func() { c.stopOverdue(call) })
+	}
+	c.mu.Unlock()
+	if !open {
 		return
 	}
 	c.post(func(b []byte) []byte { //nolint:errcheck // without a stream there is nothing to cancel
 		return appendFrame(b, typeCancel, call.stream, []byte(`{"reason":"`+reason+`"}`))
 	})
+}
+
+// stopOverdue ends the connection unless the call has ended in time after all.
+func (c *Conn) stopOverdue(call *call) {
+	c.mu.Lock()
+	open := c.calls[call.stream] == call
+	c.mu.Unlock()
+	if open {
+		c.fail(overdueError())
+	}
 }
 
 func reason(err error) string {

@@ -27,13 +27,26 @@ type Options struct {
 	// stderr, invocation the Call.ID it belongs to or "". It is called in order
 	// from one goroutine and must neither block nor keep text. nil discards.
 	OnLog func(invocation string, stream int, text []byte)
+	// Grace is how long a call that its caller has left may go on after its
+	// deadline, or after it was left if that is later. Then the connection breaks
+	// the stream, as nothing else stops a handler that does not stop itself.
+	// 0 means 500 ms.
+	Grace time.Duration
+	// OnSettled is called when the guest has ended a call that its caller had
+	// left; not for calls that end with the connection (see Done). It is called
+	// from one goroutine, the one that reads, so it must neither block nor Close
+	// the connection. nil is allowed.
+	OnSettled func()
 }
+
+// defaultGrace is Options.Grace if that is 0.
+const defaultGrace = 500 * time.Millisecond
 
 // Conn is the host's end of the stream to one guest. Its methods may be
 // called from many goroutines.
 type Conn struct {
 	nc      net.Conn
-	onLog   func(string, int, []byte)
+	opts    Options
 	control chan controlFrame // READY and INIT_ERROR for Connect and Init
 	done    chan struct{}     // closed when the reader has ended
 
@@ -42,12 +55,13 @@ type Conn struct {
 	spare    atomic.Pointer[exchange]    // for the next call
 	lastHead atomic.Pointer[decodedHead] // the newest RESPONSE head; most repeat
 
-	mu      sync.Mutex
-	calls   map[uint32]*call // guarded by mu; every call whose stream has not ended
-	next    uint32           // guarded by mu; the next stream id
-	err     error            // guarded by mu; why the connection ended
-	settled chan struct{}    // guarded by mu; closed when calls becomes empty, nil if nobody waits
-	asked   frameType        // guarded by mu; what READY is to answer, else 0
+	mu        sync.Mutex
+	calls     map[uint32]*call // guarded by mu; every call whose stream has not ended
+	abandoned int              // guarded by mu; how many of calls were left by their callers
+	next      uint32           // guarded by mu; the next stream id
+	err       error            // guarded by mu; why the connection ended
+	settled   chan struct{}    // guarded by mu; closed when calls becomes empty, nil if nobody waits
+	asked     frameType        // guarded by mu; what READY is to answer, else 0
 }
 
 type controlFrame struct {
@@ -91,9 +105,12 @@ func Connect(ctx context.Context, nc net.Conn, opts Options) (*Conn, Hello, erro
 }
 
 func newConn(nc net.Conn, opts Options) *Conn {
+	if opts.Grace == 0 {
+		opts.Grace = defaultGrace
+	}
 	c := &Conn{
 		nc:      nc,
-		onLog:   opts.OnLog,
+		opts:    opts,
 		control: make(chan controlFrame, 1),
 		done:    make(chan struct{}),
 		calls:   map[uint32]*call{},
@@ -242,6 +259,14 @@ func (c *Conn) Settle(ctx context.Context) error {
 	}
 }
 
+// Abandoned returns how many calls were left by their callers and have not
+// ended yet: a guest may still be busy with them (see Options.Grace).
+func (c *Conn) Abandoned() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.abandoned
+}
+
 // fail records why the stream ended and closes it. Only the first reason counts.
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
@@ -276,20 +301,29 @@ func (c *Conn) read() {
 	err := c.readFrames()
 	c.fail(brokenError(err))
 	c.mu.Lock()
-	for id, call := range c.calls {
+	for _, call := range c.calls {
 		call.finish(c.err)
-		delete(c.calls, id)
+		c.removeLocked(call)
 	}
-	c.settleLocked()
 	c.mu.Unlock()
 	close(c.done)
 }
 
-func (c *Conn) settleLocked() {
+// removeLocked forgets a call that has ended. It tells whether its caller had
+// left it.
+func (c *Conn) removeLocked(call *call) (abandoned bool) {
+	delete(c.calls, call.stream)
+	if call.overdue != nil {
+		call.overdue.Stop()
+		call.overdue = nil
+		c.abandoned--
+		abandoned = true
+	}
 	if len(c.calls) == 0 && c.settled != nil {
 		close(c.settled)
 		c.settled = nil
 	}
+	return abandoned
 }
 
 func (c *Conn) readFrames() error {
@@ -371,15 +405,19 @@ func (c *Conn) deliver(h header, payload []byte) (*call, error) {
 	// Both under the lock, so that a caller that has seen the end finds the
 	// connection settled.
 	err := call.receive(h, payload)
+	abandoned := false
 	if err == nil {
-		delete(c.calls, h.stream)
-		c.settleLocked()
+		abandoned = c.removeLocked(call)
 	}
 	c.mu.Unlock()
-	if err == nil {
-		call.wake()
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	call.wake()
+	if abandoned && c.opts.OnSettled != nil {
+		c.opts.OnSettled()
+	}
+	return nil, nil
 }
 
 // knownLocked tells whether stream is or was that of a call.
@@ -419,8 +457,8 @@ func (c *Conn) log(stream uint32, payload []byte) error {
 	if fd != 1 && fd != 2 {
 		return protocolErrorf("LOG of descriptor %d", fd)
 	}
-	if c.onLog != nil && len(payload) > 1 {
-		c.onLog(id, fd, payload[1:])
+	if c.opts.OnLog != nil && len(payload) > 1 {
+		c.opts.OnLog(id, fd, payload[1:])
 	}
 	return nil
 }
@@ -447,6 +485,18 @@ func (c *Conn) grant(stream uint32, n int) error {
 		b = appendHeader(b, typeWindow, stream, 4)
 		return binary.BigEndian.AppendUint32(b, uint32(n))
 	})
+}
+
+// overdueError tells callers that the stream was ended under them because
+// another call went on for too long.
+func overdueError() error {
+	const why = "the instance was stopped because a call on it did not end after its deadline"
+	return &hearth.Error{
+		Code:     hearth.CodeFunction,
+		Message:  why,
+		Hint:     "let the handler stop when its call is canceled, or give the function a longer timeout",
+		Function: &hearth.FunctionError{Type: "Runtime.ExitError", Message: why},
+	}
 }
 
 // brokenError tells callers that the stream ended under them.
