@@ -130,6 +130,19 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 	return &c
 }
 
+// RetrySeconds is the value of a Retry-After header: RetryAfter in whole
+// seconds, rounded up, where it is set; else 1 if the code says that another try
+// may succeed, and 0, which is no header, if it does not.
+func (e *Error) RetrySeconds() int64 {
+	switch {
+	case e.RetryAfter > 0:
+		return int64((e.RetryAfter-1)/time.Second) + 1
+	case e.Code == CodeExhausted, e.Code == CodeUnavailable:
+		return 1
+	}
+	return 0
+}
+
 // AsError returns err as *Error. Other errors become CodeInternal with err as
 // their cause; nil stays nil.
 func AsError(err error) *Error {

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -297,6 +298,7 @@ type problem struct {
 	Type, Title, Detail, Hint, Instance string
 	Status                              int
 	Code                                hearth.Code
+	RetryAfter                          int64                 `json:"retry_after_s"`
 	Function                            *hearth.FunctionError `json:"function_error"`
 	Errors                              []struct{ Location, Message string }
 }
@@ -316,6 +318,13 @@ func (a answer) problem(status int, code hearth.Code, says ...string) problem {
 	}
 	if a.Header().Get("Hearth-Error") != string(code) || a.Header().Get("Content-Type") != "application/problem+json" {
 		a.t.Errorf("headers %v", a.Header())
+	}
+	retry := ""
+	if p.RetryAfter > 0 {
+		retry = strconv.FormatInt(p.RetryAfter, 10)
+	}
+	if got := a.Header().Get("Retry-After"); got != retry {
+		a.t.Errorf("Retry-After %q beside %s", got, text)
 	}
 	if p.Type != "about:blank" || p.Title == "" || p.Detail == "" {
 		a.t.Errorf("incomplete: %s", text)

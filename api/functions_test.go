@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hearthrun/hearth"
 )
@@ -269,6 +270,13 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	h.do("PUT", "/v1/functions/hello", nameless(set("cpu", 2))).problem(500, hearth.CodeInternal)
 	if !strings.Contains(h.log.String(), "oh no") || !strings.Contains(h.log.String(), "deploy.go") {
 		t.Errorf("the panic is not logged with its stack: %s", h.log)
+	}
+	// What may succeed later says when.
+	h.verify = func(context.Context, *hearth.Version) error {
+		return &hearth.Error{Code: hearth.CodeExhausted, Message: "no memory is free", RetryAfter: 1500 * time.Millisecond}
+	}
+	if p = h.do("PUT", "/v1/functions/hello", nameless(set("cpu", 2))).problem(429, hearth.CodeExhausted); p.RetryAfter != 2 {
+		t.Errorf("retry_after_s %d, want 2", p.RetryAfter)
 	}
 	h.verify = nil
 	h.do("PUT", "/v1/functions/hello", nameless(set("cpu", 2))).json(200, &after) // locks were freed

@@ -202,7 +202,7 @@ func TestArtifacts(t *testing.T) {
 
 func TestInvoke(t *testing.T) {
 	h := newHost(t, func(d *api.Deps) { d.MaxEvent = 1000 })
-	record := hearth.Invocation{ID: "inv1", Cold: true, Timings: hearth.Timings{Queue: 1500 * time.Microsecond, Start: 20 * time.Millisecond}}
+	record := hearth.Invocation{ID: "inv1", Cold: true, ColdReason: hearth.ColdScale, Timings: hearth.Timings{Queue: 1500 * time.Microsecond, Start: 20 * time.Millisecond}}
 	var got hearth.EventRequest
 	var event string
 	h.invoke = func(_ context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {
@@ -226,7 +226,7 @@ func TestInvoke(t *testing.T) {
 		t.Errorf("got %v, event %q, %+v", v, event, got)
 	}
 	want := map[string]string{
-		"Hearth-Invocation-Id": "inv1", "Hearth-Start": "cold", "Content-Length": "7", "Hearth-Error": "",
+		"Hearth-Invocation-Id": "inv1", "Hearth-Start": "cold", "Hearth-Cold-Reason": "scale", "Content-Length": "7", "Hearth-Error": "",
 		"Server-Timing": "queue;dur=1.5, start;dur=20, init;dur=0, run;dur=3",
 	}
 	for k, w := range want {
@@ -256,6 +256,15 @@ func TestInvoke(t *testing.T) {
 	}
 	a = h.do("POST", "/v1/functions/hello/invocations", `{}`)
 	a.problem(404, hearth.CodeNotFound)
+	for code, seconds := range map[hearth.Code]int64{hearth.CodeExhausted: 3, hearth.CodeUnavailable: 1} {
+		h.invoke = func(context.Context, hearth.EventRequest, io.Writer, func(hearth.Invocation)) (hearth.Invocation, error) {
+			return hearth.Invocation{}, &hearth.Error{Code: code, Message: "busy", RetryAfter: time.Duration(seconds)*time.Second - time.Millisecond}
+		}
+		refused := h.do("POST", "/v1/functions/hello/invocations", `{}`)
+		if p := refused.problem(code.HTTPStatus(), code); p.RetryAfter != seconds {
+			t.Errorf("%s: retry_after_s %d, want %d", code, p.RetryAfter, seconds)
+		}
+	}
 	if _, ok := a.Header()["Hearth-Start"]; ok {
 		t.Error("a call that never was has a start")
 	}

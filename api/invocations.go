@@ -72,6 +72,7 @@ func (s *server) registerInvocations() {
 			Headers: map[string]*huma.Param{
 				"Hearth-Invocation-Id": text("Id of the call"),
 				"Hearth-Start":         text("cold if the call waited for an instance made for it, else warm"),
+				"Hearth-Cold-Reason":   text("Why there was no instance for it, if it was cold: first, expired, scale, evicted or died"),
 				"Server-Timing":        text("queue, start, init and run in ms"),
 			},
 			Content: anyJSON(),
@@ -232,5 +233,8 @@ func (a *answer) head() {
 		start = "cold"
 	}
 	h.Set("Hearth-Start", start)
+	if a.record.ColdReason != "" {
+		h.Set("Hearth-Cold-Reason", string(a.record.ColdReason))
+	}
 	h.Set("Server-Timing", a.record.Timings.ServerTiming())
 }

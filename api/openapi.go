@@ -171,6 +171,7 @@ func (s *server) document(op *huma.Operation) {
 		Description: "What went wrong. The status follows from the code: " + statuses(),
 		Headers: map[string]*huma.Param{
 			"Hearth-Error": {Description: "The code of the problem", Schema: &huma.Schema{Type: huma.TypeString}},
+			"Retry-After":  {Description: "In how many seconds another try may succeed, where it may", Schema: &huma.Schema{Type: huma.TypeInteger}},
 		},
 		Content: map[string]*huma.MediaType{
 			"application/problem+json": {Schema: schemaOf[problem](s)},

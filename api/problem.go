@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -16,15 +18,16 @@ import (
 
 // problem is the body of every error, as RFC 9457 has it, with fields of ours.
 type problem struct {
-	Type     string                `json:"type" doc:"Always about:blank; code tells the problems apart" example:"about:blank"`
-	Title    string                `json:"title" doc:"What the HTTP status means" example:"Bad Request"`
-	Status   int                   `json:"status" doc:"HTTP status" example:"400"`
-	Detail   string                `json:"detail" doc:"What is wrong" example:"timeout -1s is not valid"`
-	Instance string                `json:"instance,omitempty" doc:"Path of the record of the call, if there is one" example:"/v1/invocations/0199f0c1"`
-	Code     hearth.Code           `json:"code" doc:"What kind of problem it is, for programs; the header Hearth-Error has it too" enum:"invalid,denied,not_found,conflict,exhausted,unsupported,function_error,unavailable,timeout,canceled,internal"`
-	Hint     string                `json:"hint,omitempty" doc:"What to do about it"`
-	Function *hearth.FunctionError `json:"function_error,omitempty" doc:"What the function's code raised, when code is function_error"`
-	Errors   []fieldError          `json:"errors,omitempty" doc:"Which parts of the request are wrong"`
+	Type       string                `json:"type" doc:"Always about:blank; code tells the problems apart" example:"about:blank"`
+	Title      string                `json:"title" doc:"What the HTTP status means" example:"Bad Request"`
+	Status     int                   `json:"status" doc:"HTTP status" example:"400"`
+	Detail     string                `json:"detail" doc:"What is wrong" example:"timeout -1s is not valid"`
+	Instance   string                `json:"instance,omitempty" doc:"Path of the record of the call, if there is one" example:"/v1/invocations/0199f0c1"`
+	Code       hearth.Code           `json:"code" doc:"What kind of problem it is, for programs; the header Hearth-Error has it too" enum:"invalid,denied,not_found,conflict,exhausted,unsupported,function_error,unavailable,timeout,canceled,internal"`
+	Hint       string                `json:"hint,omitempty" doc:"What to do about it"`
+	RetryAfter int64                 `json:"retry_after_s,omitempty" doc:"In how many seconds another try may succeed; the header Retry-After has it too" example:"1"`
+	Function   *hearth.FunctionError `json:"function_error,omitempty" doc:"What the function's code raised, when code is function_error"`
+	Errors     []fieldError          `json:"errors,omitempty" doc:"Which parts of the request are wrong"`
 }
 
 // fieldError is one wrong part of a request.
@@ -48,7 +51,11 @@ func (p *problem) GetStatus() int { return p.Status }
 
 // GetHeaders implements huma.HeadersError.
 func (p *problem) GetHeaders() http.Header {
-	return http.Header{"Hearth-Error": {string(p.Code)}}
+	h := http.Header{"Hearth-Error": {string(p.Code)}}
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.FormatInt(p.RetryAfter, 10))
+	}
+	return h
 }
 
 // ContentType implements huma.ContentTypeFilter.
@@ -93,7 +100,7 @@ func (s *server) problemOf(ctx context.Context, err error) *problem {
 	}
 	return &problem{
 		Type: "about:blank", Title: statusText(status), Status: status,
-		Detail: visible(e), Code: e.Code, Hint: e.Hint, Function: e.Function,
+		Detail: visible(e), Code: e.Code, Hint: e.Hint, RetryAfter: e.RetrySeconds(), Function: e.Function,
 	}
 }
 
@@ -115,7 +122,7 @@ func (s *server) send(w http.ResponseWriter, p *problem) {
 	h := w.Header()
 	h.Del("Content-Length")
 	h.Set("Content-Type", p.ContentType(""))
-	h.Set("Hearth-Error", string(p.Code))
+	maps.Copy(h, p.GetHeaders())
 	w.WriteHeader(p.Status)
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

@@ -27,6 +27,10 @@ import (
 // maxErrorBody bounds what is read of an error response.
 const maxErrorBody = 1 << 20
 
+// maxRetryAfter bounds what is believed of how long a server wants to be left
+// alone, in seconds.
+const maxRetryAfter = 24 * 60 * 60
+
 // Client calls one server. Its methods may be called from many goroutines.
 type Client struct {
 	base      *url.URL
@@ -203,13 +207,14 @@ func cause(err error) error {
 
 // problem is an RFC 9457 error response.
 type problem struct {
-	Title    string                `json:"title"`
-	Status   int                   `json:"status"`
-	Detail   string                `json:"detail"`
-	Code     hearth.Code           `json:"code"`
-	Hint     string                `json:"hint"`
-	Function *hearth.FunctionError `json:"function_error"`
-	Errors   []struct {
+	Title      string                `json:"title"`
+	Status     int                   `json:"status"`
+	Detail     string                `json:"detail"`
+	Code       hearth.Code           `json:"code"`
+	Hint       string                `json:"hint"`
+	RetryAfter int64                 `json:"retry_after_s"`
+	Function   *hearth.FunctionError `json:"function_error"`
+	Errors     []struct {
 		Message  string `json:"message"`
 		Location string `json:"location"`
 	} `json:"errors"`
@@ -218,6 +223,7 @@ type problem struct {
 // err returns p as an error.
 func (p problem) err() *hearth.Error {
 	e := &hearth.Error{Code: p.Code, Message: p.Detail, Hint: p.Hint, Function: p.Function}
+	e.RetryAfter = time.Duration(min(max(p.RetryAfter, 0), maxRetryAfter)) * time.Second
 	if e.Message == "" {
 		e.Message = p.Title
 	}

@@ -166,6 +166,7 @@ func TestInvoke(t *testing.T) {
 	headers := func(w http.ResponseWriter) {
 		w.Header().Set("Hearth-Invocation-Id", "i1")
 		w.Header().Set("Hearth-Start", "cold")
+		w.Header().Set("Hearth-Cold-Reason", "first")
 		w.Header().Set("Server-Timing", `queue;dur=0.5, start;dur=40;desc="x", init;dur=2, other, run;dur=bad`)
 	}
 	c := serve(t, map[string]http.HandlerFunc{
@@ -185,7 +186,7 @@ func TestInvoke(t *testing.T) {
 		},
 		"GET /v1/invocations/i1": answer(200, `{"id":"i1","function":"breaks","error_code":"timeout","error_message":"it took longer than 1s"}`),
 	})
-	want := client.Call{InvocationID: "i1", Cold: true, Timings: hearth.Timings{Queue: 500 * time.Microsecond, Start: 40 * time.Millisecond, Init: 2 * time.Millisecond}}
+	want := client.Call{InvocationID: "i1", Cold: true, ColdReason: hearth.ColdFirst, Timings: hearth.Timings{Queue: 500 * time.Microsecond, Start: 40 * time.Millisecond, Init: 2 * time.Millisecond}}
 
 	var out bytes.Buffer
 	call, err := c.Invoke(t.Context(), "echo", strings.NewReader(`{"a":1}`), &out)
@@ -203,6 +204,16 @@ func TestInvoke(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, call); diff != "" {
 		t.Errorf("call besides an error (-want +got):\n%s", diff)
+	}
+
+	for seconds, want := range map[string]time.Duration{"7": 7 * time.Second, "-1": 0, "9000000000000000000": 24 * time.Hour} {
+		c := serve(t, map[string]http.HandlerFunc{
+			"POST /v1/functions/busy/invocations": answer(429, `{"code":"exhausted","detail":"busy","retry_after_s":`+seconds+`}`),
+		})
+		_, err = c.Invoke(t.Context(), "busy", nil, io.Discard)
+		if e := wantError(t, err, hearth.CodeExhausted, "busy"); e.RetryAfter != want {
+			t.Errorf("retry_after_s %s: %s, want %s", seconds, e.RetryAfter, want)
+		}
 	}
 
 	// An answer that breaks off never looks complete, and the record says why.

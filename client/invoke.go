@@ -17,8 +17,10 @@ type Call struct {
 	// InvocationID is empty if the call did not get as far as having one.
 	InvocationID string `json:"invocation_id"`
 	// Cold is true when the call waited for an instance made for it.
-	Cold    bool           `json:"cold"`
-	Timings hearth.Timings `json:"timings"`
+	Cold bool `json:"cold"`
+	// ColdReason tells why there was none; empty when warm.
+	ColdReason hearth.ColdReason `json:"cold_reason,omitempty"`
+	Timings    hearth.Timings    `json:"timings"`
 }
 
 // Invoke calls a function with a JSON event (nil: null) and copies the
@@ -39,6 +41,7 @@ func (c *Client) Invoke(ctx context.Context, name string, event io.Reader, w io.
 	call := Call{
 		InvocationID: resp.Header.Get("Hearth-Invocation-Id"),
 		Cold:         resp.Header.Get("Hearth-Start") == "cold",
+		ColdReason:   hearth.ColdReason(resp.Header.Get("Hearth-Cold-Reason")),
 		Timings:      parseTimings(resp.Header.Values("Server-Timing")),
 	}
 	if err != nil {

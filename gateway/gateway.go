@@ -21,9 +21,11 @@ import (
 
 // Instance is an instance lent to one call, and what the call waited for it.
 type Instance struct {
-	Conn    *guest.Conn
-	Cold    bool
-	Timings hearth.Timings // without Run
+	Conn *guest.Conn
+	Cold bool
+	// ColdReason tells why it is cold; empty when warm.
+	ColdReason hearth.ColdReason
+	Timings    hearth.Timings // without Run
 }
 
 // Pool lends instances.
@@ -134,7 +136,7 @@ func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Cal
 	asked, lent := time.Now(), false
 	err := g.cfg.Pool.Do(ctx, v, func(ctx context.Context, inst Instance) error {
 		lent = true
-		rec.Cold, rec.Timings = inst.Cold, inst.Timings
+		rec.Cold, rec.ColdReason, rec.Timings = inst.Cold, inst.ColdReason, inst.Timings
 		begin := time.Now()
 		err := inst.Conn.Invoke(ctx, call, sink)
 		rec.Timings.Run = time.Since(begin)

@@ -98,8 +98,66 @@ func TestRoutePrecedence(t *testing.T) {
 		t.Errorf("another method: %d %s", w.Code, w.Body)
 	}
 	g, _, _ = newGateway(t, versionWith("get", "GET /x/{id}"))
-	if w := get(g, "GET", "/x/1"); w.Header().Get("Retry-After") == "" {
-		t.Error("a refused call has no Retry-After")
+}
+
+func TestRetryAfterIsHonest(t *testing.T) {
+	for _, c := range []struct {
+		code  hearth.Code
+		after time.Duration
+		want  string
+	}{
+		{hearth.CodeExhausted, 0, "1"},
+		{hearth.CodeUnavailable, 0, "1"},
+		{hearth.CodeTimeout, 0, ""},
+		{hearth.CodeFunction, 0, ""},
+		{hearth.CodeExhausted, time.Nanosecond, "1"},
+		{hearth.CodeExhausted, time.Second, "1"},
+		{hearth.CodeUnavailable, time.Second + 1, "2"},
+		{hearth.CodeUnavailable, 90 * time.Second, "90"},
+		{hearth.CodeTimeout, 5 * time.Second, "5"},
+	} {
+		w := httptest.NewRecorder()
+		writeError(w, httptest.NewRequest("GET", "/", nil), nil, &hearth.Error{Code: c.code, Message: "m", RetryAfter: c.after})
+		var p struct {
+			RetryAfter json.Number `json:"retry_after_s"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.Header().Get("Retry-After"); got != c.want || p.RetryAfter.String() != c.want {
+			t.Errorf("%s after %s: Retry-After %q, retry_after_s %q, want %q", c.code, c.after, got, p.RetryAfter, c.want)
+		}
+	}
+}
+
+// coldPool lends for a reason, and the call fails.
+type coldPool struct{ fakePool }
+
+func (*coldPool) Do(ctx context.Context, _ *hearth.Version, fn func(context.Context, Instance) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	cancel() // so that the instance needs no connection
+	return fn(ctx, Instance{Conn: &guest.Conn{}, Cold: true, ColdReason: hearth.ColdEvicted})
+}
+
+// kept collects records.
+type kept []hearth.Invocation
+
+func (k *kept) Record(r hearth.Invocation) { *k = append(*k, r) }
+
+func TestColdReasonIsTold(t *testing.T) {
+	g, _, _ := newGateway(t, versionWith("f"))
+	var records kept
+	g.cfg.Pool, g.cfg.Recorder = &coldPool{}, &records
+	h := get(g, "GET", "/fn/f/").Header()
+	if h.Get("Hearth-Start") != "cold" || h.Get("Hearth-Cold-Reason") != "evicted" {
+		t.Errorf("headers %v", h)
+	}
+	if len(records) != 1 || !records[0].Cold || records[0].ColdReason != hearth.ColdEvicted {
+		t.Errorf("records %+v", records)
+	}
+	g.cfg.Pool = &fakePool{}
+	if _, has := get(g, "GET", "/fn/f/").Header()["Hearth-Cold-Reason"]; has {
+		t.Error("a call that was not cold has a reason")
 	}
 }
 

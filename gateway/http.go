@@ -297,6 +297,9 @@ func setHeaders(h http.Header, rec *hearth.Invocation) {
 	}
 	h["Hearth-Invocation-Id"] = []string{rec.ID}
 	h["Hearth-Start"] = []string{start}
+	if rec.ColdReason != "" {
+		h["Hearth-Cold-Reason"] = []string{string(rec.ColdReason)}
+	}
 	h["Server-Timing"] = append(h["Server-Timing"], rec.Timings.ServerTiming())
 }
 
@@ -308,6 +311,8 @@ type problem struct {
 	Detail string      `json:"detail"`
 	Code   hearth.Code `json:"code"`
 	Hint   string      `json:"hint,omitempty"`
+	// RetryAfter is the header Retry-After, in seconds.
+	RetryAfter int64 `json:"retry_after_s,omitempty"`
 	// Invocation is the id to look for in the function's log.
 	Invocation string `json:"invocation,omitempty"`
 }
@@ -316,7 +321,10 @@ type problem struct {
 // it is in its log, and its callers learn only that it failed.
 func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error) {
 	e := hearth.AsError(err)
-	p := problem{Type: "about:blank", Status: e.Code.HTTPStatus(), Detail: e.Message, Code: e.Code, Hint: e.Hint}
+	p := problem{
+		Type: "about:blank", Status: e.Code.HTTPStatus(), Detail: e.Message,
+		Code: e.Code, Hint: e.Hint, RetryAfter: e.RetrySeconds(),
+	}
 	p.Title = http.StatusText(p.Status)
 	if p.Title == "" {
 		p.Title = string(e.Code)
@@ -337,8 +345,8 @@ func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, 
 	h.Set("Hearth-Error", string(e.Code))
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
-	if e.Code == hearth.CodeExhausted || e.Code == hearth.CodeUnavailable {
-		h.Set("Retry-After", "1")
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.FormatInt(p.RetryAfter, 10))
 	}
 	body, jsonErr := json.Marshal(p)
 	if jsonErr != nil {

@@ -86,6 +86,9 @@ func (a *app) printCall(call client.Call) {
 	start := "warm"
 	if call.Cold {
 		start = "cold"
+		if call.ColdReason != "" {
+			start += " (" + printable(string(call.ColdReason)) + ")"
+		}
 	}
 	t := call.Timings
 	fmt.Fprintf(a.stderr, "invocation %s  %s  queue %s  start %s  init %s  run %s\n",
