@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -25,6 +26,7 @@ import (
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
+	"github.com/hearthrun/hearth/driver/slots"
 	"github.com/hearthrun/hearth/guest"
 	"github.com/hearthrun/hearth/images"
 )
@@ -73,7 +75,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, img images.Image,
 	}
 	s := &sandbox{
 		driver: d, id: spec.ID, dir: d.runPath(spec.ID), allow: spec.Allow, argv0: spec.Command[0], limits: spec.Limits,
-		stdout: spec.Stdout, stderr: spec.Stderr,
+		stdout: spec.Stdout, stderr: spec.Stderr, slots: slots.New(d.slotPath(spec.ID), spec.Slots),
 		started: make(chan error, 2), done: make(chan struct{}), made: make(chan struct{}), settled: make(chan struct{}),
 		output: output{ended: make(chan struct{})},
 	}
@@ -85,6 +87,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, img images.Image,
 		s.creating = false
 		d.mu.Unlock()
 	}()
+	spec.Mounts = append(slices.Clone(spec.Mounts), s.slots.Mounts()...)
 	if err := d.bring(ctx, s, spec, img, f, env); err != nil {
 		if derr := s.Destroy(ctx); derr != nil {
 			d.log.Error("docker: a sandbox that failed to start remains", "sandbox", s.id, "err", derr)
@@ -240,6 +243,9 @@ func (d *Driver) furnish(s *sandbox) (*net.UnixListener, error) {
 	if err := os.Chmod(s.dir, 0o755); err != nil { //nolint:gosec // its parent is closed
 		return nil, err
 	}
+	if err := s.slots.Make(); err != nil {
+		return nil, err
+	}
 	return listen(s.dir)
 }
 
@@ -260,7 +266,7 @@ func (d *Driver) container(s *sandbox, spec driver.Spec, img images.Image, f *fa
 	maps.Copy(config.Labels, spec.Labels)
 	config.Labels[labelOwner], config.Labels[labelSandbox] = d.owner, s.id
 
-	l, pids, no := spec.Limits, int64(spec.Limits.PIDs+cgroup.HelperTasks), false
+	l, no := spec.Limits, false
 	host := &container.HostConfig{
 		NetworkMode: "none", IpcMode: "none", CgroupnsMode: "private", ReadonlyRootfs: true, Init: &no,
 		CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges:true"},
@@ -268,10 +274,7 @@ func (d *Driver) container(s *sandbox, spec driver.Spec, img images.Image, f *fa
 		RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyDisabled},
 		OomScoreAdj:   500, // the host's own programs outlive sandboxes
 		Runtime:       d.runtime,
-		Resources: container.Resources{
-			Memory: l.Memory, MemorySwap: l.Memory,
-			CPUPeriod: cpuPeriod, CPUQuota: max(int64(l.CPU*cpuPeriod), 1000), PidsLimit: &pids,
-		},
+		Resources:     resources(l),
 	}
 	if f.selinux { // what it would take to label every mount is left to nobody
 		host.SecurityOpt = append(host.SecurityOpt, "label=disable")
@@ -307,8 +310,14 @@ func (d *Driver) container(s *sandbox, spec driver.Spec, img images.Image, f *fa
 	return config, host
 }
 
-// cpuPeriod is the period of the CPU quota in µs, the kernel's default.
-const cpuPeriod = 100_000
+// resources tells the engine the limits of a container.
+func resources(l driver.Limits) container.Resources {
+	pids := int64(l.PIDs + cgroup.HelperTasks)
+	return container.Resources{
+		Memory: l.Memory, MemorySwap: l.Memory, // no swap
+		CPUPeriod: cgroup.Period, CPUQuota: cgroup.Quota(l.CPU), PidsLimit: &pids,
+	}
+}
 
 type rlimit struct {
 	number     int

@@ -204,6 +204,8 @@ func (d *Driver) name(id string) string { return "hearth." + d.owner + "." + id 
 
 func (d *Driver) runPath(id string) string { return filepath.Join(d.dir, runDir, id) }
 
+func (d *Driver) slotPath(id string) string { return filepath.Join(d.runPath(id), "slots") }
+
 // reserve registers a new sandbox under its id and gives it a user.
 func (d *Driver) reserve(s *sandbox) error {
 	d.mu.Lock()

@@ -20,6 +20,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
+	"github.com/hearthrun/hearth/driver/slots"
 )
 
 // freeTimeout bounds how long Destroy waits for the engine, and absentTimeout
@@ -39,7 +40,8 @@ type sandbox struct {
 	// Constant after Create.
 	driver         *Driver
 	id             string
-	dir            string   // its directory on the host
+	dir            string // its directory on the host
+	slots          *slots.Slots
 	user           uint32   // offset in the owner's range
 	argv0          string   // of the guest
 	allow          []string // endpoints besides public addresses
@@ -78,12 +80,14 @@ type sandbox struct {
 var (
 	_ driver.Sandbox = (*sandbox)(nil)
 	_ driver.Pauser  = (*sandbox)(nil)
+	_ driver.Mounter = (*sandbox)(nil)
+	_ driver.Resizer = (*sandbox)(nil)
 )
 
 // orphan returns a sandbox of an earlier process, so that it can be destroyed.
 func (d *Driver) orphan(id string) *sandbox {
 	s := &sandbox{
-		driver: d, id: id, dir: d.runPath(id), orphan: true, container: d.name(id),
+		driver: d, id: id, dir: d.runPath(id), slots: slots.New(d.slotPath(id), nil), orphan: true, container: d.name(id),
 		settled: make(chan struct{}), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
 	close(s.settled)
@@ -256,6 +260,52 @@ func (s *sandbox) freeze(ctx context.Context, on bool) error {
 	return nil
 }
 
+// Mount implements driver.Mounter.
+func (s *sandbox) Mount(ctx context.Context, m driver.Mount) error {
+	if s.isDestroying() {
+		return errDestroyed(s.id)
+	}
+	return s.slots.Fill(ctx, m)
+}
+
+// Resize implements driver.Resizer.
+func (s *sandbox) Resize(ctx context.Context, to driver.Limits) error {
+	to, err := s.limits.Resized(to)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	// The engine finishes what it was asked for, whether anybody waits or not.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	s.freeing.Lock() // one at a time, and none once the container is removed
+	defer s.freeing.Unlock()
+	if s.isDestroying() {
+		return errDestroyed(s.id)
+	}
+	f, err := s.driver.ask(ctx, false)
+	if err != nil {
+		return err
+	}
+	// Kernels refuse a limit below what is in use in groups of version 1. In those
+	// of version 2 they would kill, and OCI runtimes let them.
+	if f.cgroups != "1" {
+		if st, err := s.Stats(ctx); err != nil {
+			return err
+		} else if st.Memory > to.Memory {
+			return hearth.Errorf(hearth.CodeUnavailable, "sandbox %s uses %d KiB of memory, more than the new limit of %d KiB", s.id, st.Memory>>10, to.Memory>>10).
+				WithHint("choose a higher limit")
+		}
+	}
+	r := resources(to)
+	if _, err := s.driver.client.ContainerUpdate(ctx, s.container, client.ContainerUpdateOptions{Resources: &r}); err != nil {
+		return s.driver.explain("change the limits of sandbox "+s.id, err)
+	}
+	return nil
+}
+
 // Stats implements driver.Sandbox.
 func (s *sandbox) Stats(ctx context.Context) (driver.Stats, error) {
 	if s.isDestroying() {
@@ -388,6 +438,9 @@ func (s *sandbox) free(ctx context.Context) error {
 			close(s.done)
 		}
 		s.mu.Unlock()
+	}
+	if err := s.slots.Remove(); err != nil {
+		return err
 	}
 	return os.RemoveAll(s.dir)
 }

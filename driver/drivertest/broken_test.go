@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -46,6 +47,16 @@ var faults = []struct {
 	{"lists others", "Owner/others"},
 	{"list is empty", "Owner/list"},
 	{"forgets over a restart", "Owner/restart"},
+	{"mount shows nothing", "Slot/files"},
+	{"links are followed", "Slot/files"},
+	{"modes are lost", "Slot/files"},
+	{"second mount allowed", "Slot/refused"},
+	{"any target is a slot", "Slot/refused"},
+	{"mount after destroy allowed", "Slot/destroyed"},
+	{"slots left", "Slot/destroyed"},
+	{"slots left", "Slot/destroy meanwhile"},
+	{"slots left over a restart", "Slot/restart"},
+	{"any resize allowed", "Resize/refused"},
 }
 
 // isolationFinders are cases that a driver which isolates nothing must fail. Those
@@ -53,7 +64,8 @@ var faults = []struct {
 var isolationFinders = []string{
 	"Spec/mounts", "Isolation/host files", "Isolation/host processes", "Isolation/abstract sockets",
 	"Isolation/privileges", "Isolation/terminals", "Isolation/out of memory", "Isolation/descriptors",
-	"Lifecycle/destroy with orphans", "Limit/disk filler", "Egress/none",
+	"Lifecycle/destroy with orphans", "Limit/disk filler", "Egress/none", "Slot/read-only", "Slot/apart",
+	"Resize/memory", "Resize/memory in use",
 }
 
 // TestProcess shows that the suite passes what keeps the rule: every case that
@@ -131,5 +143,6 @@ func TestBroken(t *testing.T) {
 	}
 	cfg := newProcessDriver(fault)
 	cfg.guest, cfg.patience, cfg.Start = os.Getenv(guestEnv), time.Second, 5*time.Second
+	cfg.slots = filepath.Join(t.TempDir(), "slots")
 	Run(t, cfg)
 }

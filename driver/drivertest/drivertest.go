@@ -40,6 +40,7 @@ type Config struct {
 	// emulated machines need more.
 	Start time.Duration
 
+	slots    string        // where slots are inside
 	guest    string        // directory of a test guest already built
 	patience time.Duration // how long what was freed may take to vanish
 }
@@ -56,6 +57,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Start == 0 {
 		c.Start = 30 * time.Second
+	}
+	if c.slots == "" {
+		c.slots = "/slots"
 	}
 	if c.patience == 0 {
 		c.patience = 5 * time.Second
@@ -74,7 +78,7 @@ func cases() []testCase {
 	var all []testCase
 	for _, group := range [][]testCase{
 		lifecycleCases(), specCases(), waitCases(), ownerCases(), outputCases(),
-		limitCases(), isolationCases(), egressCases(), leakCases(),
+		limitCases(), isolationCases(), egressCases(), slotCases(), resizeCases(), leakCases(),
 	} {
 		all = append(all, group...)
 	}

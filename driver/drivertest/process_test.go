@@ -20,6 +20,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/slots"
 )
 
 // processDriver keeps the contract as far as a plain process can, and isolates
@@ -38,6 +39,7 @@ type process struct {
 	id    string
 	pid   int
 	file  string
+	slots *slots.Slots
 	conn  net.Conn // nil when it came from List
 	done  chan struct{}
 	state *os.ProcessState
@@ -101,6 +103,15 @@ func (d *processDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sa
 	if err != nil {
 		return nil, err
 	}
+	filled := slots.New(filepath.Join(d.dir, spec.ID+"-slots"), spec.Slots)
+	if err := filled.Make(); err != nil {
+		return nil, err
+	}
+	for _, m := range filled.Mounts() { // all sandboxes see the same file system
+		if err := errors.Join(os.MkdirAll(filepath.Dir(m.Target), 0o755), os.RemoveAll(m.Target), os.Symlink(m.Source, m.Target)); err != nil {
+			return nil, err
+		}
+	}
 	command := spec.Command[0]
 	for _, m := range spec.Mounts {
 		command = strings.Replace(command, m.Target, m.Source, 1)
@@ -121,7 +132,7 @@ func (d *processDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sa
 	cmd.Dir = work
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	p := &process{d: d, id: spec.ID, file: filepath.Join(d.dir, d.owner+"."+spec.ID), conn: conn, done: make(chan struct{})}
+	p := &process{d: d, id: spec.ID, file: filepath.Join(d.dir, d.owner+"."+spec.ID), slots: filled, conn: conn, done: make(chan struct{})}
 	var ends []*os.File
 	for _, o := range []struct {
 		w   io.Writer
@@ -196,7 +207,7 @@ func (d *processDriver) List(context.Context) ([]driver.Sandbox, error) {
 			list = append(list, p)
 			continue
 		}
-		p := &process{d: d, id: id, file: f, done: make(chan struct{})}
+		p := &process{d: d, id: id, file: f, slots: slots.New(filepath.Join(d.dir, id+"-slots"), nil), done: make(chan struct{})}
 		b, err := os.ReadFile(f)
 		if err != nil || json.Unmarshal(b, &p.pid) != nil {
 			continue
@@ -281,6 +292,43 @@ func (p *process) Pause(context.Context) error {
 
 func (p *process) Resume(context.Context) error { return syscall.Kill(-p.pid, syscall.SIGCONT) }
 
+func (p *process) Mount(ctx context.Context, m driver.Mount) error {
+	if p.d.broken == "mount shows nothing" {
+		return nil
+	}
+	err := p.slots.Fill(ctx, m)
+	change := func(name string, as func(string) error) {
+		if name = filepath.Join(m.Target, name); err == nil {
+			err = errors.Join(os.Remove(name), as(name))
+		}
+	}
+	switch code := hearth.ErrorCode(err); {
+	case p.d.broken == "second mount allowed" && code == hearth.CodeConflict,
+		p.d.broken == "any target is a slot" && code == hearth.CodeInvalid,
+		p.d.broken == "mount after destroy allowed" && code == hearth.CodeNotFound:
+		return nil
+	case p.d.broken == "links are followed":
+		change("link", func(name string) error { return os.WriteFile(name, []byte("further down"), 0o444) })
+	case p.d.broken == "modes are lost":
+		change("program", func(name string) error { return os.WriteFile(name, nil, 0o444) })
+	}
+	return err
+}
+
+func (p *process) Resize(_ context.Context, to driver.Limits) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.d.broken == "any resize allowed":
+	case p.destroyed:
+		return hearth.Errorf(hearth.CodeNotFound, "sandbox %s is destroyed", p.id)
+	default:
+		_, err := driver.Limits{Memory: 96 << 20, CPU: 1, PIDs: 40, Disk: 8 << 20}.Resized(to)
+		return err
+	}
+	return nil
+}
+
 func (p *process) Destroy(context.Context) error {
 	p.mu.Lock()
 	if p.destroyed && p.d.broken == "destroy is not idempotent" {
@@ -324,6 +372,11 @@ func (p *process) Destroy(context.Context) error {
 	if p.d.broken == "dir grows" {
 		_ = os.WriteFile(filepath.Join(p.d.dir, randomName()), nil, 0o600)
 	}
+	if p.d.broken != "slots left" && (p.d.broken != "slots left over a restart" || p.conn != nil) {
+		if err := p.slots.Remove(); err != nil {
+			return err
+		}
+	}
 	if p.d.broken != "file left" {
 		os.RemoveAll(filepath.Join(p.d.dir, p.id+"-tmp"))
 	}
@@ -337,4 +390,6 @@ var (
 	_ driver.Driver  = (*processDriver)(nil)
 	_ driver.Sandbox = (*process)(nil)
 	_ driver.Pauser  = (*process)(nil)
+	_ driver.Mounter = (*process)(nil)
+	_ driver.Resizer = (*process)(nil)
 )

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/egress"
+	"github.com/hearthrun/hearth/driver/slots"
 	"github.com/hearthrun/hearth/guest"
 )
 
@@ -92,6 +94,8 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, img image, argv [
 		s.creating = false
 		d.mu.Unlock()
 	}()
+	s.slots = slots.New(d.slotPath(s.id), spec.Slots)
+	spec.Mounts = append(slices.Clone(spec.Mounts), s.slots.Mounts()...)
 	openFiles, noCores := hostLimits()
 	p := plan{
 		spec: spec, root: rootPath(s.id), argv: argv, users: d.users + usersOne*s.slot,
@@ -126,6 +130,9 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, p plan, image string, ho
 	}
 	if err := os.Mkdir(d.bundle(s.id), 0o700); err != nil {
 		return unavailable("make the directory", err)
+	}
+	if err := s.slots.Make(); err != nil {
+		return unavailable("make the slots", err)
 	}
 	group, err := d.cgroups.Create(s.id, groupLimits(d.dialect, p.spec.Limits))
 	if errors.Is(err, fs.ErrExist) {

@@ -231,6 +231,8 @@ func (d *Driver) release(s *sandbox) {
 
 func (d *Driver) bundle(id string) string { return filepath.Join(d.dir, runDir, id) }
 
+func (d *Driver) slotPath(id string) string { return filepath.Join(d.bundle(id), "slots") }
+
 // List returns the sandboxes of this process, without those that Create still
 // works on, and those that an earlier one left behind: known by a bundle or a
 // control group.

@@ -15,6 +15,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/driver/egress"
+	"github.com/hearthrun/hearth/driver/slots"
 )
 
 // freeTimeout bounds how long Destroy waits for the kernel, and freezeTimeout how
@@ -43,6 +44,7 @@ type sandbox struct {
 	argv0          string
 	limits         driver.Limits
 	group          cgroup.Group
+	slots          *slots.Slots
 	stdout, stderr io.Writer
 	control        *net.UnixConn // nil for one that an earlier process left
 	runtime        *command      // what started the sandbox
@@ -74,11 +76,13 @@ type sandbox struct {
 var (
 	_ driver.Sandbox = (*sandbox)(nil)
 	_ driver.Pauser  = (*sandbox)(nil)
+	_ driver.Mounter = (*sandbox)(nil)
+	_ driver.Resizer = (*sandbox)(nil)
 )
 
 func (d *Driver) newSandbox(id string) *sandbox {
 	return &sandbox{
-		driver: d, id: id, group: cgroup.None{}.Open(id), release: func() {},
+		driver: d, id: id, group: cgroup.None{}.Open(id), slots: slots.New(d.slotPath(id), nil), release: func() {},
 		started: make(chan error, 1), tasks: make(chan int, 1), done: make(chan struct{}), unmounted: make(chan struct{}),
 		output: output{ended: make(chan struct{})},
 	}
@@ -157,6 +161,29 @@ func (s *sandbox) freeze(ctx context.Context, on bool) error {
 		return hearth.Errorf(hearth.CodeUnsupported, "sandbox %s cannot be paused: the host gives no freezer", s.id)
 	}
 	return hearth.Errorf(hearth.CodeUnavailable, "pause or resume sandbox %s: %w", s.id, err)
+}
+
+// Mount implements driver.Mounter.
+func (s *sandbox) Mount(ctx context.Context, m driver.Mount) error {
+	if s.isDestroying() {
+		return errDestroyed(s.id)
+	}
+	return s.slots.Fill(ctx, m)
+}
+
+// Resize implements driver.Resizer. What the guest of gVisor can ask its kernel about
+// memory and processors is the host's, before and after.
+func (s *sandbox) Resize(_ context.Context, to driver.Limits) error {
+	to, err := s.limits.Resized(to)
+	if err != nil {
+		return err
+	}
+	s.freeing.Lock() // one at a time, and none once the group is removed
+	defer s.freeing.Unlock()
+	if s.isDestroying() {
+		return errDestroyed(s.id)
+	}
+	return s.group.Resize(to)
 }
 
 // Stats implements driver.Sandbox.
@@ -373,6 +400,9 @@ func (s *sandbox) free(ctx context.Context) error {
 		return err
 	}
 	if err := s.driver.freeState(s.id); err != nil {
+		return err
+	}
+	if err := s.slots.Remove(); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(s.driver.bundle(s.id)); err != nil {

@@ -26,6 +26,7 @@ var ops = map[string]func(request) (answer, error){
 	"list":      listDir,
 	"write":     writeFile,
 	"stat":      stat,
+	"readlink":  func(r request) (answer, error) { to, err := os.Readlink(r.Path); return answer{Text: to}, err },
 	"env":       func(request) (answer, error) { return answer{List: os.Environ()}, nil },
 	"cwd":       func(request) (answer, error) { d, err := os.Getwd(); return answer{Text: d}, err },
 	"processes": processes,
