@@ -66,6 +66,10 @@ const (
 	KindHTTP Kind = "http"
 	// KindEvent is a JSON event passed as it is (POST …/invocations).
 	KindEvent Kind = "event"
+	// KindWarmup is a call by Hearth itself that prepares a new instance: the
+	// function's warmup, then the handler if there is an event. It makes no record;
+	// what it prints is logged under its id.
+	KindWarmup Kind = "warmup"
 )
 
 // Timings attributes the time of one invocation. Their sum is what the caller

@@ -23,7 +23,7 @@ type Call struct {
 	Kind     hearth.Kind
 	// Event is the payload 2.0 event as JSON for KindHTTP, else empty.
 	Event []byte
-	// Body is the request's body, or the event of KindEvent, as far as it is
+	// Body is the request's body, or the event of other kinds, as far as it is
 	// already in memory; Rest is what follows, nil if nothing. Both may still be
 	// read for a moment after Invoke has returned, unless Rest is nil and Body
 	// has at most 64 KiB.
@@ -33,7 +33,7 @@ type Call struct {
 
 // Head is the beginning of a response. It is shared: do not change it.
 type Head struct {
-	// Status is 0 for KindEvent.
+	// Status is 0 for all but KindHTTP.
 	Status int `json:"status"`
 	// Headers are name and value pairs, names in lower case.
 	Headers [][2]string `json:"headers"`

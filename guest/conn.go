@@ -127,6 +127,9 @@ type Ready struct {
 	RequestStream bool `json:"request_stream"`
 	// Snapshot is true if the guest can be asked by PrepareSnapshot.
 	Snapshot bool `json:"snapshot"`
+	// Concurrent is true if several calls make progress at the same time. The
+	// guest runs others one after the other.
+	Concurrent bool `json:"concurrent"`
 }
 
 // Init loads the function. It may be called once. Errors: CodeFunction with

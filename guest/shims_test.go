@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,11 +22,14 @@ func TestShims(t *testing.T) {
 	for _, tt := range []struct{ language, interpreter, file, code string }{
 		{"python", "python3", "main.py", `
 import os
+def warmup():
+    print("warming")
 def handler(event, context):
     print("called", event["rawPath"])
     return {"statusCode": 201, "headers": {"X-Env": os.environ["A"]}, "body": event["body"] * 3}
 `},
 		{"nodejs", "node", "main.mjs", `
+export const warmup = async () => { console.log("warming"); };
 export const handler = async (event, context) => {
   console.log("called", event.rawPath);
   return {statusCode: 201, headers: {"X-Env": process.env.A}, body: event.body.repeat(3)};
@@ -59,9 +63,12 @@ export const handler = async (event, context) => {
 			if !strings.HasPrefix(hello.Runtime, tt.language) || hello.PID == 0 {
 				t.Errorf("hello %+v", hello)
 			}
-			_, err = c.Init(ctx, Init{Function: "f", Version: 1, Handler: "main.handler", Code: code, MemoryMB: 128, Env: map[string]string{"A": "b"}})
+			ready, err := c.Init(ctx, Init{Function: "f", Version: 1, Handler: "main.handler", Code: code, MemoryMB: 128, Env: map[string]string{"A": "b"}})
 			if err != nil {
 				t.Fatal(err)
+			}
+			if ready.Concurrent != (tt.language == "nodejs") || ready.RequestStream {
+				t.Errorf("ready %+v", ready)
 			}
 			call := &Call{
 				ID: "id1", Deadline: time.Now().Add(time.Minute), Kind: hearth.KindHTTP,
@@ -88,6 +95,16 @@ export const handler = async (event, context) => {
 			if err := c.Invoke(ctx, call, &r); err != nil || len(r.body) != 9_000_000 {
 				t.Errorf("%d bytes, %v", len(r.body), err)
 			}
+			call = &Call{ID: "id3", Deadline: call.Deadline, Kind: hearth.KindWarmup, Body: []byte(`{"rawPath":"/w","body":""}`)}
+			r = recorder{}
+			if err := c.Invoke(ctx, call, &r); err != nil || r.head.Status != 0 || len(r.body) != 0 {
+				t.Errorf("the warm-up was answered with %+v, %v", r, err)
+			}
+			l.mu.Lock()
+			if want := []logged{{"id3", 1, "warming\n"}, {"id3", 1, "called /w\n"}}; !slices.Equal(l.all[2:], want) {
+				t.Errorf("logs %+v", l.all)
+			}
+			l.mu.Unlock()
 			if err := c.Shutdown(time.Second); err != nil {
 				t.Fatal(err)
 			}

@@ -494,7 +494,7 @@ func (s *suite) mutate(t *testing.T, seed uint64, rounds int) {
 		p.buffer(hello, 0, helloHead(p.secret))
 		p.buffer(initialize, 0, initHead(s.code, []string{"conformance.echo", "conformance.stream_async", "conformance.upload"}[round%3]))
 		for i := range 6 {
-			id := p.bufferInvoke([]string{"event", "http"}[i%2], map[string]any{"rawPath": "/"}, []byte(`{"a":1}`))
+			id := p.bufferInvoke([]string{"event", "http", "warmup"}[i%3], map[string]any{"rawPath": "/"}, []byte(`{"a":1}`))
 			if i == 3 {
 				p.buffer(cancel, id, []byte(`{"reason":"client"}`))
 			}

@@ -250,6 +250,7 @@ func (p *peer) init(code, handler string) frame {
 type loaded struct {
 	RequestStream bool `json:"request_stream"`
 	Snapshot      bool
+	Concurrent    bool
 }
 
 func loadedOf(f frame) (l loaded) {

@@ -27,6 +27,7 @@ class Call {
     this.id = head.id;
     this.deadline = head.deadline_ms;
     this.http = head.kind === 'http';
+    this.warmup = head.kind === 'warmup';
     this.event = head.event;
     this.parts = head.body ? [] : null; // chunks of the body
     this.complete = !head.body; // END has arrived
@@ -65,6 +66,7 @@ let init = null; // the head of INIT
 let archive = null; // unpacks the archive while it arrives
 let loading = true; // the handler is not there yet
 let handler = null;
+let warmup = null; // what the module exports under that name, if it is a function
 let requestStream = false;
 let stopping = false;
 let lastSid = 0;
@@ -81,7 +83,7 @@ let rest = null;
 /** The part of the guest that most calls do without. */
 function more() {
   return rest ??= require('./hearth_guest_more.cjs')({
-    Call, calls, frame, header, send, finish, respond, consume, encodeHead, InvalidResponse,
+    Call, calls, frame, header, send, finish, respond, consume, encodeHead, isStream, InvalidResponse,
     DATA, END, RESPONSE, ERROR, INIT_ERROR, CHUNK, stringify,
   });
 }
@@ -286,14 +288,14 @@ function dispatch(kind, sid, data, start, end) {
     const { event, body } = head;
     if (typeof head.id !== 'string' || typeof head.deadline_ms !== 'number' ||
         (body !== undefined && typeof body !== 'boolean') ||
-        (head.kind === 'http' ? event === null || typeof event !== 'object' || Array.isArray(event) : head.kind !== 'event')) {
+        (head.kind === 'http' ? event === null || typeof event !== 'object' || Array.isArray(event) : head.kind !== 'event' && head.kind !== 'warmup')) {
       return protocolError('INVOKE lacks a field or has a wrong one');
     }
     lastSid = sid;
     const call = new Call(sid, head);
     calls.set(sid, call);
     if (loading) early.push(call);
-    else if (requestStream) { call.streams = true; begin(call); } else if (!body) begin(call);
+    else if (requestStream && !call.warmup) { call.streams = true; begin(call); } else if (!body) begin(call);
   } else if (kind === DATA || kind === END) {
     if (sid === 0) {
       if (archive === null || archive.complete) return protocolError('DATA or END on stream 0 without an archive');
@@ -391,6 +393,7 @@ function begin(call) {
 
 function run(call) {
   let event = call.event;
+  const bare = call.parts === null;
   if (call.parts !== null && !call.streams) {
     const parts = call.parts;
     const body = parts.length === 1 ? parts[0] : Buffer.concat(parts);
@@ -412,6 +415,12 @@ function run(call) {
   } else if (!call.http) {
     event = null;
   }
+  if (call.warmup) more().warm(call, warmup, bare ? null : () => handle(call, event));
+  else handle(call, event);
+}
+
+/** Calls the handler. */
+function handle(call, event) {
   let value;
   try {
     const context = new Context(call);
@@ -438,6 +447,7 @@ function respond(call, value) {
   if (call.done) return;
   let head, body;
   try {
+    if (call.warmup) return more().discard(call, value);
     if (value !== null && typeof value === 'object') {
       if (call.http && value.statusCode !== undefined) {
         body = bodyOf(value.body, value.isBase64Encoded);
@@ -613,14 +623,15 @@ function listen(net, buffer) {
   socket.on('close', end);
 }
 
-function ready() {
+function ready(loaded) {
+  ({ handler, warmup } = loaded);
   loading = false;
   requestStream = handler.requestStream === true;
   flush(idle);
-  send(frame(READY, 0, `{"request_stream":${requestStream}}`));
+  send(frame(READY, 0, `{"request_stream":${requestStream},"concurrent":true}`));
   for (const call of early.splice(0)) {
-    if (requestStream) call.streams = true;
-    if (requestStream || call.complete) begin(call);
+    call.streams = requestStream && !call.warmup;
+    if (call.streams || call.complete) begin(call);
   }
 }
 
@@ -644,7 +655,7 @@ function main() {
     if (archive !== null) archive.check();
     process.chdir(code);
     const loaded = require('./hearth_guest_load.cjs')(code, name);
-    if (typeof loaded === 'function') { handler = loaded; ready(); } else loaded.then((h) => { handler = h; ready(); }).catch(failed);
+    if (typeof loaded.then === 'function') loaded.then(ready).catch(failed); else ready(loaded);
   } catch (e) {
     failed(e);
   }

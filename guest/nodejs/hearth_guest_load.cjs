@@ -1,5 +1,6 @@
 'use strict';
-// Finds and loads the handler: a function, or a promise of one for ES modules.
+// Finds and loads the handler and the warmup beside it: { handler, warmup }, or a
+// promise of that for some ES modules.
 
 const fs = require('fs');
 
@@ -43,7 +44,10 @@ function isModule(code, path) {
 
 function pick(exports, handler, attribute) {
   const found = exports?.[attribute] ?? exports?.default?.[attribute];
-  if (typeof found === 'function') return found;
+  if (typeof found === 'function') {
+    const warmup = exports.warmup ?? exports.default?.warmup;
+    return { handler: found, warmup: typeof warmup === 'function' && warmup !== found ? warmup : null };
+  }
   const names = Object.keys(exports ?? {}).filter((n) => typeof exports[n] === 'function');
   throw new LoadError('Runtime.HandlerNotFound', found === undefined
     ? `handler ${handler}: the module does not export ${attribute} (functions it exports: ${names.slice(0, 12).join(', ') || 'none'})`

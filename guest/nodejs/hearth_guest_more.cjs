@@ -244,7 +244,7 @@ module.exports = (g) => {
         call.waiters = null; // the watch of the item before
         const { done, value } = await next(call, it);
         if (done) break;
-        const data = encodeItem(value);
+        const data = call.warmup ? EMPTY : encodeItem(value);
         let start = null;
         if (!started) {
           start = frame(RESPONSE, call.sid, streamHead(call, source, result, value));
@@ -265,6 +265,25 @@ module.exports = (g) => {
   }
 
   const EMPTY = Buffer.alloc(0);
+
+  // ---- warm-up ----
+
+  /** Runs a warm-up: the module's warmup, then the handler, unless they are null. */
+  async function warm(call, warmup, handle) {
+    try {
+      if (warmup !== null) await warmup();
+      if (call.canceled !== null) throw new Canceled();
+      if (handle !== null) handle(); else discard(call, null);
+    } catch (e) {
+      fail(call, e);
+    }
+  }
+
+  /** Ends a warm-up, once all of what the handler has returned is there. */
+  function discard(call, value) {
+    if (value !== null && typeof value === 'object' && g.isStream(value)) stream(call, value, null);
+    else finish(call, Buffer.concat([frame(RESPONSE, call.sid, '{}'), header(END, call.sid, 0)]));
+  }
 
   // ---- requests ----
 
@@ -313,7 +332,7 @@ module.exports = (g) => {
 
   return {
     fail, failCanceled, failEvent, failMarshal, failInit, signalOf, abort, addMany, decodeBase64, isUtf8,
-    isFetchResponse, sendLarge, stream, requestBody, runWithCallback,
+    isFetchResponse, sendLarge, stream, requestBody, runWithCallback, warm, discard,
     makeArchive: (code) => new (require('./hearth_guest_tar.cjs'))(code),
   };
 };

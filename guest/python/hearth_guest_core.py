@@ -40,7 +40,7 @@ class Call:
 
     __slots__ = (
         "sid", "id", "deadline", "http", "event", "parts", "complete", "streams",
-        "window", "credit", "consumed", "canceled", "done", "text", "task", "begun", "waiter",
+        "window", "credit", "consumed", "canceled", "done", "text", "task", "begun", "waiter", "warmup",
     )
 
     def __init__(self, sid, id, deadline, http, event, body):
@@ -61,6 +61,7 @@ class Call:
         self.task = None  # asyncio.Task
         self.begun = False  # the task has run
         self.waiter = None  # asyncio.Event set on more window or body
+        self.warmup = False
 
 
 class Context:
@@ -107,6 +108,7 @@ ready = []  # calls that can be run
 last_sid = 0
 stopping = False
 handler = None
+warmup = None  # the module's function of that name
 request_stream = False
 on_ready = ready.append  # what to do with a call that can be run
 idle = Call(0, "", 0, False, None, False)  # owns the output outside of calls
@@ -419,11 +421,13 @@ def dispatch(kind, sid, payload):
             get("id"), get("deadline_ms"), get("body", False), get("event"), get("kind"))
         http = invoked == "http"
         if (type(id) is not str or type(deadline) not in (int, float) or type(body) is not bool
-                or not http and invoked != "event" or http and type(event) is not dict):
+                or not http and invoked != "event" and invoked != "warmup" or http and type(event) is not dict):
             protocol_error("INVOKE lacks a field or has a wrong one")
         last_sid = sid
         call = calls[sid] = Call(sid, id, deadline, http, event, body)
-        if request_stream:
+        if invoked == "warmup":
+            call.warmup = True
+        if request_stream and not call.warmup:
             call.streams = True
             on_ready(call)
         elif not body:
@@ -574,6 +578,8 @@ def run(call):
         return
     if call.canceled is not None:
         return load_more().fail_canceled(call)
+    if call.warmup:
+        return load_more().warm(call)
     current = call
     try:
         try:
@@ -798,7 +804,7 @@ def after_fork():
 
 def load():
     """Loads the handler as INIT says and answers READY or INIT_ERROR."""
-    global handler, request_stream, loaded
+    global handler, warmup, request_stream, loaded
     get = init.get
     code = get("code")
     name = get("handler")
@@ -833,6 +839,8 @@ def load():
         handler = getattr(sys.modules[module], attribute, None)
         if not callable(handler):
             return load_more().fail_handler(name, module, attribute)
+        if attribute != "warmup":
+            warmup = getattr(sys.modules[module], "warmup", None)
     except BaseException as e:
         return load_more().fail_init(e, name, code)
     if is_async(handler):
@@ -840,15 +848,15 @@ def load():
     request_stream = getattr(handler, "request_stream", False) is True
     if request_stream:
         for call in calls.values():  # those that did not wait for READY
-            if call.parts is not None and not call.streams:
+            if call.parts is not None and not call.streams and not call.warmup:
                 call.streams = True
                 if not call.complete:
                     ready.append(call)
     stdout.flush()
     stderr.flush()
     loaded = True
-    send(frame(READY, 0, b'{"request_stream":true,"snapshot":true}' if request_stream
-               else b'{"request_stream":false,"snapshot":true}'))
+    send(frame(READY, 0, dumps({
+        "request_stream": request_stream, "snapshot": True, "concurrent": find_current is not None}).encode()))
     return True
 
 

@@ -317,16 +317,11 @@ def stream(call, result, items):
         return stream_async(call, result, items)
     if hasattr(type(items), "__aiter__"):
         return go_async(call, stream_async(call, result, items))
-    from select import POLLIN, poll
-    poll = poll()
-    poll.register(g.fd, POLLIN)
+    check = make_check(call)
     started = False
     try:
         for item in items:
-            if poll.poll(0):
-                g.pump()
-            if call.canceled is not None:
-                raise Canceled
+            check()
             data = encode_item(call, item)
             start = b""
             if not started:
@@ -339,6 +334,20 @@ def stream(call, result, items):
         close = getattr(items, "close", None)
         if close is not None:
             close()
+
+
+def make_check(call):
+    """Returns a function that reads what the host has sent and unwinds a canceled call."""
+    from select import POLLIN, poll
+    poll = poll()
+    poll.register(g.fd, POLLIN)
+
+    def check():
+        if poll.poll(0):
+            g.pump()
+        if call.canceled is not None:
+            raise Canceled
+    return check
 
 
 async def stream_async(call, result, items):
@@ -424,6 +433,67 @@ def request_body(call):
     return AsyncBody(call) if loop is not None else SyncBody(call)
 
 
+# ---- warm-up ----
+
+def steps(call):
+    """Does what a warm-up asks for, step by step; yields what each has returned."""
+    try:
+        event = g.make_event(call)
+    except (ValueError, RecursionError) as e:
+        return fail_event(call, e)
+    if callable(g.warmup):
+        yield g.warmup()
+    if call.parts is not None:
+        call.parts = []
+        context = g.Context(call)
+        if g.request_stream:
+            context.body = request_body(call)
+        yield g.handler(event, context)
+
+
+def warm(call):
+    """Runs a warm-up in sync mode."""
+    g.current = call
+    try:
+        check = make_check(call)
+        todo = steps(call)
+        for result in todo:
+            t = type(result)
+            if hasattr(t, "__await__") or hasattr(t, "__aiter__"):
+                from itertools import chain
+                return go_async(call, warm_async(call, chain((result,), todo)))
+            if hasattr(t, "__next__"):
+                for _ in result:
+                    check()
+            check()
+        end_warmup(call)
+    except BaseException as e:
+        fail(call, e)
+    finally:
+        g.current = g.idle
+
+
+async def warm_async(call, todo):
+    """Runs a warm-up in async mode."""
+    for result in todo:
+        if hasattr(type(result), "__await__"):
+            result = await result
+        t = type(result)
+        if hasattr(t, "__aiter__"):
+            async for _ in result:
+                await pause()
+        elif hasattr(t, "__next__"):
+            for _ in result:
+                await pause()
+        await pause()
+    end_warmup(call)
+
+
+def end_warmup(call):
+    """Ends a warm-up that has not failed."""
+    g.finish(call, g.frame(g.RESPONSE, call.sid, b"{}") + g.header(g.END, call.sid, 0))
+
+
 # ---- async mode ----
 
 def make_loop():
@@ -474,6 +544,8 @@ async def drive(call, result):
     try:
         if call.canceled is not None:
             return fail_canceled(call)
+        if result is None and call.warmup:
+            result = warm_async(call, steps(call))
         if result is None:
             try:
                 event = g.make_event(call)

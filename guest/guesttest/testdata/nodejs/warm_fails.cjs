@@ -1,0 +1,9 @@
+function inner() {
+  const e = new Error('too cold');
+  e.name = 'ValueError';
+  throw e;
+}
+
+exports.warmup = async () => inner();
+
+exports.handler = () => { console.log('never'); };
