@@ -32,8 +32,9 @@ type Instance struct {
 type Pool interface {
 	// Do lends an instance of v to fn.
 	Do(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error
-	// Retire destroys the instances of an incarnation after their calls.
-	Retire(incarnation string)
+	// SetLive tells which versions answer calls now; the instances of others end
+	// after their calls.
+	SetLive(versions []hearth.Version)
 }
 
 // Catalog tells what is deployed.
@@ -95,7 +96,7 @@ func New(cfg Config) *Gateway {
 }
 
 // Reload reads the catalog. Calls under way end on the version they began
-// with; instances of versions that are no longer live are retired.
+// with; the pool learns which versions are live.
 func (g *Gateway) Reload(ctx context.Context) error {
 	g.reload.Lock()
 	defer g.reload.Unlock()
@@ -107,12 +108,8 @@ func (g *Gateway) Reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	old := g.table.Swap(next)
-	for name, v := range old.functions {
-		if n := next.functions[name]; n == nil || n.Incarnation != v.Incarnation {
-			g.cfg.Pool.Retire(v.Incarnation)
-		}
-	}
+	g.table.Store(next)
+	g.cfg.Pool.SetLive(versions)
 	return nil
 }
 

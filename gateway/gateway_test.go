@@ -27,12 +27,18 @@ type fakeCatalog []hearth.Version
 func (f *fakeCatalog) Live(context.Context) ([]hearth.Version, error) { return *f, nil }
 
 // fakePool refuses calls, telling for which function.
-type fakePool struct{ retired []string }
+type fakePool struct{ live []string }
 
 func (f *fakePool) Do(_ context.Context, v *hearth.Version, _ func(context.Context, Instance) error) error {
 	return hearth.Errorf(hearth.CodeExhausted, "called %s", v.Function)
 }
-func (f *fakePool) Retire(incarnation string) { f.retired = append(f.retired, incarnation) }
+
+func (f *fakePool) SetLive(versions []hearth.Version) {
+	f.live = nil
+	for _, v := range versions {
+		f.live = append(f.live, v.Incarnation)
+	}
+}
 
 type nowhere struct{}
 
@@ -239,7 +245,7 @@ func TestCheckRoutes(t *testing.T) {
 	}
 }
 
-func TestReloadRetiresWhatIsGone(t *testing.T) {
+func TestReloadTellsWhatIsLive(t *testing.T) {
 	g, catalog, pool := newGateway(t, versionWith("a"), versionWith("b"), versionWith("c"))
 	next := versionWith("b")
 	next.Incarnation = "b2"
@@ -247,12 +253,8 @@ func TestReloadRetiresWhatIsGone(t *testing.T) {
 	if err := g.Reload(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	got := map[string]bool{}
-	for _, r := range pool.retired {
-		got[r] = true
-	}
-	if !reflect.DeepEqual(got, map[string]bool{"b": true, "c": true}) {
-		t.Errorf("retired %v", pool.retired)
+	if want := []string{"a", "b2"}; !reflect.DeepEqual(pool.live, want) {
+		t.Errorf("live are %v, want %v", pool.live, want)
 	}
 }
 

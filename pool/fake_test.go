@@ -22,6 +22,8 @@ type fakeDriver struct {
 	script func(g *fakeGuest, invoke []byte) []frame
 	// onInit answers INIT; nil answers READY.
 	onInit func() frame
+	// onWarmup is script for warm-ups; nil answers at once.
+	onWarmup func(g *fakeGuest, invoke []byte) []frame
 	// beforeCreate runs first in Create.
 	beforeCreate func(ctx context.Context) error
 
@@ -221,7 +223,14 @@ func (s *fakeSandbox) guest() {
 			send(0, *f)
 		case fInvoke:
 			go func() {
-				if frames := s.d.script(g, payload); frames != nil {
+				script := s.d.script
+				if kind(payload) == hearth.KindWarmup {
+					script = s.d.onWarmup
+					if script == nil {
+						script = func(*fakeGuest, []byte) []frame { return answer("") }
+					}
+				}
+				if frames := script(g, payload); frames != nil {
 					send(stream, frames...)
 				} else {
 					s.end(driver.Exit{Code: 3})
@@ -250,4 +259,12 @@ func invocationID(invoke []byte) string {
 	}
 	json.Unmarshal(invoke, &v) //nolint:errcheck // an empty id fails the test
 	return v.ID
+}
+
+func kind(invoke []byte) hearth.Kind {
+	var v struct {
+		Kind hearth.Kind `json:"kind"`
+	}
+	json.Unmarshal(invoke, &v) //nolint:errcheck // an empty kind is that of a call
+	return v.Kind
 }

@@ -3,11 +3,13 @@ package pool
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,46 +25,52 @@ const codeDir = "/function"
 // destroyTimeout bounds how long a broken host may hold up the pool.
 const destroyTimeout = 30 * time.Second
 
-type state int
-
-const (
-	stateStarting state = iota + 1
-	stateIdle           // in group.idle
-	stateLent           // one call has it
-	stateSettling       // its caller left, its call has not ended
-	stateDead           // being destroyed
-)
-
-// instance is a sandbox bound to one version.
+// instance is a sandbox bound to one version, or a stem cell, which gets one
+// later.
 type instance struct {
-	pool  *Pool
-	group *group
-	id    string
-	asked time.Time // when the pool decided to start it
+	pool *Pool
+	id   string
+	born time.Time // when the pool decided to start it
 
-	// Set by start, constant afterwards.
+	// version is what it is bound to; nil for a stem cell. It is read by those who
+	// log its output.
+	version atomic.Pointer[hearth.Version]
+
+	// Set by start, constant once it is ready.
 	sandbox  driver.Sandbox
 	conn     *guest.Conn
 	secret   string    // of the guest
+	asked    time.Time // when the version wanted it: since then calls may wait for it
 	begun    time.Time // the driver was asked for the sandbox
-	started  time.Time // the runtime was ready
+	started  time.Time // the runtime was ready, and the code in its place
 	inited   time.Time // the function was loaded
 	restored *snapshot // what it was restored from, nil if it loaded its function itself
 	ready    guest.Ready
 	output   []*telemetry.LineWriter
 	last     lastLines
 
-	state     state     // guarded by Pool.mu
-	idleSince time.Time // guarded by Pool.mu
-	fresh     bool      // belongs to who has the instance; neither idle nor in a call yet
-}
+	frost frost
 
-// setState is the one place where an instance changes its state.
-func (i *instance) setState(s state) {
-	if i.state == stateDead {
-		panic("pool: a dead instance was used")
-	}
-	i.state = s
+	// Guarded by Pool.mu.
+	group    *group // nil for a stem cell
+	stock    *stock // of which it is or was a stem cell, else nil
+	watched  *guest.Conn
+	state    hearth.InstanceState
+	why      string // why it is in this state
+	reason   string // why it was started
+	since    time.Time
+	calls    int  // it has now
+	slots    int  // calls it can have
+	draining bool // it gets no more calls
+	fresh    bool // no call was lent it yet
+	ahead    bool // no call waits for it to start
+	purpose  purpose
+	served   int64
+	charge   int64        // bytes of the pool's budget
+	usage    driver.Stats // when it was last weighed
+	weighed  time.Time    // zero if it was never, or served a call since
+	// weighings is how often it was weighed since its last call.
+	weighings int
 }
 
 func newID() string {
@@ -71,18 +79,28 @@ func newID() string {
 	return fmt.Sprintf("i-%x", b)
 }
 
-// lease attributes the time between asked and got for a call that waited. A
-// fresh instance was made because of a call, but its start may have begun
-// before this one asked.
-func (i *instance) lease(asked, got time.Time) *Lease {
-	l := &Lease{Conn: i.conn, Instance: i.id, Ready: i.ready, Cold: i.fresh, inst: i}
-	wait := got.Sub(asked)
-	if i.fresh {
-		l.Timings.Start = overlap(asked, got, i.asked, i.started)
-		l.Timings.Init = overlap(asked, got, i.started, i.inited)
+// free is how many more calls the instance can have now. A call that its caller
+// left takes its place until it ends. Pool.mu is held.
+func (i *instance) free() int {
+	if i.draining || i.conn == nil {
+		return 0
 	}
-	l.Timings.Queue = wait - l.Timings.Start - l.Timings.Init
-	return l
+	return i.slots - i.calls - i.conn.Abandoned()
+}
+
+// gone tells whether the instance is being destroyed, or was. Pool.mu is held.
+func (i *instance) gone() bool {
+	return i.state == hearth.InstanceStopping || i.state == hearth.InstanceStopped
+}
+
+// timings attributes the time between asked and got of a call that waited for
+// this instance to be made. Its start may have begun before the call asked.
+func (i *instance) timings(asked, got time.Time) hearth.Timings {
+	var t hearth.Timings
+	t.Start = overlap(asked, got, i.asked, i.started)
+	t.Init = overlap(asked, got, i.started, i.inited)
+	t.Queue = got.Sub(asked) - t.Start - t.Init
+	return t
 }
 
 func overlap(a0, a1, b0, b1 time.Time) time.Duration {
@@ -95,10 +113,11 @@ func overlap(a0, a1, b0, b1 time.Time) time.Duration {
 	return max(0, a1.Sub(a0))
 }
 
-// start makes the sandbox with the function loaded, from the version's snapshot
-// if there is one. On an error nothing remains but the output, for destroy.
+// start makes the sandbox with the function loaded: from a stem cell if that is
+// what the instance is, from the version's snapshot if there is one, else from
+// the beginning. On an error nothing remains but the output, for destroy.
 func (i *instance) start(ctx context.Context) error {
-	v, cfg := &i.group.version, &i.pool.cfg
+	v, cfg := i.version.Load(), &i.pool.cfg
 	d, ok := cfg.Drivers[v.Config.Isolation]
 	if !ok {
 		return hearth.Errorf(hearth.CodeUnsupported, "this server has no driver %q", v.Config.Isolation).
@@ -108,31 +127,44 @@ func (i *instance) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stdout, stderr := i.lineWriter("stdout"), i.lineWriter("stderr")
-	i.output = []*telemetry.LineWriter{stdout, stderr}
-	spec := driver.Spec{
-		ID:      i.id,
-		Runtime: v.Config.Runtime,
-		Mounts:  []driver.Mount{{Source: dir, Target: codeDir}},
-		Limits:  driver.Limits{Memory: int64(v.Config.Memory), CPU: v.Config.CPU},
-		Egress:  v.Config.Egress,
-		Labels:  map[string]string{"function": v.Function, "version": fmt.Sprint(v.Number)},
-		Stdout:  stdout,
-		Stderr:  stderr,
+	if i.sandbox != nil {
+		fit, err := i.specialise(ctx, v, dir)
+		if fit || ctx.Err() != nil {
+			return err
+		}
+		cfg.Logger.Info("a stem cell could not be used; the function starts without it",
+			"function", v.Function, "version", v.Number, "instance", i.id, "err", err)
+		i.reset()
 	}
+	spec := i.spec()
+	spec.Runtime = v.Config.Runtime
+	spec.Mounts = []driver.Mount{{Source: dir, Target: codeDir}}
+	spec.Limits = driver.Limits{Memory: int64(v.Config.Memory), CPU: v.Config.CPU}
+	spec.Egress = v.Config.Egress
+	spec.Labels = map[string]string{"function": v.Function, "version": fmt.Sprint(v.Number)}
 	if s := i.pool.snapshotOf(v.Incarnation); s != nil && i.restore(ctx, d, spec, s) {
 		return nil
 	}
 	if ctx.Err() != nil {
 		return errClosing()
 	}
-	i.begun = time.Now()
-	i.secret = rand.Text()
-	spec.Env = secretEnv(i.secret)
 	if err := i.create(ctx, d, spec); err != nil {
 		return err
 	}
-	return i.init(ctx)
+	return i.init(ctx, codeDir, "")
+}
+
+// spec is what the specs of all instances have in common.
+func (i *instance) spec() driver.Spec {
+	stdout, stderr := i.lineWriter("stdout"), i.lineWriter("stderr")
+	i.output = append(i.output, stdout, stderr)
+	return driver.Spec{ID: i.id, Stdout: stdout, Stderr: stderr}
+}
+
+// reset undoes what was made of the instance, so that it can be started anew.
+func (i *instance) reset() {
+	i.destroySandbox()
+	i.sandbox, i.conn, i.restored, i.ready = nil, nil, nil, guest.Ready{}
 }
 
 // secretEnv is how a guest learns its secret.
@@ -143,6 +175,9 @@ func (i *instance) create(ctx context.Context, d driver.Driver, spec driver.Spec
 	limit := i.pool.cfg.StartTimeout
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	i.begun = time.Now()
+	i.secret = rand.Text()
+	spec.Env = secretEnv(i.secret)
 	i.sandbox, err = d.Create(ctx, spec)
 	if err != nil {
 		return startError(ctx, err, limit)
@@ -151,7 +186,7 @@ func (i *instance) create(ctx context.Context, d driver.Driver, spec driver.Spec
 	if err != nil {
 		return startError(ctx, err, limit)
 	}
-	i.conn, _, err = guest.Connect(ctx, nc, guest.Options{Secret: i.secret, OnLog: i.log})
+	i.conn, _, err = guest.Connect(ctx, nc, i.options())
 	if err != nil {
 		// No code of the user has run yet, so it is not the function's fault.
 		return startError(ctx, i.explain(err), limit)
@@ -160,19 +195,33 @@ func (i *instance) create(ctx context.Context, d driver.Driver, spec driver.Spec
 	return nil
 }
 
-// init loads the function.
-func (i *instance) init(ctx context.Context) (err error) {
-	v, limit := &i.group.version, i.pool.cfg.InitTimeout
+// options are those of the connection to the guest.
+func (i *instance) options() guest.Options {
+	return guest.Options{
+		Secret: i.secret, OnLog: i.log, Grace: i.pool.cfg.Grace,
+		OnSettled: func() { i.pool.settled(i) },
+	}
+}
+
+// init loads the function. Its files are in code; if archive is a directory of
+// the host, they are sent there from it first.
+func (i *instance) init(ctx context.Context, code, archive string) (err error) {
+	v, limit := i.version.Load(), i.pool.cfg.InitTimeout
 	initCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	i.ready, err = i.conn.Init(initCtx, guest.Init{
+	in := guest.Init{
 		Function: v.Function,
 		Version:  v.Number,
 		Handler:  v.Config.Handler,
-		Code:     codeDir,
+		Code:     code,
 		MemoryMB: int64(v.Config.Memory) >> 20,
 		Env:      v.Config.Env,
-	})
+	}
+	if archive == "" {
+		i.ready, err = i.conn.Init(initCtx, in)
+	} else {
+		i.ready, err = i.stream(initCtx, in, archive)
+	}
 	if err != nil {
 		if errors.Is(initCtx.Err(), context.DeadlineExceeded) {
 			return hearth.Errorf(hearth.CodeFunction, "the function did not load within %s", hearth.Duration(limit)).
@@ -203,6 +252,37 @@ func startError(ctx context.Context, err error, limit time.Duration) error {
 		WithHint("hearth doctor tests the drivers of this host")
 }
 
+// warmUp runs the function's warm-up, with the event that its owner set for it.
+// Errors: as guest.Conn.Invoke.
+func (i *instance) warmUp(ctx context.Context) error {
+	v := i.version.Load()
+	call := guest.Call{ID: i.id + "-warmup", Kind: hearth.KindWarmup, Deadline: time.Now().Add(time.Duration(v.Config.Timeout))}
+	if v.Config.Warm.Call != nil {
+		event, err := json.Marshal(v.Config.Warm.Call)
+		if err != nil {
+			return err
+		}
+		call.Body = event
+	}
+	ctx, cancel := context.WithDeadline(ctx, call.Deadline)
+	defer cancel()
+	err := i.conn.Invoke(ctx, &call, discard{})
+	if err == nil {
+		return nil
+	}
+	err = i.explain(err)
+	e := *hearth.AsError(err)
+	e.Message = "the function's warm-up failed: " + e.Message
+	return &e
+}
+
+// discard takes a response that nobody wants.
+type discard struct{}
+
+func (discard) Head(*guest.Head) error  { return nil }
+func (discard) Data([]byte, bool) error { return nil }
+func (discard) Flush() error            { return nil }
+
 // explain replaces the error of a call whose instance died by why it died.
 func (i *instance) explain(err error) error {
 	var he *hearth.Error
@@ -218,7 +298,7 @@ func (i *instance) explain(err error) error {
 	}
 	out := *he
 	fe := *he.Function
-	switch limit := i.group.version.Config.Memory; {
+	switch limit := i.version.Load().Config.Memory; {
 	case exit.OOM:
 		fe.Type = "Runtime.OutOfMemory"
 		fe.Message = fmt.Sprintf("the function used more than its %s of memory", limit)
@@ -250,7 +330,7 @@ func (i *instance) destroySandbox() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(i.pool.background), destroyTimeout)
 		defer cancel()
 		if err := i.sandbox.Destroy(ctx); err != nil {
-			i.pool.cfg.Logger.Error("a sandbox could not be destroyed", "instance", i.id, "function", i.group.version.Function, "err", err)
+			i.pool.cfg.Logger.Error("a sandbox could not be destroyed", "instance", i.id, "function", i.functionName(), "err", err)
 		}
 	}
 }
@@ -307,8 +387,20 @@ func (l *lastLines) get() []string {
 	return slices.Clone(l.lines)
 }
 
+// functionName is for logs; a stem cell has none.
+func (i *instance) functionName() string {
+	if v := i.version.Load(); v != nil {
+		return v.Function
+	}
+	return ""
+}
+
 func (i *instance) append(stream, invocation, text string) {
-	v := &i.group.version
+	v := i.version.Load()
+	if v == nil { // nobody's code has run in it
+		i.pool.cfg.Logger.Debug("output of a stem cell", "instance", i.id, "stream", stream, "text", text)
+		return
+	}
 	i.pool.cfg.Logs.Append(hearth.LogLine{
 		Time:       time.Now(),
 		Function:   v.Function,

@@ -1,11 +1,19 @@
 // Package pool owns the instances: sandboxes bound to one version of a
-// function. It starts them when calls need them, lends them to one call at a
-// time, keeps them warm for a while, and replaces those that die.
+// function. It starts them when calls need them or before, lends them to calls,
+// keeps them warm for as long as that is worth it, and replaces those that die.
+//
+// Everything is decided under one lock by code that only looks at the state
+// (scale.go: how many instances, and for whom there is room; queue.go: who
+// waits; stem.go: what is started before anyone knows for whom; idle.go: what
+// time brings). What takes time runs in goroutines that come back with the
+// result. An instance changes its state in one place, setState.
 package pool
 
 import (
 	"context"
 	"log/slog"
+	"math"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -13,6 +21,7 @@ import (
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/guest"
+	"github.com/hearthrun/hearth/pool/policy"
 )
 
 // Artifacts finds a version's code.
@@ -34,12 +43,25 @@ type Config struct {
 	Logs      Logs
 	Logger    *slog.Logger
 
-	// MaxQueue is how many calls of one function may wait; default 1000.
+	// MaxQueue is how many calls of one version may wait; default 1000.
 	MaxQueue int
-	// MaxInstances bounds the instances of all functions together; default 500.
+	// MaxQueued is how many calls of all versions together may wait; default
+	// 10,000.
+	MaxQueued int
+	// MaxInstances bounds the sandboxes of all functions together; default 1000.
 	MaxInstances int
-	// IdleTimeout is how long an unused instance is kept; default 10 min.
-	IdleTimeout time.Duration
+	// MaxStarts is how many sandboxes are started at the same time; default twice
+	// the number of cores, at least 4. More would only make each of them slower.
+	MaxStarts int
+	// Memory is how many bytes all sandboxes together are expected to use at most,
+	// by what they were seen to use; default is no limit.
+	Memory int64
+	// MaxStems is how many stem cells of one kind there are at most; default 8.
+	// Negative means none.
+	MaxStems int
+	// Learner returns what decides how long a function is kept warm without calls;
+	// default is policy.NewHybrid.
+	Learner func() policy.Learner
 	// StartTimeout bounds the start of a sandbox and its runtime; default 30 s.
 	StartTimeout time.Duration
 	// InitTimeout bounds the loading of a function's code; default 60 s.
@@ -57,24 +79,33 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	set := func(d *time.Duration, v time.Duration) {
+	number := func(n *int, v int) {
+		if *n == 0 {
+			*n = v
+		}
+	}
+	duration := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
 			*d = v
 		}
 	}
-	if c.MaxQueue == 0 {
-		c.MaxQueue = 1000
-	}
-	if c.MaxInstances == 0 {
-		c.MaxInstances = 500
+	number(&c.MaxQueue, 1000)
+	number(&c.MaxQueued, 10_000)
+	number(&c.MaxInstances, 1000)
+	number(&c.MaxStarts, max(4, 2*runtime.NumCPU()))
+	number(&c.MaxStems, 8)
+	if c.Memory == 0 {
+		c.Memory = math.MaxInt64
 	}
 	if c.MaxSnapshotBytes == 0 {
 		c.MaxSnapshotBytes = 4 << 30
 	}
-	set(&c.IdleTimeout, 10*time.Minute)
-	set(&c.StartTimeout, 30*time.Second)
-	set(&c.InitTimeout, 60*time.Second)
-	set(&c.Grace, 500*time.Millisecond)
+	if c.Learner == nil {
+		c.Learner = func() policy.Learner { return policy.Fixed(10 * time.Minute) }
+	}
+	duration(&c.StartTimeout, 30*time.Second)
+	duration(&c.InitTimeout, 60*time.Second)
+	duration(&c.Grace, 500*time.Millisecond)
 	return c
 }
 
@@ -86,41 +117,43 @@ type Pool struct {
 	background context.Context
 	cancel     context.CancelFunc
 	wg         sync.WaitGroup // every goroutine of the pool
+	wake       chan struct{}  // asks tick to look at once; capacity 1
+	// stems ends, by endStems, when no more stem cells are to be started.
+	stems    context.Context
+	endStems context.CancelFunc
 
 	mu     sync.Mutex
 	groups map[string]*group // guarded by mu; by Version.Incarnation
-	closed bool              // guarded by mu
-	quiet  chan struct{}     // guarded by mu; closed when closed and nothing is left
+	// functions is what is remembered of functions by their names, whether or not
+	// they have instances: of those that had a call or are to be kept warm.
+	functions map[string]*function // guarded by mu
+	// live has the incarnations that SetLive told, with their functions.
+	live map[string]string // guarded by mu
 	// retired has the incarnations that Retire was called for lately, and when: a
 	// call that found its version just before may still come.
 	retired map[string]time.Time // guarded by mu
+	// instances is every instance whose sandbox may still exist.
+	instances map[*instance]struct{} // guarded by mu
+	stocks    map[class]*stock       // guarded by mu
+	// rigid are drivers whose sandboxes cannot be resized.
+	rigid map[string]bool // guarded by mu
+	// hungry are groups that want an instance and found no room for one.
+	hungry  map[*group]struct{} // guarded by mu
+	queued  int                 // guarded by mu; waiting calls of all groups
+	starts  int                 // guarded by mu; sandboxes being started
+	used    int64               // guarded by mu; bytes, the charges of all instances
+	leaving struct {            // guarded by mu; what is being destroyed, of the above
+		instances int
+		bytes     int64
+	}
 	// snapshots are what new instances are restored from.
 	snapshots map[string]*snapshot // guarded by mu; by Version.Incarnation
 	// promised is the room on disk, in bytes, of snapshots that are being written.
-	promised int64 // guarded by mu
-	// instances is every instance whose sandbox may still exist.
-	instances map[*instance]struct{} // guarded by mu
-}
-
-// group is the instances and waiting calls of one version. Guarded by Pool.mu.
-type group struct {
-	version hearth.Version
-	// ctx bounds the starts of instances; cancel ends it when nobody can need
-	// them any more. nil before the first start.
-	ctx      context.Context
-	cancel   context.CancelFunc
-	idle     []*instance // the most recently used last
-	waiters  []*waiter   // first come, first served
-	starting int
-	total    int // instances in any state but dead
-	retired  bool
-}
-
-// waiter is a call that waits for an instance.
-type waiter struct {
-	ready chan struct{} // closed when inst or err is set
-	inst  *instance
-	err   error
+	promised int64                 // guarded by mu
+	watchers map[*watcher]struct{} // guarded by mu
+	next     time.Time             // guarded by mu; when tick looks at the groups
+	closed   bool                  // guarded by mu
+	quiet    chan struct{}         // guarded by mu; closed when closed and nothing is left
 }
 
 // Lease is an instance lent to one call.
@@ -131,12 +164,16 @@ type Lease struct {
 	Instance string
 	// Ready is what the function said when it was loaded.
 	Ready guest.Ready
-	// Cold is true if the call waited for this instance to be made.
-	Cold bool
+	// Cold is true if the call waited for this instance to be made, ColdReason why
+	// there was none.
+	Cold       bool
+	ColdReason hearth.ColdReason
 	// Timings has Queue, Start and Init of this call.
 	Timings hearth.Timings
 
-	inst *instance
+	inst    *instance
+	lent    time.Time
+	purpose purpose
 }
 
 // New returns an empty pool. Close it.
@@ -146,52 +183,83 @@ func New(cfg Config) *Pool {
 		cfg:        cfg.withDefaults(),
 		background: ctx,
 		cancel:     cancel,
+		wake:       make(chan struct{}, 1),
 		groups:     map[string]*group{},
-		quiet:      make(chan struct{}),
+		functions:  map[string]*function{},
+		live:       map[string]string{},
 		retired:    map[string]time.Time{},
-		snapshots:  map[string]*snapshot{},
 		instances:  map[*instance]struct{}{},
+		stocks:     map[class]*stock{},
+		rigid:      map[string]bool{},
+		hungry:     map[*group]struct{}{},
+		snapshots:  map[string]*snapshot{},
+		watchers:   map[*watcher]struct{}{},
+		quiet:      make(chan struct{}),
 	}
+	p.stems, p.endStems = context.WithCancel(ctx)
 	p.clearSnapshots()
-	p.wg.Go(p.reap)
+	p.wg.Go(p.tick)
+	p.wg.Go(p.weigh)
 	return p
 }
 
 // Do lends an instance of v to fn and takes it back when fn returns. If none
-// is idle, one is started, as far as the version's concurrency and the pool's
+// has a place, one is started, as far as the version's concurrency and the pool's
 // limits allow; else the call waits until ctx ends. If fn's call failed because
 // the instance died, the returned error says why it died. Errors besides fn's:
-// CodeExhausted when too many calls wait, CodeTimeout and CodeCanceled after
-// ctx, CodeFunction if the code cannot be loaded, CodeUnavailable if the host
-// cannot start it or the pool is closing.
+// CodeExhausted when too many calls wait or the call could not start before its
+// deadline (then with RetryAfter), CodeTimeout and CodeCanceled after ctx,
+// CodeFunction if the code cannot be loaded, CodeUnavailable if the host cannot
+// start it or the pool is closing.
 func (p *Pool) Do(ctx context.Context, v *hearth.Version, fn func(context.Context, *Lease) error) error {
+	return p.do(ctx, v, forCall, fn)
+}
+
+func (p *Pool) do(ctx context.Context, v *hearth.Version, why purpose, fn func(context.Context, *Lease) error) error {
 	for {
-		inst, lease, err := p.acquire(ctx, v)
+		lease, err := p.acquire(ctx, v, why)
 		if err != nil {
 			return err
 		}
-		if inst.conn.Err() != nil {
+		if !p.awake(lease) {
 			// It died while idle, and nothing was sent: take another.
-			p.release(ctx, inst)
+			p.release(lease)
 			continue
 		}
 		err = fn(ctx, lease)
-		err = inst.explain(err)
-		p.release(ctx, inst)
+		err = lease.inst.explain(err)
+		p.release(lease)
 		return err
 	}
 }
 
-// Verify starts an instance of v to see whether its code loads, and keeps it
-// for the version's first call. Where it pays it saves the loaded function, so
-// that later instances are restored. Errors: as Do.
+// purpose is what an instance is asked for.
+type purpose int
+
+const (
+	forCall purpose = iota
+	// forVerification starts the instance in such a way that it can be saved, and
+	// runs the function's warm-up.
+	forVerification
+)
+
+// Verify starts an instance of v to see whether its code loads and its warm-up
+// works, and keeps it for the version's first call. Where it pays it saves the
+// loaded function, so that later instances are restored. It tells in v what the
+// handler is like. Errors: as Do.
 func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
-	var cold time.Duration
+	if _, err := newSchedule(v.Config.Warm); err != nil {
+		return err
+	}
+	var cold, init time.Duration
 	ended := false
-	err := p.Do(ctx, v, func(ctx context.Context, l *Lease) error {
+	err := p.do(ctx, v, forVerification, func(ctx context.Context, l *Lease) error {
 		v.RequestStream = l.Ready.RequestStream
+		if n := v.Config.InstanceConcurrency; n > 1 && !l.Ready.Concurrent {
+			v.Warnings = append(v.Warnings, "instance_concurrency has no effect: the handler is not async, so each instance runs one call at a time")
+		}
 		if l.Cold && l.inst.restored == nil { // no call has left anything in its memory
-			cold = l.inst.inited.Sub(l.inst.begun)
+			cold, init = l.inst.inited.Sub(l.inst.begun), l.inst.inited.Sub(l.inst.started)
 			ended = p.save(ctx, l.inst)
 		}
 		return nil
@@ -200,10 +268,89 @@ func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
 		return err
 	}
 	// What was saved has ended; the next instance shows what that was good for.
-	return p.Do(ctx, v, func(_ context.Context, l *Lease) error {
-		p.judge(l.inst, cold)
+	return p.do(ctx, v, forVerification, func(_ context.Context, l *Lease) error {
+		p.judge(l.inst, cold, init)
 		return nil
 	})
+}
+
+// SetLive tells which versions answer calls now. Those that did and do no more
+// are retired; those that follow them are made ready for their load, and what is
+// to be kept warm is started.
+func (p *Pool) SetLive(versions []hearth.Version) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	now := time.Now()
+	live := make(map[string]string, len(versions))
+	for i := range versions {
+		live[versions[i].Incarnation] = versions[i].Function
+	}
+	replaced := map[string]*group{} // by function
+	var starting []*group
+	for incarnation, name := range p.live {
+		if _, ok := live[incarnation]; ok {
+			continue
+		}
+		if g := p.groups[incarnation]; g != nil {
+			replaced[name] = g
+		}
+	}
+	for i := range versions {
+		v := &versions[i]
+		if _, ok := p.live[v.Incarnation]; ok {
+			continue
+		}
+		p.stockLocked(v).demand.touch(now)
+		old := replaced[v.Function]
+		if v.Config.Warm.Min == 0 && old == nil {
+			continue
+		}
+		g := p.groupLocked(v)
+		if old != nil { // callers do not notice that the code changed
+			g.load, g.service = old.load, old.service
+			g.load.Set(now, len(g.waiters)+g.inFlight)
+		}
+		starting = append(starting, g)
+	}
+	old := p.live
+	p.live = live
+	for _, g := range starting {
+		p.keepLocked(g)
+		p.scaleLocked(g)
+		p.planLocked(g, now)
+	}
+	for incarnation := range old {
+		if _, ok := live[incarnation]; !ok {
+			p.retireLocked(incarnation)
+		}
+	}
+	names := make(map[string]bool, len(live))
+	for _, name := range live {
+		names[name] = true
+	}
+	for name := range p.functions {
+		if !names[name] {
+			p.forgetFunctionLocked(name)
+		}
+	}
+	p.wakeUp()
+}
+
+// keepLocked reads what the group's version wants to be kept ready.
+func (p *Pool) keepLocked(g *group) {
+	g.function.keep = nil
+	if g.version.Config.Warm.Min == 0 {
+		return
+	}
+	keep, err := newSchedule(g.version.Config.Warm)
+	if err != nil { // Verify has refused it, unless an older Hearth deployed it
+		p.cfg.Logger.Warn("nothing is kept warm", "function", g.version.Function, "version", g.version.Number, "err", err)
+		return
+	}
+	g.function.keep = keep
 }
 
 // Retire lets the instances of an incarnation finish their calls, and those
@@ -211,11 +358,16 @@ func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
 func (p *Pool) Retire(incarnation string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.retireLocked(incarnation)
+}
+
+func (p *Pool) retireLocked(incarnation string) {
 	p.retired[incarnation] = time.Now()
+	delete(p.live, incarnation)
 	p.dropLocked(incarnation)
 	if g := p.groups[incarnation]; g != nil {
 		g.retired = true
-		p.evictLocked(g)
+		p.evictLocked(g, "its version was replaced or deleted")
 	}
 }
 
@@ -224,17 +376,18 @@ func (p *Pool) Evict(incarnation string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if g := p.groups[incarnation]; g != nil {
-		return p.evictLocked(g)
+		g.absent = hearth.ColdEvicted
+		return p.evictLocked(g, "somebody asked for it")
 	}
 	return 0
 }
 
-func (p *Pool) evictLocked(g *group) int {
+func (p *Pool) evictLocked(g *group, why string) int {
 	idle := slices.Clone(g.idle)
 	for _, inst := range idle {
-		p.removeLocked(inst)
+		p.removeLocked(inst, why)
 	}
-	p.forgetLocked(g)
+	p.settleLocked(g)
 	return len(idle)
 }
 
@@ -246,7 +399,11 @@ func (p *Pool) Close(ctx context.Context) error {
 		p.closed = true
 		for _, g := range p.groups {
 			g.retired = true
-			p.evictLocked(g) // also ends starts that no call waits for
+			p.evictLocked(g, whyClosing) // also ends starts that no call waits for
+		}
+		p.endStems()
+		for _, s := range p.stocks {
+			p.emptyLocked(s, whyClosing)
 		}
 		p.quietLocked()
 	}
@@ -262,8 +419,11 @@ func (p *Pool) Close(ctx context.Context) error {
 	p.cancel()
 	p.wg.Wait()
 	p.clearSnapshots()
+	p.unwatch()
 	return err
 }
+
+const whyClosing = "the server is shutting down"
 
 // abort fails every waiter and destroys every instance, lent or not.
 func (p *Pool) abort() {
@@ -271,313 +431,23 @@ func (p *Pool) abort() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, g := range p.groups {
-		for _, w := range g.waiters {
-			w.fail(errClosing())
-		}
-		g.waiters = nil
+		p.failLocked(g, errClosing())
 	}
 	for inst := range p.instances {
-		if inst.state != stateStarting {
-			p.removeLocked(inst)
+		if inst.state != hearth.InstanceStarting {
+			p.removeLocked(inst, whyClosing)
 		}
 	}
 	p.quietLocked()
 }
 
 func errClosing() error {
-	return hearth.Errorf(hearth.CodeUnavailable, "the server is shutting down").WithHint("try again in a moment")
-}
-
-// acquire returns an instance in state lent.
-func (p *Pool) acquire(ctx context.Context, v *hearth.Version) (*instance, *Lease, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, waitError(ctx, nil)
-	}
-	asked := time.Now()
-	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
-		return nil, nil, errClosing()
-	}
-	g := p.groups[v.Incarnation]
-	if g == nil {
-		_, retired := p.retired[v.Incarnation]
-		g = &group{version: *v, retired: retired}
-		p.groups[v.Incarnation] = g
-	}
-	if n := len(g.idle); n > 0 {
-		inst := g.idle[n-1]
-		g.idle = g.idle[:n-1]
-		inst.setState(stateLent)
-		p.mu.Unlock()
-		return inst, &Lease{Conn: inst.conn, Instance: inst.id, Ready: inst.ready, inst: inst}, nil
-	}
-	if len(g.waiters) >= p.cfg.MaxQueue {
-		p.mu.Unlock()
-		return nil, nil, hearth.Errorf(hearth.CodeExhausted, "%d calls of %s wait already", p.cfg.MaxQueue, v.Function).
-			WithHint("try again later, or raise the function's concurrency (now %d)", v.Config.Concurrency)
-	}
-	w := &waiter{ready: make(chan struct{})}
-	g.waiters = append(g.waiters, w)
-	p.growLocked(g)
-	p.mu.Unlock()
-
-	select {
-	case <-w.ready:
-	case <-ctx.Done():
-		p.mu.Lock()
-		if i := slices.Index(g.waiters, w); i >= 0 {
-			g.waiters = slices.Delete(g.waiters, i, i+1)
-			err := waitError(ctx, g)
-			p.forgetLocked(g)
-			p.mu.Unlock()
-			return nil, nil, err
-		}
-		p.mu.Unlock()
-		// It was served at the same moment: hand it on.
-		if w.inst != nil {
-			p.release(p.background, w.inst)
-		}
-		return nil, nil, waitError(ctx, nil)
-	}
-	if w.err != nil {
-		return nil, nil, w.err
-	}
-	lease := w.inst.lease(asked, time.Now())
-	w.inst.fresh = false
-	return w.inst, lease, nil
-}
-
-// waitError tells why a call that waited was not served.
-func waitError(ctx context.Context, g *group) error {
-	if ctx.Err() == context.Canceled { //nolint:errorlint // Err returns it bare
-		return &hearth.Error{Code: hearth.CodeCanceled, Message: "the caller went away", Err: context.Cause(ctx)}
-	}
-	msg, hint := "the deadline passed while the call waited for an instance", "raise the function's timeout or concurrency"
-	if g != nil && g.starting > 0 && g.starting == g.total {
-		msg, hint = "the deadline passed while the function was starting", "raise its timeout, or make its imports faster; the start goes on for the next call"
-	}
-	return &hearth.Error{Code: hearth.CodeTimeout, Message: msg, Hint: hint, Err: context.Cause(ctx)}
-}
-
-// growLocked starts instances for the waiters that have none coming.
-func (p *Pool) growLocked(g *group) {
-	for g.starting < len(g.waiters) && g.total < g.version.Config.Concurrency {
-		if len(p.instances) >= p.cfg.MaxInstances {
-			p.evictOldestLocked()
-			return // whatever ends next makes room
-		}
-		inst := &instance{
-			pool: p, group: g, id: newID(),
-			asked: time.Now(), fresh: true,
-		}
-		if g.ctx == nil || g.ctx.Err() != nil {
-			g.ctx, g.cancel = context.WithCancel(p.background)
-		}
-		startCtx := g.ctx
-		inst.setState(stateStarting)
-		g.starting++
-		g.total++
-		p.instances[inst] = struct{}{}
-		p.wg.Go(func() { p.start(startCtx, inst) })
-	}
-}
-
-// evictOldestLocked makes room by destroying the instance idle the longest.
-func (p *Pool) evictOldestLocked() {
-	var oldest *instance
-	for _, g := range p.groups {
-		if len(g.idle) > 0 && (oldest == nil || g.idle[0].idleSince.Before(oldest.idleSince)) {
-			oldest = g.idle[0]
-		}
-	}
-	if oldest != nil {
-		p.removeLocked(oldest)
-	}
-}
-
-// start makes an instance and gives it to the first waiter.
-func (p *Pool) start(ctx context.Context, inst *instance) {
-	err := inst.start(ctx)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	g := inst.group
-	g.starting--
-	if err != nil {
-		p.removeLocked(inst)
-		givenUp := ctx.Err() != nil && p.background.Err() == nil
-		if len(g.waiters) > 0 && !givenUp { // who came after it was given up gets another
-			w := g.waiters[0]
-			g.waiters = g.waiters[1:]
-			w.fail(err)
-		} else if !givenUp {
-			p.cfg.Logger.Info("instance did not start", "function", g.version.Function, "version", g.version.Number, "instance", inst.id, "err", err)
-		}
-		p.growLocked(g)
-		p.forgetLocked(g)
-		return
-	}
-	p.wg.Go(func() { p.watch(inst) })
-	p.offerLocked(inst)
-}
-
-func (w *waiter) fail(err error) {
-	w.err = err
-	close(w.ready)
-}
-
-// owesLocked tells whether a full pool needs a place for a version that has
-// calls and no instance. Else versions whose queues never end would keep all
-// places.
-func (p *Pool) owesLocked() bool {
-	if len(p.instances) < p.cfg.MaxInstances {
-		return false
-	}
-	owed := 0
-	for _, g := range p.groups {
-		if g.starved() {
-			owed++
-		}
-	}
-	if owed == 0 {
-		return false
-	}
-	for inst := range p.instances {
-		if inst.state == stateDead {
-			owed-- // its place is on the way
-		}
-	}
-	return owed > 0
-}
-
-func (g *group) starved() bool { return g.total == 0 && len(g.waiters) > 0 }
-
-// offerLocked gives a free instance to the first waiter, or makes it idle. One
-// that has served a call may have to give its place to another version instead.
-func (p *Pool) offerLocked(inst *instance) {
-	g := inst.group
-	switch {
-	case !inst.fresh && p.owesLocked():
-		p.removeLocked(inst)
-		p.forgetLocked(g)
-	case len(g.waiters) > 0:
-		w := g.waiters[0]
-		g.waiters = g.waiters[1:]
-		inst.setState(stateLent)
-		w.inst = inst
-		close(w.ready)
-	case g.retired:
-		p.removeLocked(inst)
-		p.forgetLocked(g)
-	default:
-		inst.fresh = false
-		inst.setState(stateIdle)
-		inst.idleSince = time.Now()
-		g.idle = append(g.idle, inst)
-		if len(p.instances) >= p.cfg.MaxInstances {
-			p.makeRoomLocked()
-		}
-	}
-}
-
-// release takes back an instance after its call. ctx is the call's.
-func (p *Pool) release(ctx context.Context, inst *instance) {
-	settled := inst.conn.Settled()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if inst.conn.Err() != nil || inst.state == stateDead {
-		p.removeLocked(inst)
-		p.growLocked(inst.group)
-		p.forgetLocked(inst.group)
-		return
-	}
-	if settled {
-		p.offerLocked(inst)
-		return
-	}
-	// The caller has left before the function ended its call: that may go on
-	// to the deadline, and then has a little time to notice that it is over.
-	inst.setState(stateSettling)
-	end := time.Now().Add(p.cfg.Grace)
-	if d, ok := ctx.Deadline(); ok && time.Now().Before(d) {
-		end = d.Add(p.cfg.Grace)
-	}
-	p.wg.Go(func() {
-		ctx, cancel := context.WithDeadline(p.background, end)
-		defer cancel()
-		inst.conn.Settle(ctx) //nolint:errcheck // an error shows as conn.Err in release
-		p.release(ctx, inst)
-	})
-}
-
-// watch notices an idle instance that dies.
-func (p *Pool) watch(inst *instance) {
-	<-inst.conn.Done()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if inst.state == stateIdle {
-		p.removeLocked(inst)
-		p.forgetLocked(inst.group)
-	}
-}
-
-// removeLocked takes an instance out of the pool and destroys it. Its place is
-// free only when the sandbox is gone, so limits hold on the host too.
-func (p *Pool) removeLocked(inst *instance) {
-	if inst.state == stateDead {
-		return
-	}
-	g := inst.group
-	if i := slices.Index(g.idle, inst); i >= 0 {
-		g.idle = slices.Delete(g.idle, i, i+1)
-	}
-	inst.setState(stateDead)
-	g.total--
-	p.wg.Go(func() {
-		inst.destroy()
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.instances, inst)
-		p.quietLocked()
-		p.makeRoomLocked()
-	})
-}
-
-// makeRoomLocked lets groups that found the pool full try again, those that
-// have no instance first.
-func (p *Pool) makeRoomLocked() {
-	for _, g := range p.groups {
-		if g.starved() && len(p.instances) < p.cfg.MaxInstances {
-			p.growLocked(g)
-		}
-	}
-	for _, g := range p.groups {
-		if len(g.waiters) > g.starting {
-			p.growLocked(g)
-		}
-	}
-}
-
-// forgetLocked drops a group that has nothing left, and gives up starts that
-// nobody can need any more.
-func (p *Pool) forgetLocked(g *group) {
-	if len(g.waiters) == 0 && (g.retired || g.total == 0) && g.cancel != nil {
-		g.cancel() // nobody needs what is still starting
-	}
-	if g.total == 0 && len(g.waiters) == 0 && p.groups[g.version.Incarnation] == g {
-		delete(p.groups, g.version.Incarnation)
-	}
-	p.quietLocked()
+	return hearth.Errorf(hearth.CodeUnavailable, whyClosing).WithHint("try again in a moment")
 }
 
 func (p *Pool) quietLocked() {
-	if !p.closed || len(p.instances) > 0 {
+	if !p.closed || len(p.instances) > 0 || p.queued > 0 {
 		return
-	}
-	for _, g := range p.groups {
-		if len(g.waiters) > 0 {
-			return
-		}
 	}
 	select {
 	case <-p.quiet:
@@ -586,29 +456,10 @@ func (p *Pool) quietLocked() {
 	}
 }
 
-// reap destroys instances that were idle for too long.
-func (p *Pool) reap() {
-	tick := time.NewTicker(max(p.cfg.IdleTimeout/10, 10*time.Millisecond))
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-p.background.Done():
-			return
-		}
-		p.mu.Lock()
-		old := time.Now().Add(-p.cfg.IdleTimeout)
-		for _, g := range p.groups {
-			for len(g.idle) > 0 && g.idle[0].idleSince.Before(old) {
-				p.removeLocked(g.idle[0])
-			}
-			p.forgetLocked(g)
-		}
-		for incarnation, at := range p.retired {
-			if at.Before(time.Now().Add(-time.Minute)) {
-				delete(p.retired, incarnation)
-			}
-		}
-		p.mu.Unlock()
+// wakeUp makes tick look at once.
+func (p *Pool) wakeUp() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/guest"
+	"github.com/hearthrun/hearth/pool/policy"
 )
 
 func (s *sink) Head(*guest.Head) error { return nil }
@@ -22,7 +23,7 @@ func (s *sink) Head(*guest.Head) error { return nil }
 func newPool(d driver.Driver, change func(*Config)) *Pool {
 	cfg := Config{
 		Drivers: map[string]driver.Driver{"fake": d}, Artifacts: nowhere{}, Logs: nowhere{},
-		Logger: slog.New(slog.DiscardHandler),
+		Logger: slog.New(slog.DiscardHandler), MaxStems: -1,
 	}
 	if change != nil {
 		change(&cfg)
@@ -46,6 +47,11 @@ func do(ctx context.Context, p *Pool, v *hearth.Version, id string) (string, *Le
 		return l.Conn.Invoke(ctx, &guest.Call{ID: id, Kind: hearth.KindEvent, Deadline: time.Now()}, &s)
 	})
 	return string(s.body), lease, err
+}
+
+// keep keeps every function warm for that long.
+func keep(d time.Duration) func() policy.Learner {
+	return func() policy.Learner { return policy.Fixed(d) }
 }
 
 func echo(_ *fakeGuest, invoke []byte) []frame { return answer(invocationID(invoke)) }
@@ -112,11 +118,12 @@ func TestHandedOnInstanceIsCold(t *testing.T) {
 	d := &fakeDriver{beforeCreate: func(context.Context) error { time.Sleep(time.Second); return nil }}
 	run(t, d, nil, func(t *testing.T, p *Pool) {
 		v := version("f", 1)
-		first := &waiter{ready: make(chan struct{})}
+		first := &waiter{ready: make(chan struct{}), asked: time.Now()}
 		p.mu.Lock()
-		g := &group{version: *v, waiters: []*waiter{first}}
-		p.groups[v.Incarnation] = g
-		p.growLocked(g)
+		g := p.groupLocked(v)
+		g.waiters = []*waiter{first}
+		p.queued++
+		p.scaleLocked(g)
 		p.mu.Unlock()
 		second := make(chan *Lease, 1)
 		go func() {
@@ -127,7 +134,7 @@ func TestHandedOnInstanceIsCold(t *testing.T) {
 			second <- lease
 		}()
 		<-first.ready
-		p.release(p.background, first.inst)
+		p.release(&Lease{inst: first.inst})
 		if l := <-second; !l.Cold || l.Timings.Start != time.Second || l.Timings.Queue != 0 {
 			t.Errorf("cold %v, %+v", l.Cold, l.Timings)
 		}
@@ -209,7 +216,7 @@ func TestWaitIsCancellable(t *testing.T) {
 
 func TestIdleInstancesExpire(t *testing.T) {
 	d := &fakeDriver{}
-	run(t, d, func(c *Config) { c.IdleTimeout = time.Minute }, func(t *testing.T, p *Pool) {
+	run(t, d, func(c *Config) { c.Learner = keep(time.Minute) }, func(t *testing.T, p *Pool) {
 		if _, _, err := do(t.Context(), p, version("f", 1), "a"); err != nil {
 			t.Fatal(err)
 		}
@@ -579,7 +586,7 @@ func TestRandom(t *testing.T) {
 	for seed := range uint64(30) {
 		d := &fakeDriver{}
 		run(t, d, func(c *Config) {
-			c.MaxInstances, c.MaxQueue, c.IdleTimeout = 5, 20, 3*time.Second
+			c.MaxInstances, c.MaxQueue, c.Learner = 5, 20, keep(3*time.Second)
 		}, func(t *testing.T, p *Pool) {
 			var rmu sync.Mutex
 			rnd := rand.New(rand.NewPCG(seed, 1))

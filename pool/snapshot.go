@@ -22,12 +22,14 @@ type snapshot struct {
 	bytes  int64
 	secret string      // of the saved guest
 	ready  guest.Ready // what it said when it had loaded the function
+	// slower is true if a stem cell loads the function in less time. Set by judge.
+	slower bool // guarded by Pool.mu
 }
 
 // save takes a snapshot of a fresh instance that its caller has. It tells
 // whether the instance has ended with that, whatever came of it.
 func (p *Pool) save(ctx context.Context, i *instance) (ended bool) {
-	v := &i.group.version
+	v := i.version.Load()
 	_, restorer := p.cfg.Drivers[v.Config.Isolation].(driver.Restorer)
 	sandbox, snapshotter := i.sandbox.(driver.Snapshotter)
 	if p.cfg.SnapshotDir == "" || !restorer || !snapshotter || !i.ready.Snapshot {
@@ -73,13 +75,13 @@ func (p *Pool) save(ctx context.Context, i *instance) (ended bool) {
 // as its memory holds now, and no more than it may hold. Until withdraw others
 // do not get that room. Errors: CodeExhausted if there is not as much left.
 func (p *Pool) promise(ctx context.Context, i *instance) (int64, error) {
-	bytes := int64(i.group.version.Config.Memory)
+	bytes := int64(i.version.Load().Config.Memory)
 	if stats, err := i.sandbox.Stats(ctx); err == nil && stats.Memory > 0 { // else it is unknown
 		bytes = min(bytes, stats.Memory)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.fitsLocked(bytes); err != nil {
+	if err := p.storableLocked(bytes); err != nil {
 		return 0, err
 	}
 	p.promised += bytes
@@ -92,8 +94,8 @@ func (p *Pool) withdraw(promise int64) {
 	p.promised -= promise
 }
 
-// fitsLocked returns an error unless there is room for a snapshot of that size.
-func (p *Pool) fitsLocked(bytes int64) error {
+// storableLocked returns an error unless there is room for a snapshot of that size.
+func (p *Pool) storableLocked(bytes int64) error {
 	total := p.promised + bytes
 	for _, s := range p.snapshots {
 		total += s.bytes
@@ -146,7 +148,7 @@ func (p *Pool) keep(incarnation string, s *snapshot, promise int64) error {
 	if _, retired := p.retired[incarnation]; retired || p.closed {
 		return hearth.Errorf(hearth.CodeConflict, "the version was retired meanwhile")
 	}
-	if err := p.fitsLocked(s.bytes - promise); err != nil {
+	if err := p.storableLocked(s.bytes - promise); err != nil {
 		return err
 	}
 	p.dropLocked(incarnation)
@@ -220,9 +222,8 @@ func (i *instance) restore(ctx context.Context, d driver.Driver, spec driver.Spe
 		i.inited = i.started
 		return true
 	}
-	i.destroySandbox()
-	i.sandbox, i.conn, i.restored, i.ready = nil, nil, nil, guest.Ready{}
-	v := &i.group.version
+	i.reset()
+	v := i.version.Load()
 	if ctx.Err() == nil && i.pool.snapshotOf(v.Incarnation) == s { // else it was given up, or s is gone already
 		i.pool.cfg.Logger.Warn("a snapshot could not be restored and is removed; the function starts without it",
 			"function", v.Function, "version", v.Number, "instance", i.id, "err", err)
@@ -240,22 +241,26 @@ func (i *instance) resume(ctx context.Context, d driver.Restorer, spec driver.Sp
 	if err != nil {
 		return err
 	}
-	i.conn, err = guest.Resume(ctx, nc, guest.Options{Secret: s.secret, OnLog: i.log})
+	i.conn, err = guest.Resume(ctx, nc, i.options())
 	return err
 }
 
 // judge drops the snapshot that an instance was restored from if that took
-// longer than cold, the time of a start without.
-func (p *Pool) judge(i *instance, cold time.Duration) {
+// longer than cold, the time of a start without. init is the part of cold that a
+// stem cell does not save.
+func (p *Pool) judge(i *instance, cold, init time.Duration) {
 	if i.restored == nil {
 		return
 	}
-	v, took := &i.group.version, i.inited.Sub(i.begun)
+	v, took := i.version.Load(), i.inited.Sub(i.begun)
 	log := p.cfg.Logger.With("function", v.Function, "version", v.Number, "cold", cold, "restored", took)
 	if took >= cold {
 		log.Info("a snapshot is removed: a start without it is faster")
 		p.drop(v.Incarnation, i.restored)
 		return
 	}
+	p.mu.Lock()
+	i.restored.slower = took > init
+	p.mu.Unlock()
 	log.Info("starts are restored from a snapshot", "bytes", i.restored.bytes)
 }

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/api"
 	"github.com/hearthrun/hearth/build"
@@ -46,6 +48,13 @@ type Config struct {
 	// defaults 1,000,000 and 7 days.
 	KeepInvocations    int
 	KeepInvocationsFor time.Duration
+
+	// MemoryBudget is what all instances together are expected to use at most, in
+	// bytes; default three quarters of the memory that this process may have.
+	MemoryBudget hearth.Bytes
+	// StemCells is how many sandboxes of each kind are started ahead of any
+	// function at most; default 8, negative none.
+	StemCells int
 
 	// ImagesDir holds the base images of runtimes; default "images" in DataDir.
 	ImagesDir string
@@ -80,6 +89,22 @@ func (c Config) imagesDir() string {
 		return c.ImagesDir
 	}
 	return filepath.Join(c.DataDir, "images")
+}
+
+// memoryBudget returns MemoryBudget or its default.
+func (c Config) memoryBudget() int64 {
+	if c.MemoryBudget > 0 {
+		return int64(c.MemoryBudget)
+	}
+	total, err := memlimit.FromSystem()
+	if err != nil {
+		c.Logger.Warn("the memory of instances is not bounded: give --memory-budget", "err", err)
+		return 0
+	}
+	if limit, err := memlimit.FromCgroup(); err == nil { // else there is no limit
+		total = min(total, limit)
+	}
+	return int64(total / 4 * 3)
 }
 
 func (c Config) withDefaults() Config {
@@ -158,6 +183,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.pool = pool.New(pool.Config{
 		Drivers: s.drivers, Artifacts: s.store, Logs: s.logs, Logger: log,
 		SnapshotDir: filepath.Join(s.store.Dir(), "snapshots"),
+		Memory:      s.cfg.memoryBudget(), MaxStems: s.cfg.StemCells,
 	})
 	spool := filepath.Join(s.store.Dir(), "spool")
 	// A killed server may have left what it had no time to unlink.

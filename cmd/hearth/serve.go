@@ -69,9 +69,11 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringSliceVar(&cfg.BuildAllow, "build-allow", nil, "`HOST:PORT` that dependency builds may reach though its address is not public, such as a registry of your network (repeatable)")
 	f.StringArrayVar(&buildEnv, "build-env", nil, "`NAME=VALUE` for installers of dependencies, such as PIP_INDEX_URL or npm_config_registry (repeatable)")
 	f.DurationVar(&cfg.BuildTimeout, "build-timeout", 10*time.Minute, "how long one dependency build may take")
+	f.TextVar(&cfg.MemoryBudget, "memory-budget", hearth.Bytes(0), "`SIZE` that all instances together are expected to use at most, such as 4GiB; 0B means three quarters of the memory there is")
+	f.IntVar(&cfg.StemCells, "stem-cells", 8, "how many sandboxes of each kind are started ahead of any function at most; -1 for none")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "build-allow", "build-timeout", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "build-allow", "build-timeout", "memory-budget", "stem-cells", "log-level", "log-format")
 	return cmd
 }
 

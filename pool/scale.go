@@ -1,0 +1,433 @@
+package pool
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/pool/policy"
+)
+
+// What a sandbox is expected to use before one of its kind was weighed, and the
+// least that is counted for one, in bytes.
+const (
+	unknownMemory = 64 << 20
+	leastMemory   = 8 << 20
+)
+
+// wantLocked is how many instances the group should have now.
+func (p *Pool) wantLocked(g *group, now time.Time) int {
+	if p.closed || g.retired { // whoever waits is still served
+		return min((len(g.waiters)+g.per-1)/g.per+g.total()-g.starting, g.max())
+	}
+	average, peak, idleSince := g.load.At(now)
+	if idleSince.IsZero() || g.function.lastEnd.After(idleSince) {
+		idleSince = g.function.lastEnd
+	}
+	if idleSince.IsZero() { // it was started ahead of its first call
+		idleSince = g.readyAt
+	}
+	n := policy.Decide(now, p.limitsLocked(g, now), policy.Observed{
+		InFlight: g.inFlight, Queued: len(g.waiters), Instances: g.total(),
+		Service: g.service.Value(), Cold: g.cold.Value(),
+		Average: average, Peak: peak, IdleSince: idleSince, Windows: g.windowsLocked(p),
+	})
+	if len(g.waiters) > 0 && g.starting == 0 && now.Sub(g.waiters[0].asked) > g.cold.Value() {
+		// It has waited for longer than a start takes: what the calls took until now
+		// does not tell how long they take.
+		n = max(n, min(g.total()+1, g.max()))
+	}
+	return n
+}
+
+func (p *Pool) limitsLocked(g *group, now time.Time) policy.Limits {
+	return policy.Limits{Min: p.minLocked(g, now), Max: g.max(), PerInstance: g.per}
+}
+
+// minLocked is how many instances are kept ready whether or not there are calls.
+func (p *Pool) minLocked(g *group, now time.Time) int {
+	if _, live := p.live[g.version.Incarnation]; !live || g.function.keep == nil {
+		return 0
+	}
+	return min(g.function.keep.min(now), g.max())
+}
+
+// windowsLocked are when the group is kept warm after its last call.
+func (g *group) windowsLocked(p *Pool) policy.Windows {
+	if !g.known {
+		if g.function.learner == nil {
+			g.function.learner = p.cfg.Learner()
+		}
+		g.windows, g.known = g.function.learner.Windows(), true
+	}
+	return g.windows
+}
+
+// scaleLocked starts the instances that the group lacks, as far as there is room
+// for them.
+func (p *Pool) scaleLocked(g *group) {
+	now := time.Now()
+	want := p.wantLocked(g, now)
+	for g.total() < want {
+		if len(g.waiters) <= g.starting*g.per && now.Before(g.retryAt) {
+			break // nobody waits, and the last ones failed
+		}
+		if !p.growLocked(g, now) {
+			p.hungry[g] = struct{}{}
+			p.lookAt(g, now.Add(impatience))
+			return
+		}
+	}
+	delete(p.hungry, g)
+	if len(g.waiters) > 0 {
+		p.lookAt(g, now.Add(impatience))
+	}
+}
+
+// growLocked starts one instance; false means that there is no room now.
+func (p *Pool) growLocked(g *group, now time.Time) bool {
+	if p.starts >= p.cfg.MaxStarts {
+		return false
+	}
+	inst := p.stemForLocked(g)
+	if !p.roomLocked(g, inst) {
+		return false
+	}
+	if inst == nil {
+		inst = &instance{pool: p, id: newID(), born: now}
+		p.instances[inst] = struct{}{}
+	} else {
+		p.takeLocked(inst)
+	}
+	if g.ctx == nil || g.ctx.Err() != nil {
+		g.ctx, g.cancel = context.WithCancel(p.background)
+	}
+	ctx := g.ctx
+	inst.group, inst.asked, inst.fresh, inst.purpose = g, now, true, forCall
+	if g.verifying {
+		inst.purpose = forVerification
+	}
+	inst.ahead = len(g.waiters) <= g.starting*g.per
+	inst.version.Store(&g.version)
+	p.chargeLocked(inst, g.estimate())
+	g.all = append(g.all, inst)
+	g.starting++
+	p.starts++
+	p.setState(inst, hearth.InstanceStarting, p.whyStarted(g, inst, now))
+	p.wg.Go(func() { p.start(ctx, inst) })
+	return true
+}
+
+// whyStarted says in words what an instance is started for.
+func (p *Pool) whyStarted(g *group, inst *instance, now time.Time) string {
+	switch {
+	case inst.purpose == forVerification:
+		return "its version was deployed"
+	case !inst.ahead:
+		return fmt.Sprintf("%d calls waited", len(g.waiters))
+	case g.total() < p.minLocked(g, now):
+		return g.function.keep.why
+	case g.active():
+		return "all others were busy"
+	}
+	return "a call is expected: " + g.keepAlive()
+}
+
+// start makes an instance and offers it to those who wait.
+func (p *Pool) start(ctx context.Context, inst *instance) {
+	err := inst.start(ctx)
+	if err == nil && (inst.ahead || inst.purpose == forVerification) {
+		if warmErr := inst.warmUp(ctx); warmErr != nil {
+			inst.append("hearth", "", hearth.AsError(warmErr).Message)
+			if inst.purpose == forVerification || inst.conn.Err() != nil {
+				err = warmErr
+			}
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g := inst.group
+	g.starting--
+	p.starts--
+	defer p.feedLocked()
+	if err != nil {
+		g.failures++
+		g.retryAt = time.Now().Add(backoff(g.failures))
+		givenUp := ctx.Err() != nil && p.background.Err() == nil
+		p.removeLocked(inst, "it did not start: "+hearth.AsError(err).Message)
+		g.absent = hearth.ColdDied
+		if len(g.waiters) > 0 && !givenUp { // who came after it was given up gets another
+			w := g.waiters[0]
+			g.waiters = g.waiters[1:]
+			p.queued--
+			g.loadLocked(time.Now())
+			w.fail(err)
+		} else if !givenUp {
+			p.cfg.Logger.Info("instance did not start", "function", g.version.Function, "version", g.version.Number, "instance", inst.id, "err", err)
+		}
+		p.scaleLocked(g)
+		p.settleLocked(g)
+		return
+	}
+	g.failures, g.readyAt = 0, time.Now()
+	if !inst.ready.Concurrent {
+		g.per = 1
+	}
+	inst.slots = g.per
+	g.cold.Add(max(inst.inited.Sub(inst.asked), 1))
+	p.watchLocked(inst)
+	p.offerLocked(inst)
+}
+
+// backoff is how long nothing is started ahead of calls after that many starts
+// have failed.
+func backoff(failures int) time.Duration {
+	return min(time.Second<<min(failures-1, 10), time.Minute)
+}
+
+// watchLocked notices when an instance dies that no call would notice.
+func (p *Pool) watchLocked(inst *instance) {
+	conn := inst.conn
+	if inst.watched == conn {
+		return // it was a stem cell
+	}
+	inst.watched = conn
+	p.wg.Go(func() {
+		<-conn.Done()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if inst.watched != conn || inst.calls > 0 || inst.state == hearth.InstanceStarting || inst.gone() {
+			return
+		}
+		p.removeLocked(inst, "its process ended")
+		if g := inst.group; g != nil {
+			g.absent = hearth.ColdDied
+			p.scaleLocked(g)
+			p.settleLocked(g)
+		}
+		p.feedLocked()
+	})
+}
+
+// removeLocked takes an instance out of the pool and destroys it. Its place is
+// free only when the sandbox is gone, so limits hold on the host too.
+func (p *Pool) removeLocked(inst *instance, why string) {
+	if inst.gone() {
+		return
+	}
+	if g := inst.group; g != nil {
+		g.unidle(inst)
+		g.all = slices.DeleteFunc(g.all, func(i *instance) bool { return i == inst })
+		if inst.draining {
+			g.draining--
+		}
+	} else if s := inst.stock; s != nil {
+		s.cells = slices.DeleteFunc(s.cells, func(i *instance) bool { return i == inst })
+	}
+	p.setState(inst, hearth.InstanceStopping, why)
+	p.leaving.instances++
+	p.leaving.bytes += inst.charge
+	p.wg.Go(func() {
+		inst.destroy()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.instances, inst)
+		p.leaving.instances--
+		p.leaving.bytes -= inst.charge
+		p.used -= inst.charge
+		p.setState(inst, hearth.InstanceStopped, inst.why)
+		p.quietLocked()
+		p.feedLocked()
+	})
+}
+
+// settleLocked drops a group that has nothing left, and gives up starts that
+// nobody can need any more.
+func (p *Pool) settleLocked(g *group) {
+	if len(g.waiters) == 0 && (g.retired || len(g.all) == 0) && g.cancel != nil {
+		g.cancel() // nobody needs what is still starting
+	}
+	if len(g.all) == 0 && len(g.waiters) == 0 && p.groups[g.version.Incarnation] == g && !p.expectsLocked(g) {
+		delete(p.groups, g.version.Incarnation)
+		delete(p.hungry, g)
+		f := g.function
+		f.incarnation, f.absent = g.version.Incarnation, g.absent
+		if _, live := p.live[g.version.Incarnation]; !live && f.calls == 0 {
+			delete(p.functions, g.version.Function)
+		}
+	}
+	p.quietLocked()
+}
+
+// expectsLocked tells whether the group is to get instances without any call.
+func (p *Pool) expectsLocked(g *group) bool {
+	if _, live := p.live[g.version.Incarnation]; !live || p.closed {
+		return false
+	}
+	if g.function.keep != nil {
+		return true
+	}
+	end := g.function.lastEnd
+	return !end.IsZero() && g.windowsLocked(p).Next(time.Since(end)) != 0
+}
+
+// forgetFunctionLocked drops what is remembered of a function that was deleted.
+func (p *Pool) forgetFunctionLocked(name string) {
+	for _, g := range p.groups {
+		if g.version.Function == name {
+			return // it ends its calls, or is not live yet
+		}
+	}
+	delete(p.functions, name)
+}
+
+// estimate is what an instance of the group is expected to use, in bytes: a
+// quarter more than the most that one was seen to.
+func (g *group) estimate() int64 {
+	limit := int64(g.version.Config.Memory)
+	if g.function.memory == 0 {
+		return min(limit, unknownMemory)
+	}
+	return min(limit, max(leastMemory, g.function.memory*5/4))
+}
+
+// chargeLocked counts bytes for the instance, instead of what was before.
+func (p *Pool) chargeLocked(inst *instance, bytes int64) {
+	if inst.state == hearth.InstanceStopped {
+		return
+	}
+	p.used += bytes - inst.charge
+	if inst.state == hearth.InstanceStopping {
+		p.leaving.bytes += bytes - inst.charge
+	}
+	inst.charge = bytes
+}
+
+// roomLocked tells whether there is room for another instance of the group, or
+// for stem to become one. If not it makes room, as far as what is there is worth
+// less; that takes a moment, after which feedLocked tries again.
+func (p *Pool) roomLocked(g *group, stem *instance) bool {
+	places, bytes := 1, g.estimate()
+	if stem != nil {
+		places, bytes = 0, max(0, bytes-stem.charge)
+	}
+	if len(p.instances)+places <= p.cfg.MaxInstances && (p.used+bytes <= p.cfg.Memory || p.used == 0) {
+		return true // even one that is larger than the budget, if it is alone
+	}
+	for len(p.instances)-p.leaving.instances+places > p.cfg.MaxInstances || p.used-p.leaving.bytes+bytes > p.cfg.Memory {
+		victim := p.victimLocked(g, stem)
+		if victim == nil {
+			return false
+		}
+		owner := victim.group
+		p.removeLocked(victim, "its memory was needed for "+g.version.Function)
+		if owner != nil {
+			owner.absent = hearth.ColdEvicted
+			p.settleLocked(owner)
+		}
+	}
+	return false
+}
+
+// victimLocked returns the instance that is worth least and may end for another
+// one of g: a stem cell, else an idle instance that was not used for long, takes
+// much memory and is quick to start again. Who has more than a fair share takes
+// nothing from those who have not.
+func (p *Pool) victimLocked(g *group, stem *instance) *instance {
+	for _, s := range p.stocks {
+		for _, cell := range s.cells {
+			if cell != stem {
+				return cell
+			}
+		}
+	}
+	now, share := time.Now(), p.shareLocked()
+	greedy := p.shareOfLocked(g) >= share && g.total() > 0
+	var victim *instance
+	var worst float64
+	for _, other := range p.groups {
+		if len(other.idle) == 0 || other.total() <= p.minLocked(other, now) || other == g {
+			continue
+		}
+		if greedy && p.shareOfLocked(other) <= share {
+			continue
+		}
+		inst := other.idle[0]
+		cold := max(other.cold.Value(), time.Millisecond)
+		burden := now.Sub(inst.since).Seconds() * float64(inst.charge) / cold.Seconds()
+		if victim == nil || burden > worst {
+			victim, worst = inst, burden
+		}
+	}
+	return victim
+}
+
+// shareOfLocked is the part of the pool that a group has: of the places or of
+// the memory, whichever is more.
+func (p *Pool) shareOfLocked(g *group) float64 {
+	var bytes int64
+	for _, inst := range g.all {
+		bytes += inst.charge
+	}
+	return max(float64(len(g.all))/float64(p.cfg.MaxInstances), float64(bytes)/float64(p.cfg.Memory))
+}
+
+// shareLocked is the fair share of each group that has calls.
+func (p *Pool) shareLocked() float64 {
+	n := 0
+	for _, g := range p.groups {
+		if g.active() {
+			n++
+		}
+	}
+	return 1 / float64(max(1, n))
+}
+
+// owesLocked tells whether g has to give the place of an instance to another
+// group, which found the pool full: to one that has none, or to one that has
+// less than its share if g has more. Else functions whose queues never end would
+// keep all places.
+func (p *Pool) owesLocked(g *group) bool {
+	owed := 0
+	for h := range p.hungry {
+		if h == g || len(h.waiters) == 0 || p.fitsLocked(h) {
+			continue
+		}
+		share := p.shareLocked()
+		if h.total() == 0 || p.shareOfLocked(h) < share && p.shareOfLocked(g) > share {
+			owed++
+		}
+	}
+	return owed > p.leaving.instances // their places are on the way
+}
+
+// fitsLocked tells whether another instance of the group has room.
+func (p *Pool) fitsLocked(g *group) bool {
+	return len(p.instances) < p.cfg.MaxInstances && (p.used+g.estimate() <= p.cfg.Memory || p.used == 0)
+}
+
+// feedLocked lets those try again who found no room, those first who have
+// nothing, then those who wait the longest; and then fills the stocks.
+func (p *Pool) feedLocked() {
+	if len(p.hungry) > 0 {
+		groups := slices.SortedFunc(maps.Keys(p.hungry), func(a, b *group) int {
+			return cmp.Or(cmp.Compare(min(a.total(), 1), min(b.total(), 1)), a.longest().Compare(b.longest()))
+		})
+		for _, g := range groups {
+			p.scaleLocked(g)
+		}
+	}
+	p.restockLocked()
+}
+
+// longest is when the first waiter came; far in the future if there is none.
+func (g *group) longest() time.Time {
+	if len(g.waiters) == 0 {
+		return time.Unix(1<<40, 0)
+	}
+	return g.waiters[0].asked
+}
