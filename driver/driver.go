@@ -123,9 +123,9 @@ type Snapshotter interface {
 type Restorer interface {
 	// Restore is Create, except that the guest goes on where it was saved, with a
 	// new stream (guest.Resume) and the host's clock and randomness. spec must
-	// equal the one of the saved sandbox but for ID, Labels, Stdout and Stderr, and
-	// for slots that were filled, which become Mounts of the same files; Env is what
-	// the guest got when it was started. Any number may be restored from one
+	// equal the one of the saved sandbox, with the limits it had at last, but for
+	// ID, Labels, Stdout and Stderr, and for slots that were filled, which become
+	// Mounts of the same files; Env is what the guest got when it was started. Any number may be restored from one
 	// snapshot, also at once. Errors: those of Create; CodeUnavailable for a snapshot
 	// that cannot be used, after which Create is the way.
 	Restore(ctx context.Context, spec Spec, dir string) (Sandbox, error)
