@@ -90,7 +90,9 @@ type Mounter interface {
 	// that was filled before; CodeNotFound after Destroy; CodeUnsupported where
 	// this host cannot show these files late, and Create with a mount is the way;
 	// CodeUnavailable. After an error the slot may hold a part of the files, and
-	// is not filled again: the caller destroys the sandbox.
+	// is not filled again: the caller destroys the sandbox. It takes longer the
+	// more files there are, and so does Destroy then: for thousands of them a new
+	// sandbox with a mount may be there sooner.
 	Mount(ctx context.Context, m Mount) error
 }
 
@@ -101,7 +103,8 @@ type Resizer interface {
 	// enforces them; zero means the default, as in Spec. The limits of processes and of
 	// the disk stay: zero, or what they are. Memory in use beyond a lower limit is
 	// reclaimed, as far as that is possible without killing anything. On an error
-	// all limits are what they were. Errors: CodeInvalid; CodeUnavailable when
+	// all limits are what they were. A program that has adapted to what it found at
+	// its start does not notice. Errors: CodeInvalid; CodeUnavailable when
 	// more memory is in use than the new limit; CodeNotFound after Destroy.
 	Resize(ctx context.Context, l Limits) error
 }
@@ -123,10 +126,11 @@ type Snapshotter interface {
 type Restorer interface {
 	// Restore is Create, except that the guest goes on where it was saved, with a
 	// new stream (guest.Resume) and the host's clock and randomness. spec must
-	// equal the one of the saved sandbox but for ID, Labels, Stdout and Stderr;
-	// Env is what the guest got when it was started. Any number may be restored from one snapshot, also at once. Errors:
-	// those of Create; CodeUnavailable for a snapshot that cannot be used, after
-	// which Create is the way.
+	// equal the one of the saved sandbox, with the limits it had at last, but for
+	// ID, Labels, Stdout and Stderr, and for slots that were filled, which become
+	// Mounts of the same files; Env is what the guest got when it was started. Any number may be restored from one
+	// snapshot, also at once. Errors: those of Create; CodeUnavailable for a snapshot
+	// that cannot be used, after which Create is the way.
 	Restore(ctx context.Context, spec Spec, dir string) (Sandbox, error)
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/driver/cgroup"
 )
@@ -31,12 +32,23 @@ func TestServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	source := filepath.Join(filepath.Dir(dir), "source")
+	if err := os.Mkdir(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(source, "file"), nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
 	for i, id := range []string{"one", "two", "paused"} {
 		s, err := d.Create(context.Background(), driver.Spec{
 			ID: id, Runtime: "provided",
 			Command: []string{"/bin/sh", "-c", "setsid sleep $1 & exec sleep $1", "sh", mark(dir, i)},
+			Slots:   []string{"/slot"},
 		})
 		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.(driver.Mounter).Mount(context.Background(), driver.Mount{Source: source, Target: "/slot"}); err != nil {
 			t.Fatal(err)
 		}
 		if _, none := d.cgroups.(cgroup.None); id == "paused" && !none {
@@ -120,12 +132,19 @@ func TestOutlivesServer(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, runDir, "reused"), []byte(record), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// A slot is all that is there of a sandbox.
+	if err := os.MkdirAll(filepath.Join(dir, slotDir, "begun", "0"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 
 	d, err := New(Config{Dir: dir, Owner: owner})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
+	if _, err := d.Create(t.Context(), sleeper("begun")); hearth.ErrorCode(err) != hearth.CodeConflict {
+		t.Errorf("Create of what is left: %v", err)
+	}
 	list, err := d.List(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -141,8 +160,11 @@ func TestOutlivesServer(t *testing.T) {
 		}
 	}
 	slices.Sort(ids)
-	if want := []string{"one", "paused", "reused", "two"}; !slices.Equal(ids, want) {
+	if want := []string{"begun", "one", "paused", "reused", "two"}; !slices.Equal(ids, want) {
 		t.Errorf("List found %v, want %v", ids, want)
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, slotDir)); err != nil || len(left) > 0 {
+		t.Errorf("slots are left: %v, %v", left, err)
 	}
 	if list, err := d.List(t.Context()); err != nil || len(list) > 0 {
 		t.Errorf("after Destroy: %v, %v", list, err)

@@ -117,11 +117,13 @@ func (p plan) runc() *specs.Spec {
 func (p plan) gvisor() *specs.Spec {
 	c := p.common()
 	c.Process.User = specs.User{UID: rootUser, GID: rootUser}
-	c.Process.Args = []string{helperPath, "packed", strconv.FormatInt(p.spec.Limits.Disk, 10), strconv.Itoa(len(p.spec.Mounts))}
+	var targets []string
 	for _, m := range p.spec.Mounts {
-		c.Process.Args = append(c.Process.Args, m.Target)
+		targets = append(targets, m.Target)
 	}
-	c.Process.Args = append(c.Process.Args, p.argv...)
+	slices.Sort(targets) // a slot that was filled is a mount in a restored sandbox, whose arguments must be the same
+	c.Process.Args = []string{helperPath, "packed", strconv.FormatInt(p.spec.Limits.Disk, 10), strconv.Itoa(len(targets))}
+	c.Process.Args = append(append(c.Process.Args, targets...), p.argv...)
 	c.Process.Rlimits = p.rlimits(4) // of init's threads, those that are the guest's user
 	caps := []string{"CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN"}
 	c.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: []string{}, Ambient: []string{}}

@@ -171,8 +171,8 @@ func (s *sandbox) Mount(ctx context.Context, m driver.Mount) error {
 	return s.slots.Fill(ctx, m)
 }
 
-// Resize implements driver.Resizer. What the guest of gVisor can ask its kernel about
-// memory and processors is the host's, before and after.
+// Resize implements driver.Resizer. The memory and processors that gVisor's
+// kernel tells its guest of are the host's, before and after.
 func (s *sandbox) Resize(_ context.Context, to driver.Limits) error {
 	to, err := s.limits.Resized(to)
 	if err != nil {

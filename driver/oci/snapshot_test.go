@@ -50,6 +50,7 @@ def handler(event, context):
 type saving struct {
 	*Driver
 	spec driver.Spec
+	late *driver.Mount // fills a slot of the saved sandbox
 }
 
 const secret = "open sesame"
@@ -97,7 +98,7 @@ func newSaving(t *testing.T) *saving {
 	if err := os.CopyFS(shims, guest.Shims()); err != nil {
 		t.Fatal(err)
 	}
-	return &saving{d, driver.Spec{
+	return &saving{Driver: d, spec: driver.Spec{
 		Runtime: driver.Provided,
 		Command: guest.Command("python", strings.Replace(python, "/usr/", "/host/", 1), "/shims"),
 		Env:     map[string]string{"HEARTH_SECRET": secret},
@@ -129,6 +130,11 @@ func (s *saving) save(t *testing.T) (dir string, cold time.Duration) {
 	nc, err := sb.Dial(ctx)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s.late != nil {
+		if err := sb.(driver.Mounter).Mount(ctx, *s.late); err != nil {
+			t.Fatal(err)
+		}
 	}
 	conn, _, err := guest.Connect(ctx, nc, guest.Options{Secret: secret})
 	if err != nil {
@@ -279,6 +285,29 @@ func TestSnapshot(t *testing.T) {
 					t.Errorf("value %d is %s in two sandboxes", k, a.Fresh[k])
 				}
 			}
+		}
+	}
+}
+
+// TestSnapshotSlot checks that a sandbox whose function came late is restored
+// with that function as an ordinary mount.
+func TestSnapshotSlot(t *testing.T) {
+	s := newSaving(t)
+	mounts := s.spec.Mounts
+	s.late = &mounts[1]
+	s.spec.Mounts, s.spec.Slots = []driver.Mount{mounts[0], mounts[2]}, []string{s.late.Target}
+	dir, _ := s.save(t)
+	s.spec.Mounts, s.spec.Slots = mounts, nil
+	code := filepath.Join(s.late.Source, "late.py")
+	if err := os.WriteFile(code, []byte("value = 1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		r := s.restore(t, fmt.Sprintf("restored-%d", i), dir)
+		var b body
+		err := r.conn.Invoke(t.Context(), &guest.Call{ID: "x", Kind: hearth.KindEvent, Deadline: time.Now().Add(time.Minute)}, &b)
+		if err != nil || !strings.Contains(b.String(), "fresh") {
+			t.Errorf("%s: %q, %v", r.ID(), b.String(), err)
 		}
 	}
 }

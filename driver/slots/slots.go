@@ -104,13 +104,6 @@ func (s *Slots) Fill(ctx context.Context, m driver.Mount) error {
 	return explain(linkTree(ctx, m.Source, s.Mounts()[i].Source), m)
 }
 
-// Filled tells whether any slot was.
-func (s *Slots) Filled() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.filled) > 0
-}
-
 // Remove frees everything once the sandbox has ended. It can be called again.
 func (s *Slots) Remove() error {
 	s.mu.Lock()
