@@ -42,8 +42,19 @@ class Archive:
         return b"".join(out)
 
 
+class InvalidArchive(Exception):
+    """The archive that follows INIT cannot be unpacked."""
+
+
 def unpack(code):
     """Unpacks the archive that follows INIT."""
+    try:
+        extract(code)
+    except Exception as e:
+        raise InvalidArchive("the function's files cannot be unpacked into %s: %s" % (code, text_of(e))) from None
+
+
+def extract(code):
     import os
     import tarfile
     os.makedirs(code, exist_ok=True)
@@ -207,6 +218,8 @@ def fail_init(e, name, code):
     elif isinstance(e, SyntaxError):
         kind = "Runtime.UserCodeSyntaxError"
         message = "syntax error in %s: %s" % (module, message)
+    elif isinstance(e, InvalidArchive):
+        kind = "Runtime.InvalidArchive"
     elif isinstance(e, SystemExit):
         message = "%s called sys.exit(%s) while it was imported" % (module, message)
     fail_load(kind, message, try_stack(e))
