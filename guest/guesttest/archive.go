@@ -82,6 +82,12 @@ func (s *suite) archive(t *testing.T) {
 	pack.file(long, content)
 	pack.file("empty", "")
 	pack.link("link", "empty")
+	pack.add(&tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("gnu/", 40) + "file", Mode: 0o600, Format: tar.FormatGNU}, "gnu")
+	pack.add(&tar.Header{Typeflag: tar.TypeLink, Name: "hard", Linkname: long}, "")
+	pack.file("twice", "old")
+	pack.link("twice.link", "old")
+	pack.file("twice", "new")
+	pack.link("twice.link", "twice")
 	archive := pack.end()
 	for _, piece := range []int{64 << 10, 1000} {
 		dir := filepath.Join(t.TempDir(), "code")
@@ -92,8 +98,12 @@ func (s *suite) archive(t *testing.T) {
 		if r := p.wait(p.invoke("http", map[string]any{}, nil)); r.body() != "héllo" {
 			t.Errorf("the call was answered with %v", r)
 		}
-		if got, err := os.ReadFile(filepath.Join(dir, long)); err != nil || string(got) != content {
-			t.Errorf("the long file has %d bytes: %v", len(got), err)
+		for name, want := range map[string]string{
+			long: content, "hard": content, strings.Repeat("gnu/", 40) + "file": "gnu", "twice": "new", "twice.link": "new", "empty": "",
+		} {
+			if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+				t.Errorf("the file %s has %d bytes: %v", name, len(got), err)
+			}
 		}
 		if to, err := os.Readlink(filepath.Join(dir, "link")); to != "empty" {
 			t.Errorf("the link points to %q: %v", to, err)
