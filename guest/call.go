@@ -251,7 +251,7 @@ func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 		// It does not wait: Rest may block until its owner, the HTTP server,
 		// closes it.
 		defer stop()
-		failed = c.startUpload(uploadCtx, x.call, in)
+		failed = c.startUpload(uploadCtx, x.call, in.Body, in.Rest)
 	}
 	err = c.receive(ctx, x, failed, sink)
 	if x.batch.ended && inline {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -144,8 +145,40 @@ func (c *Conn) Init(ctx context.Context, in Init) (Ready, error) {
 	return ready, err
 }
 
+// InitArchive is Init for a guest that does not have the function's files:
+// archive, a tar stream such as WriteArchive makes, is sent along, and unpacked
+// into in.Code, which must be in a place where the guest may write. Errors: as
+// Init, and those of archive as they are. archive may still be read for a moment
+// after InitArchive has returned.
+func (c *Conn) InitArchive(ctx context.Context, in Init, archive io.Reader) (Ready, error) {
+	if in.Env == nil {
+		in.Env = map[string]string{}
+	}
+	head := struct {
+		Init
+		Archive bool `json:"archive"`
+	}{in, true}
+	if err := c.question(ctx, typeInit, head); err != nil {
+		return Ready{}, err
+	}
+	uploadCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	stream0 := &call{credit: math.MaxInt} // it has no window
+	failed := c.startUpload(uploadCtx, stream0, nil, archive)
+	var ready Ready
+	err := c.answerTo(ctx, failed, &ready)
+	return ready, err
+}
+
 // ask sends a control frame and decodes the READY that answers it.
 func (c *Conn) ask(ctx context.Context, t frameType, question, answer any) error {
+	if err := c.question(ctx, t, question); err != nil {
+		return err
+	}
+	return c.answerTo(ctx, nil, answer)
+}
+
+func (c *Conn) question(ctx context.Context, t frameType, question any) error {
 	payload, err := json.Marshal(question)
 	if err != nil {
 		return err
@@ -156,12 +189,17 @@ func (c *Conn) ask(ctx context.Context, t frameType, question, answer any) error
 	c.mu.Lock()
 	c.asked = t
 	c.mu.Unlock()
-	if err := c.send(ctx, len(payload), func(b []byte) []byte { return appendFrame(b, t, 0, payload) }); err != nil {
-		return err
-	}
+	return c.send(ctx, len(payload), func(b []byte) []byte { return appendFrame(b, t, 0, payload) })
+}
+
+// answerTo decodes the READY that answers the question before, unless what
+// belongs to the question has failed.
+func (c *Conn) answerTo(ctx context.Context, failed <-chan error, answer any) error {
 	select {
 	case f := <-c.control:
 		return c.decodeControl(f, answer)
+	case err := <-failed:
+		return err
 	case <-c.done:
 		select { // it may have answered and ended at once
 		case f := <-c.control:

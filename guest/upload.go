@@ -12,12 +12,12 @@ type upload struct {
 	call *call
 }
 
-// startUpload sends the body of in. The channel tells if it could not be read;
-// the end of ctx or of the connection is the caller's to notice.
-func (c *Conn) startUpload(ctx context.Context, call *call, in *Call) <-chan error {
+// startUpload sends body and then rest, which may be nil. The channel tells if it
+// could not be read; the end of ctx or of the connection is the caller's to
+// notice.
+func (c *Conn) startUpload(ctx context.Context, call *call, body []byte, rest io.Reader) <-chan error {
 	u := &upload{c, call}
 	failed := make(chan error, 1)
-	body, rest := in.Body, in.Rest
 	go func() {
 		if err := u.send(ctx, body, rest); err != nil && ctx.Err() == nil {
 			failed <- err

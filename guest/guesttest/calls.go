@@ -1,12 +1,9 @@
 package guesttest
 
 import (
-	"archive/tar"
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -303,86 +300,6 @@ func (s *suite) language(t *testing.T) {
 		if !strings.Contains(p.raw.String(), "in a timer") {
 			t.Errorf("the crash was reported as %q", p.raw.String())
 		}
-	}
-}
-
-func (s *suite) archive(t *testing.T) {
-	pack := func(add func(*tar.Writer)) []byte {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		add(w)
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return b.Bytes()
-	}
-	file := func(w *tar.Writer, name string, content []byte) {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	try := func(archive []byte, piece int) (*peer, frame, string) {
-		p := s.start(t)
-		dir := filepath.Join(t.TempDir(), "code")
-		p.hello()
-		p.buffer(initialize, 0, bytes.Replace(initHead(dir, "conformance.text"), []byte(`"archive":false`), []byte(`"archive":true`), 1))
-		for part := range slices.Chunk(archive, piece) {
-			p.buffer(data, 0, part)
-		}
-		p.buffer(end, 0, nil)
-		p.flush()
-		return p, p.initialized(), dir
-	}
-
-	long := strings.Repeat("long/", 40) + "näme.bin"
-	content := bytes.Repeat([]byte("content"), 100_000)
-	archive := pack(func(w *tar.Writer) {
-		root := os.DirFS(s.code)
-		if err := w.AddFS(root); err != nil {
-			t.Fatal(err)
-		}
-		file(w, long, content)
-		file(w, "empty", nil)
-		if err := w.WriteHeader(&tar.Header{Name: "link", Linkname: "empty", Typeflag: tar.TypeSymlink}); err != nil {
-			t.Fatal(err)
-		}
-	})
-	for _, piece := range []int{64 << 10, 1000} {
-		p, f, dir := try(archive, piece)
-		if f.typ != ready {
-			t.Fatalf("INIT was answered with %s", f)
-		}
-		if r := p.wait(p.invoke("http", map[string]any{}, nil)); r.body() != "héllo" {
-			t.Errorf("the call was answered with %v", r)
-		}
-		if got, err := os.ReadFile(filepath.Join(dir, long)); err != nil || !bytes.Equal(got, content) {
-			t.Errorf("the long file has %d bytes: %v", len(got), err)
-		}
-		if to, err := os.Readlink(filepath.Join(dir, "link")); to != "empty" {
-			t.Errorf("the link points to %q: %v", to, err)
-		}
-		p.stop()
-	}
-	for name, bad := range map[string][]byte{
-		"cut off": archive[:len(archive)/2],
-		"garbage": bytes.Repeat([]byte("garbage "), 1000),
-		"path":    pack(func(w *tar.Writer) { file(w, "../outside", []byte("x")) }),
-		"link": pack(func(w *tar.Writer) {
-			_ = w.WriteHeader(&tar.Header{Name: "l", Linkname: "../..", Typeflag: tar.TypeSymlink})
-		}),
-		"no handler": pack(func(w *tar.Writer) { file(w, "readme", []byte("x")) }),
-	} {
-		p, f, dir := try(bad, 4096)
-		if f.typ != initError {
-			t.Errorf("%s: INIT was answered with %s", name, f)
-		}
-		if _, err := os.Lstat(filepath.Join(filepath.Dir(dir), "outside")); err == nil {
-			t.Errorf("%s: a file was written outside of the code", name)
-		}
-		p.close(0)
 	}
 }
 

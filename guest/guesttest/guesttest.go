@@ -52,6 +52,7 @@ func Run(t *testing.T, g Guest) {
 		{"init errors", (*suite).initErrors},
 		{"handler files", (*suite).handlerFiles},
 		{"archive", (*suite).archive},
+		{"streamed function", (*suite).streamed},
 		{"responses", (*suite).responses},
 		{"events", (*suite).events},
 		{"errors", (*suite).errors},

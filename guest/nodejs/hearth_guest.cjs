@@ -348,7 +348,7 @@ function dispatch(kind, sid, data, start, end) {
         (init.env !== undefined && (init.env === null || typeof init.env !== 'object'))) {
       return protocolError('INIT lacks a field or has a wrong one');
     }
-    if (init.archive) archive = more().makeArchive(init.code);
+    if (init.archive) archive = new (require('./hearth_guest_tar.cjs'))(init.code);
   } else if (kind === SHUTDOWN && sid === 0 && greeted) {
     parseHead(data, start, end, 'SHUTDOWN');
     stopping = true;

@@ -1,6 +1,6 @@
 'use strict';
 // The part of Hearth's guest for Node.js that is loaded when first needed:
-// errors, streams, callbacks, archives.
+// errors, streams, callbacks, warm-ups.
 
 module.exports = (g) => {
   const { calls, frame, header, send, finish, respond, DATA, END, RESPONSE, ERROR, INIT_ERROR, CHUNK, stringify } = g;
@@ -333,6 +333,5 @@ module.exports = (g) => {
   return {
     fail, failCanceled, failEvent, failMarshal, failInit, signalOf, abort, addMany, decodeBase64, isUtf8,
     isFetchResponse, sendLarge, stream, requestBody, runWithCallback, warm, discard,
-    makeArchive: (code) => new (require('./hearth_guest_tar.cjs'))(code),
   };
 };

@@ -85,8 +85,9 @@ module.exports = class Archive {
 
   check() {
     if (this.error !== null) {
-      this.error.name = 'Runtime.InvalidArchive';
-      throw this.error;
+      const e = new Error(`the function's files cannot be unpacked into ${this.code}: ${this.error.message}`);
+      e.name = 'Runtime.InvalidArchive';
+      throw e;
     }
   }
 
@@ -103,7 +104,7 @@ module.exports = class Archive {
         const n = Math.min(this.left, data.length - pos);
         if (n === 0) break;
         const part = data.subarray(pos, pos + n);
-        if (this.file >= 0) fs.writeSync(this.file, part);
+        if (this.file >= 0) this.write(part);
         else if (this.chunks !== null) this.chunks.push(Buffer.from(part));
         pos += n;
         this.left -= n;
@@ -123,6 +124,10 @@ module.exports = class Archive {
       this.entry(block);
     }
     this.rest = Buffer.from(data.subarray(pos));
+  }
+
+  write(data) {
+    for (let pos = 0; pos < data.length;) pos += fs.writeSync(this.file, data, pos); // less if the disk is nearly full
   }
 
   /** Starts the entry that a header block describes. */

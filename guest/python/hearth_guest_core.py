@@ -3,9 +3,9 @@
 It speaks docs/guest-protocol.md on the descriptor named by HEARTH_FD.
 hearth_guest.py loads it. This file is what every start pays for, so it imports
 only modules that the interpreter has loaded anyway or that are built in; what
-only some calls need (streams, async handlers, tracebacks, archives) is in
+only some calls need (streams, async handlers, tracebacks, warm-ups) is in
 hearth_guest_more.py and loaded when first needed, as is what snapshots need
-in hearth_guest_snapshot.py.
+in hearth_guest_snapshot.py and archives in hearth_guest_tar.py.
 
 One thread does everything. Sync handlers run in the loop of main(), one call
 after the other; the first handler that returns an awaitable or an async

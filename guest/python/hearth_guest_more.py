@@ -21,46 +21,16 @@ class Canceled(BaseException):
 
 # ---- loading ----
 
-class Archive:
-    """The archive after INIT as a file; reads wait for the host."""
-
-    def __init__(self):
-        self.rest = b""
-
-    def read(self, n):
-        out = []
-        while n > 0:
-            if not self.rest:
-                while not g.archive and not g.archive_complete:
-                    g.pump()
-                if not g.archive:
-                    break
-                self.rest = g.archive.pop(0)
-            out.append(self.rest[:n])
-            self.rest = self.rest[n:]
-            n -= len(out[-1])
-        return b"".join(out)
+class InvalidArchive(Exception):
+    """The archive that follows INIT cannot be unpacked."""
 
 
 def unpack(code):
     """Unpacks the archive that follows INIT."""
-    import os
-    import tarfile
-    os.makedirs(code, exist_ok=True)
-    source = Archive()
-    with tarfile.open(mode="r|", fileobj=source, bufsize=CHUNK) as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(code, filter="data")
-        else:
-            root = os.path.realpath(code)
-            for member in tar:
-                target = os.path.realpath(os.path.join(root, member.name))
-                if target != root and not target.startswith(root + os.sep):
-                    raise ValueError("the archive's file %r lies outside of it" % member.name)
-                if member.isfile() or member.isdir() or member.issym():
-                    tar.extract(member, root)
-    while source.read(CHUNK):
-        pass
+    try:
+        g.load_part("hearth_guest_tar").unpack(code)
+    except Exception as e:
+        raise InvalidArchive("the function's files cannot be unpacked into %s: %s" % (code, text_of(e))) from None
 
 
 def run_exit_functions():
@@ -207,6 +177,8 @@ def fail_init(e, name, code):
     elif isinstance(e, SyntaxError):
         kind = "Runtime.UserCodeSyntaxError"
         message = "syntax error in %s: %s" % (module, message)
+    elif isinstance(e, InvalidArchive):
+        kind = "Runtime.InvalidArchive"
     elif isinstance(e, SystemExit):
         message = "%s called sys.exit(%s) while it was imported" % (module, message)
     fail_load(kind, message, try_stack(e))
