@@ -149,7 +149,6 @@ type fill struct {
 	entry     *entry // nil while, or because, nothing is collected
 	vary      []string
 	collected int64
-	kept      bool
 }
 
 // head decides by a response's head whether it is collected.
@@ -173,7 +172,7 @@ func (f *fill) head(h *guest.Head) {
 	born := generated(header, now)
 	expires := born.Add(lifetime(h.Status, header, f.ttl, now))
 	if !ok || !now.Before(expires) {
-		f.end()
+		f.pass(now)
 		return
 	}
 	delete(header, "Age")
@@ -193,7 +192,7 @@ func (f *fill) data(p []byte, last bool) {
 	f.collected += int64(len(p))
 	all := f.cache.collecting.Add(int64(len(p)))
 	if f.collected > f.cache.body || all > f.cache.share {
-		f.end()
+		f.pass(time.Now())
 		return
 	}
 	if last && e.body == nil {
@@ -202,7 +201,7 @@ func (f *fill) data(p []byte, last bool) {
 		e.body = append(e.body, p...)
 	}
 	if last {
-		f.kept = f.cache.put(f.key, f.vary, e, time.Now())
+		f.cache.put(f.key, f.vary, e, time.Now())
 		f.end()
 	} else if f.flight != nil {
 		// Others wait for the function, never for this call's client to read.
@@ -210,18 +209,22 @@ func (f *fill) data(p []byte, last bool) {
 	}
 }
 
-// end forgets what was not kept, and lets those go on who wait. It may be called
-// again.
+// pass gives up a response that is not to be kept, and has the next ones for its
+// URL not wait for one another. A call that fails does not do so: it tells
+// nothing of them, and too many calls are a reason to wait.
+func (f *fill) pass(now time.Time) {
+	if f.flight != nil {
+		f.cache.put(f.key, nil, &entry{pass: true, expires: now.Add(passFor)}, now)
+	}
+	f.end()
+}
+
+// end lets those go on who wait. It may be called again.
 func (f *fill) end() {
 	f.cache.collecting.Add(-f.collected)
 	f.collected, f.entry = 0, nil
-	if f.flight == nil {
-		return
+	if f.flight != nil {
+		f.cache.end(f.flight)
+		f.flight = nil
 	}
-	if !f.kept {
-		now := time.Now()
-		f.cache.put(f.key, nil, &entry{pass: true, expires: now.Add(passFor)}, now)
-	}
-	f.cache.end(f.flight)
-	f.flight = nil
 }

@@ -619,6 +619,19 @@ func TestConcurrentMissesMakeOneCall(t *testing.T) {
 			t.Errorf("%d calls in %s", s.calls(), took)
 		}
 	})
+	bubble(t, "refused", func(t *testing.T) {
+		busy := true
+		s := newSite(t, Config{}, slow(time.Second, reply{header: fresh}), cachedVersion("f"))
+		s.gateway.cfg.Pool = refusing{s.origin, &busy}
+		if a := s.get("/fn/f/"); a.status != 429 {
+			t.Errorf("%+v", a)
+		}
+		busy = false
+		s.burst(5) // still together
+		if s.calls() != 1 {
+			t.Errorf("%d calls", s.calls())
+		}
+	})
 	bubble(t, "the first one leaves", func(t *testing.T) {
 		s := newSite(t, Config{}, slow(3*time.Second, reply{header: fresh}), cachedVersion("f"))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -659,6 +672,19 @@ func TestConcurrentMissesMakeOneCall(t *testing.T) {
 			t.Errorf("%d calls", s.calls())
 		}
 	})
+}
+
+// refusing is a pool with no room while it is busy.
+type refusing struct {
+	*origin
+	busy *bool
+}
+
+func (r refusing) Do(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error {
+	if *r.busy {
+		return hearth.Errorf(hearth.CodeExhausted, "busy")
+	}
+	return r.origin.Do(ctx, v, fn)
 }
 
 // check verifies the books of the cache.

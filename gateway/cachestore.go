@@ -134,8 +134,9 @@ func (c *cache) end(f *flight) {
 	}
 }
 
-// put keeps e for requests like k. It returns false if that would need too much.
-func (c *cache) put(k *cacheKey, vary []string, e *entry, now time.Time) bool {
+// put keeps e for requests like k, unless that would need too much. One that
+// passes does not replace one that answers.
+func (c *cache) put(k *cacheKey, vary []string, e *entry, now time.Time) {
 	e.size = int64(len(k.url)+cap(e.body)) + entryOverhead
 	for name, values := range e.header {
 		for _, v := range values {
@@ -143,7 +144,7 @@ func (c *cache) put(k *cacheKey, vary []string, e *entry, now time.Time) bool {
 		}
 	}
 	if e.size > c.share {
-		return false
+		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -151,7 +152,7 @@ func (c *cache) put(k *cacheKey, vary []string, e *entry, now time.Time) bool {
 		all := slices.Concat(r.vary, vary)
 		slices.Sort(all)
 		if vary = slices.Compact(all); len(vary) > maxVary {
-			return false
+			return
 		}
 		if len(vary) > len(r.vary) { // the variants are told apart by too little
 			c.removeResourceLocked(r)
@@ -161,7 +162,7 @@ func (c *cache) put(k *cacheKey, vary []string, e *entry, now time.Time) bool {
 	if r := c.resourceLocked(k); r != nil {
 		if old := r.variants[variant]; old != nil {
 			if e.pass && !old.pass && now.Before(old.expires) {
-				return false
+				return
 			}
 			c.removeLocked(old)
 		}
@@ -186,7 +187,6 @@ func (c *cache) put(k *cacheKey, vary []string, e *entry, now time.Time) bool {
 	for c.used > c.limit {
 		c.removeLocked(c.largestLocked().recent.Back().Value.(*entry))
 	}
-	return true
 }
 
 func (c *cache) largestLocked() (largest *share) {
