@@ -122,10 +122,12 @@ type Invocation struct {
 	Cold bool `json:"cold"`
 	// ColdReason tells why there was no instance for it; empty when warm.
 	ColdReason ColdReason `json:"cold_reason,omitempty"`
-	StartedAt  time.Time  `json:"started_at"`
-	Timings    Timings    `json:"timings"`
-	BytesIn    int64      `json:"bytes_in"`
-	BytesOut   int64      `json:"bytes_out"`
+	// Cached is true when a kept response answered, and not the function.
+	Cached    bool      `json:"cached,omitempty"`
+	StartedAt time.Time `json:"started_at"`
+	Timings   Timings   `json:"timings"`
+	BytesIn   int64     `json:"bytes_in"`
+	BytesOut  int64     `json:"bytes_out"`
 }
 
 // LogLine is one line a function wrote, or one that Hearth wrote about it.

@@ -67,12 +67,17 @@ type Config struct {
 	// together in bytes; default 1 GiB.
 	SpoolDir string
 	MaxSpool int64
+	// MaxCache bounds in bytes what is kept of the responses of functions that
+	// have a cache, MaxCached the body of one; defaults 64 MiB and 1 MiB. One
+	// function can use a quarter of MaxCache.
+	MaxCache, MaxCached int64
 }
 
 // Gateway answers calls. Its methods may be called from many goroutines.
 type Gateway struct {
 	cfg    Config
 	spool  spool
+	cache  *cache
 	reload sync.Mutex
 	table  atomic.Pointer[table]
 }
@@ -90,7 +95,13 @@ func New(cfg Config) *Gateway {
 	if cfg.MaxSpool == 0 {
 		cfg.MaxSpool = 1 << 30
 	}
-	g := &Gateway{cfg: cfg, spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
+	if cfg.MaxCache == 0 {
+		cfg.MaxCache = 64 << 20
+	}
+	if cfg.MaxCached == 0 {
+		cfg.MaxCached = 1 << 20
+	}
+	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
 	g.table.Store(emptyTable())
 	return g
 }
@@ -108,8 +119,13 @@ func (g *Gateway) Reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.table.Store(next)
+	old := g.table.Swap(next)
 	g.cfg.Pool.SetLive(versions)
+	for name, v := range old.functions {
+		if n := next.functions[name]; n == nil || n.Incarnation != v.Incarnation {
+			g.cache.retire(v.Incarnation)
+		}
+	}
 	return nil
 }
 
@@ -130,17 +146,20 @@ func (g *Gateway) Live(function string) (*hearth.Version, error) {
 
 // invoke runs one call with the function's deadline. It fills rec.
 func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Call, rec *hearth.Invocation, sink guest.Sink) error {
+	// What the call waited for until now belongs to the queue too.
+	before := rec.Timings.Queue
 	asked, lent := time.Now(), false
 	err := g.cfg.Pool.Do(ctx, v, func(ctx context.Context, inst Instance) error {
 		lent = true
 		rec.Cold, rec.ColdReason, rec.Timings = inst.Cold, inst.ColdReason, inst.Timings
+		rec.Timings.Queue += before
 		begin := time.Now()
 		err := inst.Conn.Invoke(ctx, call, sink)
 		rec.Timings.Run = time.Since(begin)
 		return err
 	})
 	if !lent {
-		rec.Timings.Queue = time.Since(asked)
+		rec.Timings.Queue += time.Since(asked)
 	}
 	if hearth.ErrorCode(err) == hearth.CodeTimeout && rec.Timings.Run > 0 {
 		e := *hearth.AsError(err)

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -27,19 +28,22 @@ const smallWrite = 2048
 
 // exchange is the state of one request; pooled.
 type exchange struct {
-	w       http.ResponseWriter
-	r       *http.Request
-	limit   int64
-	end     time.Time // the deadline
-	rec     hearth.Invocation
-	call    guest.Call
-	head    *guest.Head
-	begin   time.Time
-	wrote   bool
-	stream  bool // the body's length was not known at the start
-	bounded bool // writes have a deadline
-	event   []byte
-	body    []byte
+	w     http.ResponseWriter
+	r     *http.Request
+	limit int64
+	end   time.Time // the deadline
+	rec   hearth.Invocation
+	call  guest.Call
+	head  *guest.Head
+	begin time.Time
+	fill  *fill // nil unless the response matters to the cache
+	// conditions are those that the function does not get to see.
+	conditions conditions
+	wrote      bool
+	stream     bool // the body's length was not known at the start
+	bounded    bool // writes have a deadline
+	event      []byte
+	body       []byte
 }
 
 // exchanges keeps buffers between requests. It holds no state of any request.
@@ -74,20 +78,14 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
 	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
 
-	counted, free, err := g.readBody(x, t.version, end)
-	defer free()
-	x.begin = time.Now() // what the body took to arrive is not the function's
-	if err == nil {
-		x.event = appendEvent(x.event[:0], r, &t, x.rec.ID, now)
-		x.call.Event = x.event
-		err = g.invoke(ctx, t.version, &x.call, &x.rec, x)
+	var kept *entry
+	if t.version.Config.Cache != nil {
+		kept = g.cached(ctx, x, &t, now)
 	}
-	if counted != nil {
-		x.rec.BytesIn = counted.n.Load()
-		if err != nil && t.version.RequestStream {
-			// Unblocks the read of a body that nobody waits for any more.
-			http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // the connection is given up
-		}
+	if kept != nil {
+		err = x.replay(kept, time.Now())
+	} else {
+		err = g.call(ctx, x, &t, now)
 	}
 	if x.bounded {
 		http.NewResponseController(w).SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
@@ -103,6 +101,30 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// The status is out; only a broken connection can tell the client.
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// call has the function answer x.
+func (g *Gateway) call(ctx context.Context, x *exchange, t *target, now time.Time) error {
+	if x.fill != nil {
+		defer x.fill.end()
+	}
+	counted, free, err := g.readBody(x, t.version, x.end)
+	defer free()
+	// What the body took to arrive is not the function's.
+	x.begin = time.Now().Add(-x.rec.Timings.Queue)
+	if err == nil {
+		x.event = appendEvent(x.event[:0], x.r, t, x.rec.ID, now)
+		x.call.Event = x.event
+		err = g.invoke(ctx, t.version, &x.call, &x.rec, x)
+	}
+	if counted != nil {
+		x.rec.BytesIn = counted.n.Load()
+		if err != nil && t.version.RequestStream {
+			// Unblocks the read of a body that nobody waits for any more.
+			http.NewResponseController(x.w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // the connection is given up
+		}
+	}
+	return err
 }
 
 // blame tells a caller that left from a deadline that passed: at the deadline
@@ -187,6 +209,9 @@ func (x *exchange) Head(h *guest.Head) error {
 		}
 	}
 	x.head = h
+	if x.fill != nil {
+		x.fill.head(h)
+	}
 	return nil
 }
 
@@ -200,6 +225,9 @@ func invalidResponse(why string) error {
 
 // Data implements guest.Sink.
 func (x *exchange) Data(p []byte, last bool) error {
+	if x.fill != nil {
+		x.fill.data(p, last)
+	}
 	if !x.wrote {
 		length := -1
 		if last {
@@ -212,9 +240,7 @@ func (x *exchange) Data(p []byte, last bool) error {
 		return responseTooLarge(x.limit)
 	}
 	if !x.bounded && (!last || len(p) > smallWrite) {
-		// A client that does not read must not hold the instance for longer.
-		x.bounded = true
-		http.NewResponseController(x.w).SetWriteDeadline(x.end) //nolint:errcheck // a connection without deadlines is a test's
+		x.boundWrites()
 	}
 	if len(p) > 0 && x.r.Method != http.MethodHead {
 		if _, err := x.w.Write(p); err != nil && !errors.Is(err, http.ErrBodyNotAllowed) {
@@ -226,6 +252,13 @@ func (x *exchange) Data(p []byte, last bool) error {
 		x.w.Header().Set(http.TrailerPrefix+"Server-Timing", x.rec.Timings.ServerTiming())
 	}
 	return nil
+}
+
+// boundWrites gives writes the call's deadline: a client that does not read must
+// not hold the instance for longer.
+func (x *exchange) boundWrites() {
+	x.bounded = true
+	http.NewResponseController(x.w).SetWriteDeadline(x.end) //nolint:errcheck // a connection without deadlines is a test's
 }
 
 // Flush implements guest.Sink.
@@ -254,14 +287,18 @@ func (x *exchange) writeHead(length int) {
 		h.Add(kv[0], kv[1])
 	}
 	x.rec.Status = x.head.Status
+	if x.conditions.notModified(x.rec.Status, h) {
+		x.rec.Status = http.StatusNotModified
+		removeContent(h)
+	}
 	x.rec.Timings.Run = x.run()
 	setHeaders(h, &x.rec)
-	if length >= 0 && x.head.Status != http.StatusNoContent && x.head.Status != http.StatusNotModified {
+	if length >= 0 && x.rec.Status != http.StatusNoContent && x.rec.Status != http.StatusNotModified {
 		h["Content-Length"] = []string{strconv.Itoa(length)}
 	}
 	x.stream = length < 0
 	x.wrote = true
-	x.w.WriteHeader(x.head.Status)
+	x.w.WriteHeader(x.rec.Status)
 }
 
 // dropResponseHeader tells whether a function may not set the header: it
@@ -292,8 +329,11 @@ func claimsTimings(value string) bool {
 // setHeaders writes what every answer of a function carries.
 func setHeaders(h http.Header, rec *hearth.Invocation) {
 	start := "warm"
-	if rec.Cold {
+	switch {
+	case rec.Cold:
 		start = "cold"
+	case rec.Cached:
+		start = "cached"
 	}
 	h["Hearth-Invocation-Id"] = []string{rec.ID}
 	h["Hearth-Start"] = []string{start}

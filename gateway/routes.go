@@ -108,6 +108,7 @@ func (t *table) check(function string, routes []hearth.Route) error {
 // target is where a request goes.
 type target struct {
 	version *hearth.Version
+	route   hearth.Route // hearth.AllCalls for /fn/{name}
 	// path is the path as the function sees it, prefix what was cut off.
 	path, prefix string
 	routeKey     string
@@ -134,7 +135,7 @@ func (t *table) match(r *http.Request) (target, error) {
 		if path == "" {
 			path = "/"
 		}
-		return target{version: v, path: path, prefix: "/fn/" + name, routeKey: "$default"}, nil
+		return target{version: v, route: hearth.AllCalls, path: path, prefix: "/fn/" + name, routeKey: "$default"}, nil
 	}
 	h, pattern := t.mux.Handler(r)
 	e, ok := h.(*endpoint)
@@ -148,7 +149,7 @@ func (t *table) match(r *http.Request) (target, error) {
 		}
 		return target{}, err.WithHint("functions answer at /fn/NAME/ and at their routes; hearth list shows them, and /docs describes the management API")
 	}
-	return target{version: e.version, path: escaped, routeKey: routeKey(e.route), params: pathParams(e.route, escaped)}, nil
+	return target{version: e.version, route: e.route, path: escaped, routeKey: routeKey(e.route), params: pathParams(e.route, escaped)}, nil
 }
 
 // allowed returns the methods that the mux's own answer names, "" if it names

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/bits"
 	"path/filepath"
@@ -318,5 +319,8 @@ func checkStream(dir string) error {
 
 // stream loads the function from files that are sent to the guest.
 func (i *instance) stream(ctx context.Context, in guest.Init, dir string) (guest.Ready, error) {
-	return guest.Ready{}, errors.New("todo")
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(guest.WriteArchive(w, dir)) }() //nolint:errcheck // never fails
+	defer r.Close()
+	return i.conn.InitArchive(ctx, in, r)
 }
