@@ -6,10 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
@@ -20,6 +23,8 @@ type fakeDriver struct {
 	// script handles one call of a guest; it returns the frames to answer with,
 	// as (type, payload) pairs on the call's stream. nil closes the stream.
 	script func(g *fakeGuest, invoke []byte) []frame
+	// concurrent is what guests say of their handlers.
+	concurrent bool
 	// onInit answers INIT; nil answers READY.
 	onInit func() frame
 	// onWarmup is script for warm-ups; nil answers at once.
@@ -33,8 +38,17 @@ type fakeDriver struct {
 	beforeRestore func(ctx context.Context, spec driver.Spec, dir string) error
 	// whileSaving runs in Snapshot, which fails with its error.
 	whileSaving func(dir string) error
-	// memory is what sandboxes use, in bytes; 0 where unknown.
+	// memory is what sandboxes use, in bytes; 0 where unknown. cpu is what they
+	// use of a core, all the time.
 	memory int64
+	cpu    float64
+	// noSlots makes a driver without slots, rigid one whose sandboxes have no
+	// optional interfaces. onMount, onResize, onPause and onResume run first in
+	// these methods, which fail with their errors.
+	noSlots, rigid    bool
+	onMount           func(m driver.Mount) error
+	onResize          func(l driver.Limits) error
+	onPause, onResume func() error
 	// onRestored answers RESTORED; nil closes the stream.
 	onRestored func(s *fakeSandbox) *frame
 
@@ -68,7 +82,18 @@ type fakeSandbox struct {
 	exited    chan struct{}
 	once      sync.Once
 	exit      driver.Exit
+	born      time.Time
+
+	mu      sync.Mutex
+	limits  driver.Limits
+	mounted string // guarded by mu; the source of its mount
+	frozen  bool   // guarded by mu
+	serves  string // guarded by mu; the function of INIT
+	archive bool   // guarded by mu; its files come with INIT
 }
+
+// plain is a sandbox without optional interfaces.
+type plain struct{ driver.Sandbox }
 
 type fakeGuest struct {
 	sb *fakeSandbox
@@ -88,10 +113,65 @@ func (d *fakeDriver) Create(ctx context.Context, spec driver.Spec) (driver.Sandb
 			return nil, err
 		}
 	}
+	if len(spec.Slots) > 0 && d.noSlots {
+		return nil, hearth.Errorf(hearth.CodeUnsupported, "no slots")
+	}
 	d.mu.Lock()
 	d.created++
 	d.mu.Unlock()
-	return d.launch(spec), nil
+	sb := d.launch(spec)
+	if d.rigid {
+		return plain{sb}, nil
+	}
+	return sb, nil
+}
+
+func (s *fakeSandbox) Mount(_ context.Context, m driver.Mount) error {
+	if s.d.onMount != nil {
+		if err := s.d.onMount(m); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mounted != "" {
+		return hearth.Errorf(hearth.CodeConflict, "%s is mounted already", s.mounted)
+	}
+	s.mounted = m.Source
+	return nil
+}
+
+func (s *fakeSandbox) Resize(_ context.Context, l driver.Limits) error {
+	if s.d.onResize != nil {
+		if err := s.d.onResize(l); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limits.Memory, s.limits.CPU = l.Memory, l.CPU
+	return nil
+}
+
+func (s *fakeSandbox) Pause(context.Context) error  { return s.freeze(s.d.onPause, true) }
+func (s *fakeSandbox) Resume(context.Context) error { return s.freeze(s.d.onResume, false) }
+
+func (s *fakeSandbox) freeze(first func() error, on bool) error {
+	if first != nil {
+		if err := first(); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frozen = on
+	return nil
+}
+
+func (s *fakeSandbox) isFrozen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.frozen
 }
 
 // Restore starts a sandbox of which only the files tell that it was saved.
@@ -113,7 +193,10 @@ func (d *fakeDriver) Restore(ctx context.Context, spec driver.Spec, dir string) 
 
 func (d *fakeDriver) launch(spec driver.Spec) *fakeSandbox {
 	host, far := net.Pipe()
-	sb := &fakeSandbox{d: d, id: spec.ID, secret: spec.Env["HEARTH_SECRET"], host: host, far: far, exited: make(chan struct{})}
+	sb := &fakeSandbox{d: d, id: spec.ID, secret: spec.Env["HEARTH_SECRET"], host: host, far: far, exited: make(chan struct{}), born: time.Now(), limits: spec.Limits}
+	if len(spec.Mounts) > 0 {
+		sb.mounted = spec.Mounts[0].Source
+	}
 	d.mu.Lock()
 	if d.live == nil {
 		d.live = map[string]*fakeSandbox{}
@@ -146,7 +229,7 @@ func (d *fakeDriver) count() int {
 func (s *fakeSandbox) ID() string                             { return s.id }
 func (s *fakeSandbox) Dial(context.Context) (net.Conn, error) { return s.host, nil }
 func (s *fakeSandbox) Stats(context.Context) (driver.Stats, error) {
-	return driver.Stats{Memory: s.d.memory}, nil
+	return driver.Stats{Memory: s.d.memory, CPU: time.Duration(s.d.cpu * float64(time.Since(s.born)))}, nil
 }
 
 func (s *fakeSandbox) Wait(ctx context.Context) (driver.Exit, error) {
@@ -203,8 +286,14 @@ func (s *fakeSandbox) guest() {
 		switch head[4] {
 		case fHello:
 			send(0, frame{fReady, `{"protocol":1,"runtime":"fake","pid":1}`})
-		case fInit:
-			f := frame{fReady, fmt.Sprintf(`{"snapshot":%t}`, s.d.onSnapshot != "")}
+		case fInit, fEnd:
+			if stream != 0 {
+				continue // of a call's body
+			}
+			if head[4] == fInit && s.begin(payload) {
+				continue // its files follow, and END
+			}
+			f := frame{fReady, fmt.Sprintf(`{"snapshot":%t,"concurrent":%t}`, s.d.onSnapshot != "", s.d.concurrent)}
 			if s.d.onInit != nil {
 				f = s.d.onInit()
 			}
@@ -240,6 +329,32 @@ func (s *fakeSandbox) guest() {
 			g.canceled <- stream
 		}
 	}
+}
+
+// begin takes INIT, and tells whether an archive follows.
+func (s *fakeSandbox) begin(payload []byte) (archive bool) {
+	var in struct {
+		Function string
+		Archive  bool
+	}
+	json.Unmarshal(payload, &in) //nolint:errcheck // an empty name fails the test
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serves, s.archive = in.Function, in.Archive
+	return in.Archive
+}
+
+func (s *fakeSandbox) function() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.serves
+}
+
+// sandboxes returns those that exist.
+func (d *fakeDriver) sandboxes() []*fakeSandbox {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Collect(maps.Values(d.live))
 }
 
 // sink collects a response.

@@ -413,7 +413,9 @@ func (p *Pool) offerLocked(inst *instance) {
 		inst.fresh = false
 		p.setState(inst, hearth.InstanceIdle, "")
 		g.idle = append(g.idle, inst)
-		p.lookAt(g, now.Add(time.Second))
-		p.feedLocked()
+		p.lookAt(g, now.Add(calm))
+		if len(p.hungry) > 0 { // it may have to give its place
+			p.feedLocked()
+		}
 	}
 }

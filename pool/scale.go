@@ -103,6 +103,7 @@ func (p *Pool) growLocked(g *group, now time.Time) bool {
 	} else {
 		p.takeLocked(inst)
 	}
+	p.stockLocked(&g.version).demand.add(now)
 	if g.ctx == nil || g.ctx.Err() != nil {
 		g.ctx, g.cancel = context.WithCancel(p.background)
 	}

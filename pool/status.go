@@ -134,10 +134,10 @@ func (p *Pool) statusLocked() hearth.PoolStatus {
 		return cmp.Or(cmp.Compare(a.Function, b.Function), cmp.Compare(a.Version, b.Version))
 	})
 	for c, s := range p.stocks {
-		n, why := s.demand.want(now, max(0, p.cfg.MaxStems))
+		n := s.demand.want(now, max(0, p.cfg.MaxStems))
 		st.Stems = append(st.Stems, hearth.StemStock{
 			Isolation: c.isolation, Runtime: c.runtime, Memory: hearth.Bytes(c.memory), Egress: c.egress,
-			Ready: len(s.cells), Starting: s.starting, Target: n, Why: why,
+			Ready: len(s.cells), Starting: s.starting, Target: n, Why: s.demand.why(n),
 		})
 	}
 	slices.SortFunc(st.Stems, func(a, b hearth.StemStock) int {

@@ -92,16 +92,24 @@ func (d *demand) advance(now time.Time) {
 
 // want is how many stem cells there should be, at most most: as many as were
 // wanted at once in the last minutes, at least one while the class is in use.
-func (d *demand) want(now time.Time, most int) (n int, why string) {
+func (d *demand) want(now time.Time, most int) int {
 	if d.last.IsZero() || now.Sub(d.last) > demandKept {
-		return 0, fmt.Sprintf("no function of this kind was started for %s", hearth.Duration(demandKept))
+		return 0
 	}
 	d.advance(now)
 	peak := 1
 	for _, b := range d.buckets {
 		peak = max(peak, int(b))
 	}
-	return min(peak, most), fmt.Sprintf("up to %d were wanted within %s lately", peak, hearth.Duration(demandBucket))
+	return min(peak, most)
+}
+
+// why says in words why there should be that many.
+func (d *demand) why(want int) string {
+	if want == 0 {
+		return fmt.Sprintf("no function of this kind was started for %s", hearth.Duration(demandKept))
+	}
+	return fmt.Sprintf("at most %d were wanted within %s lately", want, hearth.Duration(demandBucket))
 }
 
 // stockLocked returns the stock that a version's instances come from.
@@ -124,14 +132,13 @@ func (p *Pool) stockLocked(v *hearth.Version) *stock {
 // stemForLocked returns the stem cell that is best for another instance of the
 // group, nil if there is none or another way is faster.
 func (p *Pool) stemForLocked(g *group) *instance {
-	s := p.stockLocked(&g.version)
-	s.demand.add(time.Now())
 	if snap := p.snapshots[g.version.Incarnation]; snap != nil && !snap.slower {
 		return nil
 	}
 	if _, restorer := p.cfg.Drivers[g.version.Config.Isolation].(driver.Restorer); restorer && g.verifying && p.cfg.SnapshotDir != "" {
 		return nil // what is saved must be started like what is restored
 	}
+	s := p.stockLocked(&g.version)
 	if n := len(s.cells); n > 0 {
 		return s.cells[n-1]
 	}
@@ -157,16 +164,16 @@ func (p *Pool) restockLocked() {
 	}
 	now := time.Now()
 	for c, s := range p.stocks {
-		want, why := s.demand.want(now, p.cfg.MaxStems)
+		want := s.demand.want(now, p.cfg.MaxStems)
 		for len(s.cells) > want {
-			p.removeLocked(s.cells[0], why)
+			p.removeLocked(s.cells[0], s.demand.why(want))
 		}
 		if want == 0 && s.starting == 0 && len(s.cells) == 0 {
 			delete(p.stocks, c)
 			continue
 		}
 		for len(s.cells)+s.starting < want && !now.Before(s.retryAt) && p.stemRoomLocked(s) {
-			p.growStockLocked(s, now, why)
+			p.growStockLocked(s, now, s.demand.why(want))
 		}
 	}
 }
@@ -270,6 +277,7 @@ func (i *instance) specialise(ctx context.Context, v *hearth.Version, dir string
 		if !ok {
 			i.pool.mu.Lock()
 			i.pool.rigid[v.Config.Isolation] = true
+			i.pool.stockLocked(v).demand.touch(time.Now()) // of its very limits
 			i.pool.mu.Unlock()
 			return false, errors.New("its limits cannot be changed")
 		}
