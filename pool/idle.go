@@ -2,7 +2,7 @@ package pool
 
 import (
 	"context"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/robfig/cron/v3"
@@ -226,19 +226,27 @@ func (p *Pool) weighOne(inst *instance) {
 		return
 	}
 	p.setState(inst, hearth.InstancePaused, "it used CPU without a call")
+	inst.frost.chilled.Store(true)
 	p.wg.Go(func() { p.pause(inst, pauser) })
 }
 
-// frost is whether an instance is frozen. Its lock is held while that changes.
+// frost is whether an instance is frozen.
 type frost struct {
-	mu     sync.Mutex
-	frozen bool // guarded by mu
+	// turn is held by who freezes or thaws it, and guards frozen.
+	turn   chan struct{}
+	frozen bool
+	// chilled is set before it is frozen, as long as its state is paused, so that
+	// calls to others need no turn.
+	chilled atomic.Bool
 }
+
+func newFrost() *frost { return &frost{turn: make(chan struct{}, 1)} }
 
 // pause freezes an instance that is still paused when its turn comes.
 func (p *Pool) pause(inst *instance, pauser driver.Pauser) {
-	inst.frost.mu.Lock()
-	defer inst.frost.mu.Unlock()
+	f := inst.frost
+	f.turn <- struct{}{}
+	defer func() { <-f.turn }()
 	p.mu.Lock()
 	paused := inst.state == hearth.InstancePaused
 	p.mu.Unlock()
@@ -247,8 +255,7 @@ func (p *Pool) pause(inst *instance, pauser driver.Pauser) {
 	}
 	ctx, cancel := context.WithTimeout(p.background, freezeTimeout)
 	defer cancel()
-	// Also after an error it may be frozen.
-	inst.frost.frozen = true
+	f.frozen = true // perhaps also after an error
 	if err := pauser.Pause(ctx); err != nil && p.background.Err() == nil {
 		p.cfg.Logger.Warn("an instance could not be paused", "instance", inst.id, "function", inst.functionName(), "err", err)
 	}
@@ -256,24 +263,27 @@ func (p *Pool) pause(inst *instance, pauser driver.Pauser) {
 
 // awake makes a lent instance ready for its call; false if it is of no use.
 func (p *Pool) awake(l *Lease) bool {
-	inst := l.inst
+	inst, f := l.inst, l.inst.frost
 	if inst.conn.Err() != nil {
 		return false
 	}
-	inst.frost.mu.Lock()
-	defer inst.frost.mu.Unlock()
-	if !inst.frost.frozen {
+	if !f.chilled.Load() {
 		return true
 	}
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(p.background, freezeTimeout)
-	defer cancel()
-	if err := inst.sandbox.(driver.Pauser).Resume(ctx); err != nil {
-		p.cfg.Logger.Warn("an instance could not be resumed", "instance", inst.id, "function", inst.functionName(), "err", err)
-		inst.conn.Close() //nolint:errcheck // it is given up
-		return false
+	f.turn <- struct{}{}
+	defer func() { <-f.turn }()
+	if f.frozen {
+		ctx, cancel := context.WithTimeout(p.background, freezeTimeout)
+		defer cancel()
+		if err := inst.sandbox.(driver.Pauser).Resume(ctx); err != nil {
+			p.cfg.Logger.Warn("an instance could not be resumed", "instance", inst.id, "function", inst.functionName(), "err", err)
+			inst.conn.Close() //nolint:errcheck // it is given up
+			return false
+		}
+		f.frozen = false
 	}
-	inst.frost.frozen = false
+	f.chilled.Store(false)
 	l.Timings.Queue += time.Since(begin)
 	return true
 }

@@ -49,7 +49,7 @@ type instance struct {
 	output   []*telemetry.LineWriter
 	last     lastLines
 
-	frost frost
+	frost *frost
 
 	// Guarded by Pool.mu.
 	group    *group // nil for a stem cell
@@ -73,10 +73,12 @@ type instance struct {
 	weighings int
 }
 
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:])
-	return fmt.Sprintf("i-%x", b)
+func (p *Pool) newInstanceLocked(now time.Time) *instance {
+	var id [8]byte
+	rand.Read(id[:]) //nolint:errcheck // never fails
+	inst := &instance{pool: p, id: fmt.Sprintf("i-%x", id), born: now, frost: newFrost()}
+	p.instances[inst] = struct{}{}
+	return inst
 }
 
 // free is how many more calls the instance can have now. A call that its caller

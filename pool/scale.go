@@ -98,8 +98,7 @@ func (p *Pool) growLocked(g *group, now time.Time) bool {
 		return false
 	}
 	if inst == nil {
-		inst = &instance{pool: p, id: newID(), born: now}
-		p.instances[inst] = struct{}{}
+		inst = p.newInstanceLocked(now)
 	} else {
 		p.takeLocked(inst)
 	}
@@ -411,12 +410,12 @@ func (p *Pool) fitsLocked(g *group) bool {
 	return len(p.instances) < p.cfg.MaxInstances && (p.used+g.estimate() <= p.cfg.Memory || p.used == 0)
 }
 
-// feedLocked lets those try again who found no room, those first who have
-// nothing, then those who wait the longest; and then fills the stocks.
+// feedLocked lets those try again who found no room, those first who have the
+// least, then those who wait the longest; and then fills the stocks.
 func (p *Pool) feedLocked() {
 	if len(p.hungry) > 0 {
 		groups := slices.SortedFunc(maps.Keys(p.hungry), func(a, b *group) int {
-			return cmp.Or(cmp.Compare(min(a.total(), 1), min(b.total(), 1)), a.longest().Compare(b.longest()))
+			return cmp.Or(cmp.Compare(p.shareOfLocked(a), p.shareOfLocked(b)), a.longest().Compare(b.longest()))
 		})
 		for _, g := range groups {
 			p.scaleLocked(g)

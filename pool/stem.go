@@ -209,8 +209,8 @@ func (p *Pool) emptyLocked(s *stock, why string) {
 }
 
 func (p *Pool) growStockLocked(s *stock, now time.Time, why string) {
-	inst := &instance{pool: p, id: newID(), born: now, asked: now, stock: s}
-	p.instances[inst] = struct{}{}
+	inst := p.newInstanceLocked(now)
+	inst.stock = s
 	p.chargeLocked(inst, s.estimate())
 	s.starting++
 	p.starts++
