@@ -129,6 +129,8 @@ type Pool struct {
 	functions map[string]*function // guarded by mu
 	// live has the incarnations that SetLive told, with their functions.
 	live map[string]string // guarded by mu
+	// names are the functions in live.
+	names map[string]bool // guarded by mu
 	// retired has the incarnations that Retire was called for lately, and when: a
 	// call that found its version just before may still come.
 	retired map[string]time.Time // guarded by mu
@@ -316,7 +318,10 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 		starting = append(starting, g)
 	}
 	old := p.live
-	p.live = live
+	p.live, p.names = live, make(map[string]bool, len(live))
+	for _, name := range live {
+		p.names[name] = true
+	}
 	for _, g := range starting {
 		p.keepLocked(g)
 		p.scaleLocked(g)
@@ -327,13 +332,9 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 			p.retireLocked(incarnation)
 		}
 	}
-	names := make(map[string]bool, len(live))
-	for _, name := range live {
-		names[name] = true
-	}
-	for name := range p.functions {
-		if !names[name] {
-			p.forgetFunctionLocked(name)
+	for name, f := range p.functions {
+		if f.groups == 0 && !p.names[name] {
+			delete(p.functions, name)
 		}
 	}
 	p.wakeUp()

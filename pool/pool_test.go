@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -577,86 +576,4 @@ func TestCloseBreaksWhatOutlivesTheDrain(t *testing.T) {
 			t.Errorf("a call after Close: %v", err)
 		}
 	})
-}
-
-// TestRandom runs random calls against guests that answer, fail, crash, hang
-// and are slow to start, and checks what must always hold: each call ends with
-// its own answer or a fitting error, limits hold, nothing is left.
-func TestRandom(t *testing.T) {
-	for seed := range uint64(30) {
-		d := &fakeDriver{}
-		run(t, d, func(c *Config) {
-			c.MaxInstances, c.MaxQueue, c.Learner = 5, 20, keep(3*time.Second)
-		}, func(t *testing.T, p *Pool) {
-			var rmu sync.Mutex
-			rnd := rand.New(rand.NewPCG(seed, 1))
-			intn := func(n int) int { rmu.Lock(); defer rmu.Unlock(); return rnd.IntN(n) }
-			d.beforeCreate = func(ctx context.Context) error {
-				time.Sleep(time.Duration(intn(200)) * time.Millisecond)
-				if intn(10) == 0 {
-					return errors.New("host failure")
-				}
-				return nil
-			}
-			d.script = func(g *fakeGuest, invoke []byte) []frame {
-				select {
-				case <-time.After(time.Duration(intn(100)) * time.Millisecond):
-				case <-g.sb.exited:
-				}
-				switch intn(12) {
-				case 0:
-					return nil // crash
-				case 1:
-					return []frame{{fErrorFr, `{"kind":"handler","type":"E","message":"m"}`}}
-				case 2:
-					<-g.sb.exited // hang
-					return nil
-				}
-				return answer(invocationID(invoke))
-			}
-			versions := []*hearth.Version{version("a", 1), version("b", 3), version("c", 10)}
-			var wg sync.WaitGroup
-			for i := range 200 {
-				v := versions[intn(len(versions))]
-				wg.Go(func() {
-					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+intn(2000))*time.Millisecond)
-					defer cancel()
-					body, _, err := do(ctx, p, v, fmt.Sprint(i))
-					switch code := hearth.ErrorCode(err); code {
-					case "":
-						if body != fmt.Sprint(i) {
-							t.Errorf("call %d got the answer %q", i, body)
-						}
-					case hearth.CodeTimeout:
-						if ctx.Err() == nil {
-							t.Errorf("call %d: a timeout before its deadline", i)
-						}
-					case hearth.CodeFunction, hearth.CodeUnavailable, hearth.CodeExhausted:
-					default:
-						t.Errorf("call %d: %v", i, err)
-					}
-				})
-				if intn(4) == 0 {
-					time.Sleep(time.Duration(intn(300)) * time.Millisecond)
-				}
-				if intn(30) == 0 {
-					p.Retire(v.Incarnation)
-				}
-			}
-			wg.Wait()
-			time.Sleep(5 * time.Second) // idle instances expire
-			synctest.Wait()
-			if d.most > 5 {
-				t.Errorf("seed %d: %d sandboxes at once, want at most 5", seed, d.most)
-			}
-			if n := d.count(); n != 0 {
-				t.Errorf("seed %d: %d idle sandboxes did not expire", seed, n)
-			}
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			if len(p.groups) != 0 || len(p.instances) != 0 {
-				t.Errorf("seed %d: %d groups and %d instances are left", seed, len(p.groups), len(p.instances))
-			}
-		})
-	}
 }

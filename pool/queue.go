@@ -46,6 +46,7 @@ type group struct {
 // function is what is remembered of a function across its versions and the times
 // when it has no instances. Guarded by Pool.mu.
 type function struct {
+	groups  int            // that refer to it
 	learner policy.Learner // nil before the first call
 	lastEnd time.Time      // of its last call
 	keep    *schedule      // nil if nothing is kept ready
@@ -87,6 +88,7 @@ func (p *Pool) groupLocked(v *hearth.Version) *group {
 		g.idleAt(f.lastEnd)
 	}
 	p.groups[v.Incarnation] = g
+	f.groups++
 	return g
 }
 

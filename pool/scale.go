@@ -256,8 +256,8 @@ func (p *Pool) settleLocked(g *group) {
 		delete(p.hungry, g)
 		f := g.function
 		f.incarnation, f.absent = g.version.Incarnation, g.absent
-		if _, live := p.live[g.version.Incarnation]; !live && f.calls == 0 {
-			delete(p.functions, g.version.Function)
+		if f.groups--; f.groups == 0 && !p.names[g.version.Function] {
+			delete(p.functions, g.version.Function) // it was deleted
 		}
 	}
 	p.quietLocked()
@@ -273,16 +273,6 @@ func (p *Pool) expectsLocked(g *group) bool {
 	}
 	end := g.function.lastEnd
 	return !end.IsZero() && g.windowsLocked(p).Next(time.Since(end)) != 0
-}
-
-// forgetFunctionLocked drops what is remembered of a function that was deleted.
-func (p *Pool) forgetFunctionLocked(name string) {
-	for _, g := range p.groups {
-		if g.version.Function == name {
-			return // it ends its calls, or is not live yet
-		}
-	}
-	delete(p.functions, name)
 }
 
 // estimate is what an instance of the group is expected to use, in bytes: a
@@ -336,7 +326,8 @@ func (p *Pool) roomLocked(g *group, stem *instance) bool {
 // victimLocked returns the instance that is worth least and may end for another
 // one of g: a stem cell, else an idle instance that was not used for long, takes
 // much memory and is quick to start again. Who has more than a fair share takes
-// nothing from those who have not.
+// nothing from those who have not, and who has no call waiting takes nothing at
+// all. What is to be kept ready ends only for a call that would else never start.
 func (p *Pool) victimLocked(g *group, stem *instance) *instance {
 	for _, s := range p.stocks {
 		for _, cell := range s.cells {
@@ -345,23 +336,30 @@ func (p *Pool) victimLocked(g *group, stem *instance) *instance {
 			}
 		}
 	}
+	if len(g.waiters) == 0 {
+		return nil
+	}
 	now, share := time.Now(), p.shareLocked()
-	greedy := p.shareOfLocked(g) >= share && g.total() > 0
-	var victim *instance
+	greedy := g.total() > 0 && p.shareOfLocked(g) >= share
+	var victim, kept *instance
 	var worst float64
 	for _, other := range p.groups {
-		if len(other.idle) == 0 || other.total() <= p.minLocked(other, now) || other == g {
-			continue
-		}
-		if greedy && p.shareOfLocked(other) <= share {
+		if len(other.idle) == 0 || other == g || greedy && p.shareOfLocked(other) <= share {
 			continue
 		}
 		inst := other.idle[0]
+		if other.total() <= p.minLocked(other, now) {
+			kept = inst
+			continue
+		}
 		cold := max(other.cold.Value(), time.Millisecond)
 		burden := now.Sub(inst.since).Seconds() * float64(inst.charge) / cold.Seconds()
 		if victim == nil || burden > worst {
 			victim, worst = inst, burden
 		}
+	}
+	if victim == nil && g.total() == 0 {
+		return kept
 	}
 	return victim
 }
@@ -410,12 +408,12 @@ func (p *Pool) fitsLocked(g *group) bool {
 	return len(p.instances) < p.cfg.MaxInstances && (p.used+g.estimate() <= p.cfg.Memory || p.used == 0)
 }
 
-// feedLocked lets those try again who found no room, those first who have the
-// least, then those who wait the longest; and then fills the stocks.
+// feedLocked lets those try again who found no room: first those whose calls
+// wait, who has the least before the others; and then fills the stocks.
 func (p *Pool) feedLocked() {
 	if len(p.hungry) > 0 {
 		groups := slices.SortedFunc(maps.Keys(p.hungry), func(a, b *group) int {
-			return cmp.Or(cmp.Compare(p.shareOfLocked(a), p.shareOfLocked(b)), a.longest().Compare(b.longest()))
+			return cmp.Or(cmp.Compare(min(len(b.waiters), 1), min(len(a.waiters), 1)), cmp.Compare(p.shareOfLocked(a), p.shareOfLocked(b)), a.longest().Compare(b.longest()))
 		})
 		for _, g := range groups {
 			p.scaleLocked(g)

@@ -142,7 +142,7 @@ func TestLeastValuableIsEvicted(t *testing.T) {
 	run(t, d, func(c *Config) { c.MaxInstances = 3; c.Learner = keep(24 * time.Hour) }, func(t *testing.T, p *Pool) {
 		kept := version("kept", 4)
 		kept.Config.Warm.Min = 1
-		p.SetLive([]hearth.Version{*kept})
+		p.SetLive([]hearth.Version{*kept, *version("quick", 1)})
 		time.Sleep(time.Hour) // the longest idle by far
 		for _, name := range []string{"slow", "quick"} {
 			d.beforeCreate = func(context.Context) error {
@@ -367,6 +367,29 @@ func TestMinimumIsKept(t *testing.T) {
 		synctest.Wait()
 		if n := d.count(); n != 0 {
 			t.Errorf("%d instances of a deleted function", n)
+		}
+	})
+}
+
+// What is to be kept ready takes no room that calls need.
+func TestMinimumGivesWayToCalls(t *testing.T) {
+	d := &fakeDriver{}
+	run(t, d, func(c *Config) { c.MaxInstances = 2; c.Learner = keep(time.Minute) }, func(t *testing.T, p *Pool) {
+		kept := version("kept", 8)
+		kept.Config.Warm.Min = 2
+		p.SetLive([]hearth.Version{*kept})
+		time.Sleep(time.Second)
+		if _, _, err := do(t.Context(), p, version("f", 1), "a"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		for _, inst := range p.Status().Instances {
+			if inst.Function != "kept" {
+				t.Errorf("%+v", inst)
+			}
+		}
+		if n := d.count(); n != 2 {
+			t.Errorf("%d instances once there is room again", n)
 		}
 	})
 }
