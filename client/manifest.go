@@ -2,10 +2,12 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -133,40 +135,40 @@ func (p parser) plain(n *yaml.Node) error {
 	return nil
 }
 
-// manifest reads the keys in their order and checks the configuration after
-// each, so that an error knows its line.
+// manifest reads the keys and then checks the configuration after each, so that
+// an error knows its line.
 func (p parser) manifest(n *yaml.Node) (Manifest, error) {
 	if n.Kind != yaml.MappingNode {
 		return Manifest{}, p.err(n.Line, "write for example: name: hello", "expected keys and values")
 	}
 	var m Manifest
-	known := fields(reflect.ValueOf(&m).Elem())
-	// checked is a valid configuration with only what was read so far replaced.
+	read := reflect.ValueOf(&m).Elem()
+	lines, err := p.keys("", n, read)
+	if err != nil {
+		return Manifest{}, err
+	}
+	if line := lines["name"]; line > 0 {
+		if err := hearth.ValidateName(m.Name); err != nil {
+			return Manifest{}, p.at(line, err)
+		}
+	}
+	// checked is a valid configuration with only what was checked so far replaced.
 	checked := hearth.Config{Runtime: "python"}.WithDefaults()
-	checkedFields := fields(reflect.ValueOf(&checked).Elem())
-	lines := map[string]int{}
-	for i := 0; i < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		field, ok := known[key.Value]
-		if !ok {
-			return Manifest{}, p.unknown(key, known)
+	known, checkedFields := fields(read), fields(reflect.ValueOf(&checked).Elem())
+	place := func(key string) int {
+		if dependent[key] {
+			return maxManifest + lines[key] // after all others
 		}
-		if before := lines[key.Value]; before > 0 {
-			return Manifest{}, p.err(key.Line, "remove one of them", "%s was already given in line %d", key.Value, before)
+		return lines[key]
+	}
+	keys := slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return cmp.Compare(place(a), place(b)) })
+	for _, key := range keys {
+		if key == "name" {
+			continue
 		}
-		lines[key.Value] = key.Line
-		if err := p.value(key, value, field); err != nil {
-			return Manifest{}, err
-		}
-		err := error(nil)
-		if key.Value == "name" {
-			err = hearth.ValidateName(m.Name)
-		} else {
-			checkedFields[key.Value].Set(field)
-			err = checked.Validate()
-		}
-		if err != nil {
-			return Manifest{}, p.at(key.Line, err)
+		checkedFields[key].Set(known[key])
+		if err := checked.Validate(); err != nil {
+			return Manifest{}, p.at(lines[key], err)
 		}
 	}
 	for _, err := range []error{hearth.ValidateName(m.Name), m.WithDefaults().Validate()} {
@@ -177,6 +179,31 @@ func (p parser) manifest(n *yaml.Node) (Manifest, error) {
 	return m, nil
 }
 
+// dependent are the keys whose values must fit those of others.
+var dependent = map[string]bool{"instance_concurrency": true, "warm": true, "cache": true}
+
+// keys reads keys and values into a struct and returns the keys' lines. within is
+// the key that they are below, with a dot, for errors.
+func (p parser) keys(within string, n *yaml.Node, into reflect.Value) (lines map[string]int, err error) {
+	known := fields(into)
+	lines = map[string]int{}
+	for i := 0; i < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		field, ok := known[key.Value]
+		if !ok {
+			return nil, p.unknown(within, key, known)
+		}
+		if before := lines[key.Value]; before > 0 {
+			return nil, p.err(key.Line, "remove one of them", "%s was already given in line %d", within+key.Value, before)
+		}
+		lines[key.Value] = key.Line
+		if err := p.value(within+key.Value, key, value, field); err != nil {
+			return nil, err
+		}
+	}
+	return lines, nil
+}
+
 // at puts file and line before an error of the vocabulary.
 func (p parser) at(line int, err error) error {
 	e := hearth.AsError(err)
@@ -184,35 +211,40 @@ func (p parser) at(line int, err error) error {
 }
 
 // unknown is the error for a key that does not exist.
-func (p parser) unknown(key *yaml.Node, known map[string]reflect.Value) error {
-	names := make([]string, 0, len(known))
-	for name := range known {
-		names = append(names, name)
-	}
-	slices.Sort(names)
+func (p parser) unknown(within string, key *yaml.Node, known map[string]reflect.Value) error {
+	names := slices.Sorted(maps.Keys(known))
 	hint := "the keys are " + strings.Join(names, ", ")
 	if near := nearest(key.Value, names); near != "" {
 		hint = fmt.Sprintf("did you mean %q?", near)
 	}
-	return p.err(key.Line, hint, "unknown key %q", clip(key.Value))
+	return p.err(key.Line, hint, "unknown key %q", within+clip(key.Value))
 }
 
-// value decodes one value into its field.
-func (p parser) value(key, value *yaml.Node, field reflect.Value) error {
+// value decodes one value into its field; name is the key's in full.
+func (p parser) value(name string, key, value *yaml.Node, field reflect.Value) error {
 	if value.Tag == "!!null" {
-		return p.err(key.Line, "give it one, or remove the line", "%s has no value", key.Value)
+		return p.err(key.Line, "give it one, or remove the line", "%s has no value", name)
 	}
 	if want, ok := shape(value, field.Type()); !ok {
-		return p.err(value.Line, "see hearth config check --help", "%s must be %s", key.Value, want)
+		return p.err(value.Line, "see hearth config check --help", "%s must be %s", name, want)
 	}
-	if field.Kind() == reflect.Map {
-		if err := p.unique(key, value); err != nil {
+	if field.Kind() == reflect.Pointer {
+		field.Set(reflect.New(field.Type().Elem()))
+		field = field.Elem()
+	}
+	switch field.Kind() {
+	case reflect.Struct:
+		_, err := p.keys(name+".", value, field)
+		return err
+	case reflect.Map:
+		if err := p.unique(name, value); err != nil {
 			return err
 		}
-	}
-	if field.Kind() == reflect.Int && value.Tag != "!!int" {
-		// The YAML package would cut 1.5 to 1.
-		return p.err(value.Line, "write "+example(field.Type()), "%s cannot be %q", key.Value, clip(value.Value))
+	case reflect.Int:
+		if value.Tag != "!!int" {
+			// The YAML package would cut 1.5 to 1.
+			return p.err(value.Line, "write "+example(field.Type()), "%s cannot be %q", name, clip(value.Value))
+		}
 	}
 	err := value.Decode(field.Addr().Interface())
 	var h *hearth.Error
@@ -220,22 +252,22 @@ func (p parser) value(key, value *yaml.Node, field reflect.Value) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &h):
-		return p.err(value.Line, h.Hint, "%s: %s", key.Value, h.Message)
+		return p.err(value.Line, h.Hint, "%s: %s", name, h.Message)
 	default:
-		return p.err(value.Line, "write "+example(field.Type()), "%s cannot be %q", key.Value, clip(value.Value))
+		return p.err(value.Line, "write "+example(field.Type()), "%s cannot be %q", name, clip(value.Value))
 	}
 }
 
 // unique refuses a key that is twice in a map such as env.
-func (p parser) unique(key, value *yaml.Node) error {
+func (p parser) unique(name string, value *yaml.Node) error {
 	lines := map[string]int{}
 	for i := 0; i < len(value.Content); i += 2 {
 		k, v := value.Content[i], value.Content[i+1]
 		if k.Kind != yaml.ScalarNode || v.Kind != yaml.ScalarNode {
-			return p.err(k.Line, "write NAME: text", "%s must have texts as keys and values", key.Value)
+			return p.err(k.Line, "write NAME: text", "%s must have texts as keys and values", name)
 		}
 		if before := lines[k.Value]; before > 0 {
-			return p.err(k.Line, "remove one of them", "%s: %q was already given in line %d", key.Value, clip(k.Value), before)
+			return p.err(k.Line, "remove one of them", "%s: %q was already given in line %d", name, clip(k.Value), before)
 		}
 		lines[k.Value] = k.Line
 	}
@@ -246,6 +278,12 @@ func (p parser) unique(key, value *yaml.Node) error {
 // which form that is.
 func shape(n *yaml.Node, t reflect.Type) (want string, ok bool) {
 	switch t.Kind() {
+	case reflect.Pointer:
+		return shape(n, t.Elem())
+	case reflect.Struct:
+		return "keys and values, indented below it", n.Kind == yaml.MappingNode
+	case reflect.Interface:
+		return "", true
 	case reflect.Map:
 		return "a list of NAME: text, indented below it", n.Kind == yaml.MappingNode
 	case reflect.Slice:

@@ -48,46 +48,90 @@ routes:
 	wantError(t, err, hearth.CodeNotFound, "there is no", "hearth init")
 }
 
+func TestManifestWithNestedKeys(t *testing.T) {
+	m, err := client.ParseManifest("f", []byte(`
+name: hello
+runtime: python
+cache:            # before the routes and the concurrency that it and warm need
+  ttl: {GET /a: 1m, /fn: 5}
+  authorized: true
+warm:
+  min: 20
+  schedule: '* 8-18 * * *'
+  call: {source: warm, list: [1, a, null]}
+instance_concurrency: 20
+routes: [GET /a]
+concurrency: 400
+`))
+	want := client.Manifest{Name: "hello", Config: hearth.Config{
+		Runtime: "python", Concurrency: 400, InstanceConcurrency: 20, Routes: []hearth.Route{"GET /a"},
+		Warm: hearth.Warm{Min: 20, Schedule: "* 8-18 * * *", Call: map[string]any{"source": "warm", "list": []any{1, "a", nil}}},
+		Cache: &hearth.Cache{
+			TTL:        map[hearth.Route]hearth.Duration{"GET /a": hearth.Duration(time.Minute), "/fn": hearth.Duration(5 * time.Second)},
+			Authorized: true,
+		},
+	}}
+	if diff := cmp.Diff(want, m); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if m, err := client.ParseManifest("f", []byte("name: a\nruntime: python\ncache: {}\n")); err != nil || m.Cache == nil {
+		t.Errorf("an empty cache: %+v, %v", m, err)
+	}
+}
+
 func TestManifestErrors(t *testing.T) {
 	const ok = "name: a\nruntime: python\n"
 	for text, wants := range map[string][]string{
-		"":                                     {"f: the file is empty"},
-		"# only a comment\n":                   {"f"},
-		"- a\n":                                {"f:1: expected keys and values"},
-		"name: a\n\truntime: python\n":         {"f:2: not valid YAML"},
-		"name: [\n":                            {"not valid YAML"},
-		"name: a\n":                            {"f: the function has no runtime"},
-		"runtime: python\n":                    {"f: the function has no name"},
-		"name: Hello\nruntime: python\n":       {`f:1: function name "Hello" is not valid`},
-		ok + "memroy: 1GiB\n":                  {`f:3: unknown key "memroy"`, `did you mean "memory"?`},
-		ok + "quux: 1\n":                       {`unknown key "quux"`, "the keys are cache, concurrency, cpu,"},
-		ok + "Timeout: 1s\n":                   {`did you mean "timeout"?`},
-		ok + "name: b\n":                       {"f:3: name was already given in line 1"},
-		ok + "env:\n  A: 1\n  A: 2\n":          {`f:5: env: "A" was already given in line 4`},
-		ok + "timeout: -5s\n":                  {"f:3: timeout -5s is not positive"},
-		ok + "timeout: 0\n":                    {"f:3: timeout 0s is not positive"},
-		ok + "timeout: soon\n":                 {`f:3: timeout: "soon" is not a duration`, "30s"},
-		ok + "timeout:\n":                      {"f:3: timeout has no value"},
-		ok + "memory: 12\n":                    {`f:3: memory: "12" is not a size`},
-		ok + "memory: 1KiB\n":                  {"f:3: memory 1KiB is out of range"},
-		ok + "cpu: many\n":                     {`f:3: cpu cannot be "many"`, "a number"},
-		ok + "concurrency: 1.5\n":              {`concurrency cannot be "1.5"`, "a whole number"},
-		ok + "concurrency: 0\n":                {"f:3: concurrency 0 is out of range"},
-		ok + "env: A=b\n":                      {"f:3: env must be a list of NAME: text"},
-		ok + "env:\n  A: {b: c}\n":             {"f:4: env must have texts"},
-		ok + "env: {HEARTH_X: y}\n":            {"reserved"},
-		ok + "routes: /a\n":                    {"f:3: routes must be a list"},
-		ok + "routes: [{a: b}]\n":              {"routes must be a list of texts"},
-		ok + "routes: [/v1/x]\n":               {"f:3: route", "belongs to Hearth"},
-		ok + "handler: [a]\n":                  {"handler must be a single value"},
-		ok + "egress: all\n":                   {`f:3: egress "all" is not valid`, "internet or none"},
-		ok + "env: &a {A: b}\n":                {"f:3: anchors and aliases are not allowed"},
-		ok + "env: {<<: *a}\n":                 {"f"},
-		ok + "handler: !!binary aGk=\n":        {"f:3: the tag"},
-		ok + "---\nname: b\n":                  {"more than one document"},
-		ok + strings.Repeat("#", 256<<10):      {"larger than 256KiB"},
-		ok + "? [a]\n: b\n":                    {"f:3: unknown key"},
-		ok + "name: " + strings.Repeat("x", 9): {"already given"},
+		"":                                          {"f: the file is empty"},
+		"# only a comment\n":                        {"f"},
+		"- a\n":                                     {"f:1: expected keys and values"},
+		"name: a\n\truntime: python\n":              {"f:2: not valid YAML"},
+		"name: [\n":                                 {"not valid YAML"},
+		"name: a\n":                                 {"f: the function has no runtime"},
+		"runtime: python\n":                         {"f: the function has no name"},
+		"name: Hello\nruntime: python\n":            {`f:1: function name "Hello" is not valid`},
+		ok + "memroy: 1GiB\n":                       {`f:3: unknown key "memroy"`, `did you mean "memory"?`},
+		ok + "quux: 1\n":                            {`unknown key "quux"`, "the keys are cache, concurrency, cpu,"},
+		ok + "Timeout: 1s\n":                        {`did you mean "timeout"?`},
+		ok + "name: b\n":                            {"f:3: name was already given in line 1"},
+		ok + "env:\n  A: 1\n  A: 2\n":               {`f:5: env: "A" was already given in line 4`},
+		ok + "timeout: -5s\n":                       {"f:3: timeout -5s is not positive"},
+		ok + "timeout: 0\n":                         {"f:3: timeout 0s is not positive"},
+		ok + "timeout: soon\n":                      {`f:3: timeout: "soon" is not a duration`, "30s"},
+		ok + "timeout:\n":                           {"f:3: timeout has no value"},
+		ok + "memory: 12\n":                         {`f:3: memory: "12" is not a size`},
+		ok + "memory: 1KiB\n":                       {"f:3: memory 1KiB is out of range"},
+		ok + "cpu: many\n":                          {`f:3: cpu cannot be "many"`, "a number"},
+		ok + "concurrency: 1.5\n":                   {`concurrency cannot be "1.5"`, "a whole number"},
+		ok + "concurrency: 0\n":                     {"f:3: concurrency 0 is out of range"},
+		ok + "env: A=b\n":                           {"f:3: env must be a list of NAME: text"},
+		ok + "env:\n  A: {b: c}\n":                  {"f:4: env must have texts"},
+		ok + "env: {HEARTH_X: y}\n":                 {"reserved"},
+		ok + "routes: /a\n":                         {"f:3: routes must be a list"},
+		ok + "routes: [{a: b}]\n":                   {"routes must be a list of texts"},
+		ok + "routes: [/v1/x]\n":                    {"f:3: route", "belongs to Hearth"},
+		ok + "handler: [a]\n":                       {"handler must be a single value"},
+		ok + "cache: true\n":                        {"f:3: cache must be keys and values"},
+		ok + "cache:\n":                             {"f:3: cache has no value"},
+		ok + "cache:\n  tll: {}\n":                  {`f:4: unknown key "cache.tll"`, `did you mean "ttl"?`},
+		ok + "cache:\n  ttl: 1m\n":                  {"f:4: cache.ttl must be a list of NAME: text"},
+		ok + "cache:\n  ttl:\n    /fn: soon\n":      {`cache.ttl: "soon" is not a duration`},
+		ok + "cache:\n  ttl: {/fn: 1, /fn: 2}\n":    {`f:4: cache.ttl: "/fn" was already given`},
+		ok + "cache:\n  ttl: {/a: 1m}\n":            {`f:3: cache.ttl has the route "/a"`},
+		ok + "cache: {authorized: 1}\n":             {"cache.authorized cannot be"},
+		ok + "warm:\n  min: 1\n  min: 2\n":          {"f:5: warm.min was already given in line 4"},
+		ok + "warm: {min: 1.5}\n":                   {`warm.min cannot be "1.5"`},
+		ok + "warm: {min: 17}\n":                    {"f:3: warm.min 17 is out of range"},
+		ok + "warm: {min: 3}\nconcurrency: 2\n":     {"f:3: warm.min 3 is out of range"},
+		ok + "warm: {min: 1, call: {1: 2, a: b}}\n": {"f:3: warm.call is not valid"},
+		ok + "egress: all\n":                        {`f:3: egress "all" is not valid`, "internet or none"},
+		ok + "env: &a {A: b}\n":                     {"f:3: anchors and aliases are not allowed"},
+		ok + "env: {<<: *a}\n":                      {"f"},
+		ok + "handler: !!binary aGk=\n":             {"f:3: the tag"},
+		ok + "---\nname: b\n":                       {"more than one document"},
+		ok + strings.Repeat("#", 256<<10):           {"larger than 256KiB"},
+		ok + "? [a]\n: b\n":                         {"f:3: unknown key"},
+		ok + "name: " + strings.Repeat("x", 9):      {"already given"},
 	} {
 		_, err := client.ParseManifest("f", []byte(text))
 		if err == nil {

@@ -108,7 +108,7 @@ func (x *exchange) replay(e *entry, now time.Time) error {
 	for name, values := range e.header {
 		h[name] = append(h[name], values...)
 	}
-	h["Age"] = []string{strconv.FormatInt(int64(now.Sub(e.born)/time.Second), 10)}
+	h["Age"] = []string{strconv.FormatInt(max(0, int64(now.Sub(e.born)/time.Second)), 10)}
 	x.rec.Cached, x.rec.Status = true, e.status
 	body := e.body
 	switch {

@@ -813,6 +813,10 @@ func TestCacheUnderConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	// Calls whose clients left may not have ended yet.
+	if err := s.server.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	s.gateway.cache.check(t)
 	if n := s.gateway.cache.collecting.Load(); n != 0 || len(s.gateway.cache.flights) != 0 {
 		t.Errorf("%d bytes are being collected, %d flights", n, len(s.gateway.cache.flights))

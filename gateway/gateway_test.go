@@ -103,7 +103,6 @@ func TestRoutePrecedence(t *testing.T) {
 	if w := get(g, "POST", "/only"); w.Code != 404 || !strings.Contains(w.Body.String(), "answers to GET") {
 		t.Errorf("another method: %d %s", w.Code, w.Body)
 	}
-	g, _, _ = newGateway(t, versionWith("get", "GET /x/{id}"))
 }
 
 func TestRetryAfterIsHonest(t *testing.T) {

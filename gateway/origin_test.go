@@ -163,6 +163,7 @@ type site struct {
 	catalog *fakeCatalog
 	records *safeRecords
 	client  *http.Client
+	server  *http.Server
 }
 
 // safeRecords collects records from many goroutines.
@@ -213,9 +214,9 @@ func newSite(t *testing.T, cfg Config, answer func(int, event) reply, versions .
 		t.Fatal(err)
 	}
 	l := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
-	server := &http.Server{Handler: s.gateway, ReadHeaderTimeout: time.Hour}
+	s.server = &http.Server{Handler: s.gateway, ReadHeaderTimeout: time.Hour}
 	var wg sync.WaitGroup
-	wg.Go(func() { server.Serve(l) }) //nolint:errcheck // it is closed below
+	wg.Go(func() { s.server.Serve(l) }) //nolint:errcheck // it is closed below
 	transport := &http.Transport{
 		DisableCompression: true,
 		DialContext: func(context.Context, string, string) (net.Conn, error) {
@@ -230,7 +231,7 @@ func newSite(t *testing.T, cfg Config, answer func(int, event) reply, versions .
 	}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
-		server.Close()
+		s.server.Close()
 		wg.Wait()
 	})
 	return s

@@ -167,6 +167,9 @@ func configPairs(c hearth.Config) [][2]string {
 	}
 	if c.Cache != nil {
 		pairs = append(pairs, [2]string{"cache", "on"})
+		if c.Cache.Authorized {
+			pairs = append(pairs, [2]string{"cache.authorized", "true"})
+		}
 		for _, r := range slices.Sorted(maps.Keys(c.Cache.TTL)) {
 			pairs = append(pairs, [2]string{"cache.ttl", string(r) + " " + c.Cache.TTL[r].String()})
 		}
