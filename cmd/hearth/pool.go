@@ -74,7 +74,14 @@ WASTED are the instances started ahead of a call that did not come.`,
   hearth pool simulate --generate bursty --write-trace calls.csv
   hearth pool simulate --trace calls.csv -o json`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.simulate(cmd.Context(), s) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, made := range []string{"generate", "functions", "hours", "seed", "write-trace"} {
+				if s.trace != "" && cmd.Flags().Changed(made) {
+					return &usageError{fmt.Errorf("--%s is for calls that are made up\n\nleave it out, or --trace", made)}
+				}
+			}
+			return a.simulate(cmd.Context(), s)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&s.trace, "trace", "", "replay the calls of this `FILE`; - is standard input")
@@ -84,9 +91,6 @@ WASTED are the instances started ahead of a call that did not come.`,
 	f.Uint64Var(&s.generate.Seed, "seed", 1, "another number makes other calls of the same kind")
 	f.StringVar(&s.write, "write-trace", "", "write the calls that were made up to this `FILE`")
 	f.StringSliceVar(&s.policies, "policy", []string{"all"}, "policies to compare")
-	for _, made := range []string{"generate", "functions", "hours", "seed", "write-trace"} {
-		cmd.MarkFlagsMutuallyExclusive("trace", made)
-	}
 	return a.prints(cmd)
 }
 
@@ -138,11 +142,18 @@ const maxHours = 100 * 365 * 24
 // chosen returns the policies to simulate: the one that others are compared
 // with is always the first.
 func (s *simulation) chosen() ([]policy.Policy, error) {
-	names := s.policies
-	if slices.Contains(names, "all") {
-		names = policy.PolicyNames()
+	names := []string{policy.Baseline}
+	for _, name := range s.policies {
+		more := []string{name}
+		if name == "all" {
+			more = policy.PolicyNames()
+		}
+		for _, n := range more {
+			if !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
 	}
-	names = append([]string{policy.Baseline}, slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == policy.Baseline })...)
 	policies := make([]policy.Policy, len(names))
 	for i, name := range names {
 		p, err := policy.PolicyNamed(name)

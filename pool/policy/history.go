@@ -22,7 +22,7 @@ const (
 	// again for the few seconds that this saves.
 	startCost = time.Minute
 	// enough is how many idle times make a pattern.
-	enough = 4
+	enough = 3
 	// remembered is how many idle times a History has: what was before is
 	// forgotten, so it follows a function that changes.
 	remembered = 64
