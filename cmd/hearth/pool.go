@@ -61,9 +61,9 @@ The policies are
   fixed           keeps them for 10 minutes; fixed:20m for any other time
   hybrid          learns when calls come, as "Serverless in the Wild" describes it
   hybrid-4h       the same, keeping for 4 hours those it cannot predict
-  history         weighs cold starts against idle time; the default of hearth serve.
-                  A cold start is worth an hour of an idle instance, with
-                  history:20m twenty minutes
+  history         remembers when calls came and weighs cold starts against idle
+                  time: one is worth an hour of an idle instance, with
+                  history:20m twenty minutes. Hearth's own
 
 COLD are the calls that waited for a start. MEDIAN and P75 are of the functions'
 own shares of cold calls, so a rare function counts as much as a busy one. MEMORY

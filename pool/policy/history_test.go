@@ -250,3 +250,13 @@ func TestWindowsNext(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkHistory is what it takes to think again, with all it remembers.
+func BenchmarkHistory(b *testing.B) {
+	var hist History
+	learn(&hist, exponential(h, 2*remembered)...)
+	for b.Loop() {
+		hist.known = false
+		hist.Windows()
+	}
+}
