@@ -126,6 +126,12 @@ func cheapest(idle []float64, price float64) Windows {
 			}
 		}
 	}
+	if found.until > idle[len(idle)-1] {
+		// No idle time tells what comes after the longest. What is kept for it costs
+		// little, since it is rarely waited for: as much again, if a cold start is
+		// worth it.
+		found.until += min(found.until-max(found.from, linger.Seconds()), price/2)
+	}
 	return found.windows(idle)
 }
 

@@ -82,7 +82,7 @@ func TestHistory(t *testing.T) {
 		},
 		{
 			name: "every ten minutes", idle: around(10*m, m, 50),
-			warm: []time.Duration{0, 50 * time.Second, 9 * m, 659 * time.Second}, not: []time.Duration{2 * m, 8 * m, 12 * m},
+			warm: []time.Duration{0, 50 * time.Second, 9 * m, 659 * time.Second}, not: []time.Duration{2 * m, 8 * m, 14 * m},
 			reason: "calls come every 9.2–11 min: stopped after each, started again 9 min later",
 		},
 		{

@@ -11,8 +11,9 @@ const (
 	// short enough that growth does not lag behind people's patience.
 	settle = 2 * time.Second
 	// PeakWindow is how far back a peak counts: instances that it needed may be
-	// needed again. To forget it after a minute, as Knative does, makes four times
-	// the cold starts and saves a third of the memory (docs/keep-alive.md).
+	// needed again. To forget it after a minute, as Knative does, makes more than
+	// four times the cold starts and saves a third of the idle memory
+	// (docs/keep-alive.md).
 	PeakWindow  = 10 * time.Minute
 	peakBuckets = 10
 	peakBucket  = PeakWindow / peakBuckets

@@ -115,7 +115,7 @@ func TestSimulateLaws(t *testing.T) {
 	for _, pattern := range Patterns() {
 		t.Run(pattern, func(t *testing.T) {
 			t.Parallel()
-			trace, err := Generate(GenerateOptions{Pattern: pattern, Functions: 12, Duration: 36 * time.Hour, Seed: 7})
+			trace, err := Generate(GenerateOptions{Pattern: pattern, Functions: 10, Duration: 24 * time.Hour, Seed: 7})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -153,7 +153,7 @@ func TestSimulateLaws(t *testing.T) {
 // TestPeakWindow checks that to keep the instances of a peak for PeakWindow
 // costs less idle time than Price for each cold start that it saves.
 func TestPeakWindow(t *testing.T) {
-	trace, err := Generate(GenerateOptions{Pattern: "mix", Functions: 40, Duration: 48 * time.Hour, Seed: 1})
+	trace, err := Generate(GenerateOptions{Pattern: "mix", Functions: 40, Duration: 24 * time.Hour, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
