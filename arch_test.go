@@ -22,7 +22,7 @@ var imports = map[string][]string{
 	"api":                         {"", "build", "driver"},
 	"gateway":                     {"", "guest"},
 	"pool":                        {"", "driver", "guest", "pool/policy", "telemetry"},
-	"pool/policy":                 {""},
+	"pool/policy":                 {},
 	"build":                       {"", "driver", "guest"},
 	"store":                       {""},
 	"telemetry":                   {""},

@@ -126,3 +126,16 @@ func TestConstantLoad(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkDecide(b *testing.B) {
+	var load Load
+	l := Limits{Max: 100, PerInstance: 4}
+	now := epoch
+	for b.Loop() {
+		now = now.Add(time.Millisecond)
+		load.Set(now, 20)
+		o := Observed{InFlight: 8, Queued: 12, Instances: 2, Service: time.Millisecond, Cold: time.Second}
+		o.Average, o.Peak, o.IdleSince = load.At(now)
+		Decide(now, l, o)
+	}
+}

@@ -9,7 +9,7 @@ import (
 
 const (
 	// Price is how much idle time of one instance a cold start is worth.
-	Price = 20 * time.Minute
+	Price = time.Hour
 	// linger is how long an instance stays after every call: people who try a
 	// function call it again within a minute or two, and so do bursts. Only idle
 	// times above it tell something about when the next burst comes.
@@ -22,7 +22,7 @@ const (
 	// again for the few seconds that this saves.
 	startCost = time.Minute
 	// enough is how many idle times make a pattern.
-	enough = 4
+	enough = 3
 	// remembered is how many idle times a History has: what was before is
 	// forgotten, so it follows a function that changes.
 	remembered = 64
@@ -50,7 +50,9 @@ func (h *History) Observe(idle time.Duration) {
 	}
 	h.seconds[h.count%remembered] = float32(idle.Seconds())
 	h.count++
-	h.known = false
+	if h.count < remembered || h.count%(remembered/8) == 0 {
+		h.known = false // of many, one more or less changes little
+	}
 }
 
 // Windows are those after a call that ends now. It is cheap to call after every
@@ -102,63 +104,76 @@ func cheapest(idle []float64, price float64) Windows {
 	}
 	// Without any window but linger every call is cold.
 	best := n * (price + startCost.Seconds())
-	from, to := -1, -1 // the idle times that are warm, from 0 if kept
+	var found window
 	for j := range idle {
-		until := idle[j] + margin(idle[j])
-		// Those that are above until wait for all of the window in vain.
-		k := j + 1
-		for k < len(idle) && idle[k] <= until {
-			k++
-		}
-		late := float64(len(idle) - k)
-		kept := sums[k] - float64(k)*linger.Seconds() + late*(until-linger.Seconds()) + late*(price+startCost.Seconds())
-		if kept < best {
-			best, from, to = kept, -1, j
-		}
-		for i := 0; i <= j; i++ {
-			start := idle[i] - margin(idle[i])
-			if start <= linger.Seconds() {
-				continue
+		for i := -1; i <= j; i++ {
+			w := newWindow(idle, i, j)
+			if w.from > 0 && w.from <= linger.Seconds() {
+				continue // it is there still
 			}
-			early := i // those that come before start are cold
-			for early > 0 && idle[early-1] >= start {
-				early--
+			early, _ := slices.BinarySearch(idle, w.from)
+			late, _ := slices.BinarySearch(idle, w.until)
+			missed := float64(early + len(idle) - late) // calls that are cold
+			ready := max(w.from, linger.Seconds())
+			cost := sums[late] - sums[early] - float64(late-early)*ready + // waited for those that came
+				float64(len(idle)-late)*(w.until-ready) + // and for those that did not
+				missed*(price+startCost.Seconds())
+			if w.from > 0 {
+				cost += (n - float64(early)) * startCost.Seconds()
 			}
-			cost := sums[k] - sums[early] - float64(k-early)*start + late*(until-start) + // waiting
-				(float64(early)+late)*price + // cold
-				n*startCost.Seconds() + late*startCost.Seconds()
 			if cost < best {
-				best, from, to = cost, i, j
+				best, found = cost, w
 			}
 		}
 	}
-	return describe(idle, from, to)
+	if found.until > idle[len(idle)-1] {
+		// No idle time tells what comes after the longest. What is kept for it costs
+		// little, since it is rarely waited for: as much again, if a cold start is
+		// worth it.
+		found.until += min(found.until-max(found.from, linger.Seconds()), price/2)
+	}
+	return found.windows(idle)
 }
 
-// describe makes the windows for the idle times from to to; to < 0 if none is
-// worth waiting for, from < 0 if the instance is kept till then.
-func describe(idle []float64, from, to int) Windows {
-	usual := span(seconds(idle[len(idle)/20]), seconds(idle[len(idle)-1-len(idle)/20]))
-	w := Windows{Linger: linger}
-	if to < 0 {
-		w.Reason = "calls come after " + usual + ", too far apart to wait for: kept " + human(linger)
-		return w
+// window is when a function is kept warm after linger, in seconds since its
+// last call. If from is 0 it is not stopped before; if until is 0, there is none.
+type window struct{ from, until float64 }
+
+// newWindow is that for the sorted idle times i to j, or for all up to j if i
+// is negative.
+func newWindow(idle []float64, i, j int) window {
+	first := max(0, i)
+	// The next may come a little earlier or later than any before: by as much as
+	// there is between two of them, or by a share of all.
+	m := 0.1 * idle[j]
+	if j > first {
+		m = max((idle[j]-idle[first])/float64(j-first), 0.01*idle[j], 5)
 	}
-	until := seconds(idle[to] + margin(idle[to]))
-	if from < 0 {
-		w.KeepAlive = until
-		w.Reason = "calls come after " + usual + ": kept " + human(w.KeepAlive) + " after each"
-		return w
+	w := window{until: idle[j] + m}
+	if i >= 0 {
+		w.from = max(0, idle[i]-m)
 	}
-	w.PreWarm = seconds(idle[from] - margin(idle[from]))
-	w.KeepAlive = until - w.PreWarm
-	w.Reason = "calls come every " + span(seconds(idle[from]), seconds(idle[to])) + ": stopped after each, started again " + human(w.PreWarm) + " later"
 	return w
 }
 
-// margin is how much earlier or later than any before, in seconds, a call may
-// come: the paper takes 10 %.
-func margin(idle float64) float64 { return 0.1 * idle }
+// windows are the window after linger, with the reason for it.
+func (w window) windows(idle []float64) Windows {
+	// The rarest of both ends would make the range say little.
+	few := len(idle) / 20
+	usual := span(seconds(idle[few]), seconds(idle[len(idle)-1-few]))
+	switch {
+	case w.until == 0:
+		return Windows{Linger: linger, Reason: "calls come every " + usual + ", too far apart to wait for: kept " + human(linger) + " after each"}
+	case w.from == 0:
+		kept := seconds(w.until)
+		return Windows{Linger: linger, KeepAlive: kept, Reason: "calls come every " + usual + ": kept " + human(kept) + " after each"}
+	}
+	from, until := seconds(w.from), seconds(w.until)
+	return Windows{
+		Linger: linger, PreWarm: from, KeepAlive: until - from,
+		Reason: "calls come every " + usual + ": stopped after each, started again " + human(from) + " later",
+	}
+}
 
 func seconds(s float64) time.Duration {
 	return time.Duration(math.Round(s)) * time.Second

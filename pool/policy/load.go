@@ -10,10 +10,12 @@ const (
 	// which the queue rule has dealt with already does not count as sustained,
 	// short enough that growth does not lag behind people's patience.
 	settle = 2 * time.Second
-	// PeakWindow is how far back a peak counts: instances that were needed a
-	// minute ago may be needed again. (Knative's stable window is as long.)
-	PeakWindow  = time.Minute
-	peakBuckets = 6
+	// PeakWindow is how far back a peak counts: instances that it needed may be
+	// needed again. To forget it after a minute, as Knative does, makes more than
+	// four times the cold starts and saves a third of the idle memory
+	// (docs/keep-alive.md).
+	PeakWindow  = 10 * time.Minute
+	peakBuckets = 10
 	peakBucket  = PeakWindow / peakBuckets
 )
 
