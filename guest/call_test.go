@@ -24,7 +24,7 @@ func TestInvoke(t *testing.T) {
 				if want := uint32(2*i + 1); f.stream != want {
 					t.Errorf("stream %d, want %d", f.stream, want)
 				}
-				if want := fmt.Sprintf(`{"id":"id%d","deadline_ms":1764000000000,"kind":"http","event":{"x":1}}`, i); f.payload != want {
+				if want := fmt.Sprintf(`{"id":"id%d","deadline_ms":4102444800000,"kind":"http","event":{"x":1}}`, i); f.payload != want {
 					t.Errorf("INVOKE %s, want %s", f.payload, want)
 				}
 				g.respond(f.stream, "hello")
@@ -38,8 +38,8 @@ func TestInvoke(t *testing.T) {
 			if r.head.Status != 200 || r.head.Headers[0] != [2]string{"a", "b"} || string(r.body) != "hello" || r.last != 1 {
 				t.Errorf("response %+v", r)
 			}
-			if !c.Settled() {
-				t.Error("not settled after the end of the call")
+			if underWay(c) != 0 {
+				t.Error("it is under way after its end")
 			}
 		}
 	})
@@ -262,7 +262,8 @@ func TestAnswerBeforeBody(t *testing.T) {
 
 func TestRestFails(t *testing.T) {
 	host, far := socketpair(t)
-	c := start(t, host, far, Options{}, func(g *script) {
+	settled := make(chan struct{})
+	c := start(t, host, far, Options{OnSettled: func() { close(settled) }}, func(g *script) {
 		f := g.expect(typeInvoke)
 		g.expect(typeData)
 		if f := g.expect(typeCancel); f.payload != `{"reason":"client"}` {
@@ -276,7 +277,7 @@ func TestRestFails(t *testing.T) {
 	if err := c.Invoke(t.Context(), call, &recorder{}); !errors.Is(err, broken) {
 		t.Fatalf("%v", err)
 	}
-	mustSettle(t, c)
+	<-settled
 }
 
 type failing struct{ err error }
@@ -337,12 +338,13 @@ func TestErrorIsClipped(t *testing.T) {
 }
 
 // TestDeadline: the caller leaves at once, the guest learns why, and the
-// connection is settled when the guest has ended the call.
+// connection serves on.
 func TestDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		host, far := net.Pipe()
 		var asked time.Time
-		c := start(t, host, far, Options{}, func(g *script) {
+		settled := make(chan struct{})
+		c := start(t, host, far, Options{OnSettled: func() { close(settled) }}, func(g *script) {
 			f := g.expect(typeInvoke)
 			if f := g.expect(typeCancel); f.payload != `{"reason":"deadline"}` {
 				t.Errorf("CANCEL %s", f.payload)
@@ -357,10 +359,10 @@ func TestDeadline(t *testing.T) {
 		defer cancel()
 		err := c.Invoke(ctx, httpCall("a"), &recorder{})
 		wantError(t, err, hearth.CodeTimeout, "")
-		if d := time.Since(begin); d != 3*time.Second || c.Settled() {
-			t.Errorf("returned after %s, settled: %v", d, c.Settled())
+		if d := time.Since(begin); d != 3*time.Second || c.Abandoned() != 1 {
+			t.Errorf("returned after %s, %d abandoned", d, c.Abandoned())
 		}
-		mustSettle(t, c)
+		<-settled
 		if d := time.Since(begin); d != 4*time.Second || asked.Sub(begin) != 3*time.Second {
 			t.Errorf("settled after %s, asked after %s", d, asked.Sub(begin))
 		}
@@ -374,10 +376,10 @@ func TestDeadline(t *testing.T) {
 
 func TestClientLeaves(t *testing.T) {
 	host, far := socketpair(t)
-	release := make(chan struct{})
+	release, settled := make(chan struct{}), make(chan struct{})
 	l := &logs{more: make(chan struct{}, 10)}
 	ctx, cancel := context.WithCancel(t.Context())
-	c := start(t, host, far, Options{OnLog: l.add}, func(g *script) {
+	c := start(t, host, far, Options{OnLog: l.add, Grace: time.Minute, OnSettled: func() { close(settled) }}, func(g *script) {
 		f := g.expect(typeInvoke)
 		g.send(typeLog, f.stream, "\x01before")
 		g.send(typeResponse, f.stream, `{"status":200}`)
@@ -396,11 +398,11 @@ func TestClientLeaves(t *testing.T) {
 	for range 2 {
 		<-l.more
 	}
-	if c.Settled() {
-		t.Error("settled before the guest ended the call")
+	if c.Abandoned() != 1 {
+		t.Errorf("%d abandoned before the guest ended the call", c.Abandoned())
 	}
 	close(release)
-	mustSettle(t, c)
+	<-settled
 	for range 2 {
 		<-l.more
 	}
@@ -418,7 +420,8 @@ func TestSinkFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			host, far := socketpair(t)
-			c := start(t, host, far, Options{}, func(g *script) {
+			settled := make(chan struct{})
+			c := start(t, host, far, Options{OnSettled: func() { close(settled) }}, func(g *script) {
 				f := g.expect(typeInvoke)
 				g.send(typeResponse, f.stream, `{"status":200}`)
 				g.send(typeData, f.stream, "x")
@@ -428,35 +431,9 @@ func TestSinkFails(t *testing.T) {
 			if err := c.Invoke(t.Context(), httpCall("a"), r); !errors.Is(err, broken) {
 				t.Fatal(err)
 			}
-			mustSettle(t, c)
+			<-settled
 		})
 	}
-}
-
-func TestSettleGivesUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		host, far := net.Pipe()
-		c := start(t, host, far, Options{}, func(g *script) {
-			g.expect(typeInvoke)
-		})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		wantError(t, c.Invoke(ctx, httpCall("a"), &recorder{}), hearth.CodeTimeout, "")
-		ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		begin := time.Now()
-		wantError(t, c.Settle(ctx), hearth.CodeTimeout, "")
-		if time.Since(begin) != 2*time.Second {
-			t.Errorf("gave up after %s", time.Since(begin))
-		}
-		select {
-		case <-c.Done():
-		default:
-			t.Error("the stream was not broken")
-		}
-		wantError(t, c.Invoke(t.Context(), httpCall("b"), &recorder{}), hearth.CodeUnavailable, "")
-		wantError(t, c.Settle(t.Context()), hearth.CodeUnavailable, "")
-	})
 }
 
 // TestDeafGuest: nobody waits longer than its context for a guest that does not
@@ -476,6 +453,7 @@ func TestDeafGuest(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		call := httpCall("a")
+		call.Deadline = time.Time{}
 		call.Rest = endless{}
 		wantError(t, c.Invoke(ctx, call, &recorder{}), hearth.CodeTimeout, "")
 		ctx2, cancel2 := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -484,7 +462,8 @@ func TestDeafGuest(t *testing.T) {
 		if err := c.Shutdown(time.Second); err != nil {
 			t.Error(err)
 		}
-		wantError(t, c.Settle(ctx2), hearth.CodeTimeout, "")
+		<-c.Done() // as the first call does not end
+		wantError(t, c.Err(), hearth.CodeFunction, "Runtime.ExitError")
 	})
 }
 
@@ -536,8 +515,8 @@ func TestConcurrent(t *testing.T) {
 	fast.Wait()
 	close(others)
 	wg.Wait()
-	if !c.Settled() {
-		t.Error("not settled")
+	if underWay(c) != 0 {
+		t.Error("a call is under way")
 	}
 }
 
@@ -565,8 +544,8 @@ func TestEventTooLarge(t *testing.T) {
 	call := httpCall("a")
 	call.Event = make([]byte, maxPayload)
 	e := wantError(t, c.Invoke(t.Context(), call, &recorder{}), hearth.CodeInvalid, "")
-	if e.Hint == "" || !c.Settled() {
-		t.Errorf("%+v, settled %v", e, c.Settled())
+	if e.Hint == "" || underWay(c) != 0 {
+		t.Errorf("%+v, %d calls under way", e, underWay(c))
 	}
 	if err := c.Invoke(t.Context(), httpCall("b"), &recorder{}); err != nil {
 		t.Error(err)

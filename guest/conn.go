@@ -61,7 +61,6 @@ type Conn struct {
 	abandoned int              // guarded by mu; how many of calls were left by their callers
 	next      uint32           // guarded by mu; the next stream id
 	err       error            // guarded by mu; why the connection ended
-	settled   chan struct{}    // guarded by mu; closed when calls becomes empty, nil if nobody waits
 	asked     frameType        // guarded by mu; what READY is to answer, else 0
 }
 
@@ -269,37 +268,6 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// Settled tells whether no call is under way, also none that was given up by
-// its caller.
-func (c *Conn) Settled() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.calls) == 0
-}
-
-// Settle waits until Settled. When ctx ends before, it breaks the stream and
-// returns an error.
-func (c *Conn) Settle(ctx context.Context) error {
-	c.mu.Lock()
-	if c.err != nil || len(c.calls) == 0 {
-		err := c.err
-		c.mu.Unlock()
-		return err
-	}
-	if c.settled == nil {
-		c.settled = make(chan struct{})
-	}
-	settled := c.settled
-	c.mu.Unlock()
-	select {
-	case <-settled:
-		return c.Err()
-	case <-ctx.Done():
-		c.Close()
-		return contextError(ctx)
-	}
-}
-
 // Abandoned returns how many calls were left by their callers and have not
 // ended yet: a guest may still be busy with them (see Options.Grace).
 func (c *Conn) Abandoned() int {
@@ -359,10 +327,6 @@ func (c *Conn) removeLocked(call *call) (abandoned bool) {
 		call.overdue = nil
 		c.abandoned--
 		abandoned = true
-	}
-	if len(c.calls) == 0 && c.settled != nil {
-		close(c.settled)
-		c.settled = nil
 	}
 	return abandoned
 }
@@ -443,8 +407,8 @@ func (c *Conn) deliver(h header, payload []byte) (*call, error) {
 		c.mu.Unlock()
 		return call, call.receive(h, payload)
 	}
-	// Both under the lock, so that a caller that has seen the end finds the
-	// connection settled.
+	// Both under the lock, so that a caller that has seen the end does not
+	// abandon the call any more.
 	err := call.receive(h, payload)
 	abandoned := false
 	if err == nil {

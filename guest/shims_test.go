@@ -122,7 +122,7 @@ export const handler = async (event, context) => {
 }
 
 // startGuest runs a guest with one end of a stream; the other is returned.
-func startGuest(t *testing.T, command []string) (*exec.Cmd, net.Conn) {
+func startGuest(t testing.TB, command []string) (*exec.Cmd, net.Conn) {
 	t.Helper()
 	host, far := socketpair(t)
 	defer far.Close()
