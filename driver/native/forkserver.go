@@ -428,24 +428,25 @@ func (p *plan) parts() (assemble, launch *plan) {
 }
 
 // guestSteps are those that concern the guest's process itself and not the
-// sandbox around it, for a process that pid 1 does not start: from step m on,
-// in the sandbox's root file system.
+// sandbox around it, for a process that pid 1 does not start. From step m on they
+// need the sandbox's root file system, and the privileges to go there end.
 func (p *plan) guestSteps() []byte {
-	q := &plan{}
+	var outside, inside plan
+	inside.step('m')
 	for b := p.b; len(b) > 0; {
 		op, n := b[0], 2
 		for range b[1] {
 			n += 4 + int(binary.LittleEndian.Uint32(b[n:]))
 		}
-		if op == 'c' {
-			q.step('m')
-		}
-		if strings.ContainsRune("kSiucLseaw", rune(op)) {
-			q.b = append(q.b, b[:n]...)
+		switch op {
+		case 'k', 'S', 'i', 'u', 'e', 'a':
+			outside.b = append(outside.b, b[:n]...)
+		case 'c', 'L', 's', 'w':
+			inside.b = append(inside.b, b[:n]...)
 		}
 		b = b[n:]
 	}
-	return q.b
+	return append(outside.b, inside.b...)
 }
 
 // lastLine is where a traceback names the error.

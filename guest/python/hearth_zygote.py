@@ -6,7 +6,7 @@ The native driver starts it on the host with an empty environment, /dev/null as
 descriptors 0 and 1, and a SEQPACKET socket as 3 (driver/native/forkserver.go). It
 loads the guest and much of the standard library once. Each request brings
 descriptors only: nothing of one sandbox ever gets into this process's memory,
-which the guests of others are copies of. For each it forks
+which the guests of others are copies of. For each there are three processes:
 
     A, which enters the sandbox's control groups and namespaces, and forks
     B, which is in the sandbox's pid namespace, and forks
@@ -17,9 +17,10 @@ its steps that init/steps.go would have executed for a guest that it started.
 When the driver's end of descriptor 3 closes, the process ends.
 """
 
+import _locale
 import posix
 import sys
-from time import sleep
+import time
 
 SERVER = 3
 
@@ -36,8 +37,9 @@ PRELOAD = (
 )
 
 # Flags of clone and setns.
-NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
-    0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+NEWNS = 0x20000
+NAMESPACES = 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000  # all others
+SHARE_AND_WAIT = 0x100 | 0x4000  # CLONE_VM, CLONE_VFORK
 INTO_CGROUP = 0x200000000
 
 # prctl
@@ -70,9 +72,9 @@ def run(main):
     core = load_guest(main, here)
     core.load_more()
     core.warm = frozenset(sys.modules) - cold - {"hearth_guest_core"}
-    renew = core.load_part("hearth_guest_snapshot").refresh
 
     kernel = Kernel()
+    birth = Birth(kernel) or kernel.birth
     kernel.privileges()
     posix.umask(0o022)
     posix.environ.clear()  # an interpreter without a locale sets LC_CTYPE
@@ -93,33 +95,22 @@ def run(main):
         fds = [int.from_bytes(d[i:i + 4], sys.byteorder)
                for level, kind, d in ancillary if level == SOL_SOCKET and kind == 1
                for i in range(0, len(d), 4)]
-        # A, born in the group where the kernel can do that.
-        a = kernel.clone_into(fds.pop()) if data == b"c" else kernel.fork()
-        if a == 0:
+        pidfd, request, stdin, stdout, stderr, stream = fds[:6]
+        groups, born = fds[6:], 0
+        if data == b"c":  # version 2: a process is born in its group
+            born = groups.pop()
+        status = birth(pidfd, groups, born)
+        if status is None:
             break
-        del data, ancillary
+        if status:
+            posix.write(request, b"E" + ("enter the sandbox: " + posix.strerror(status >> 8)).encode())
         for fd in fds:
             posix.close(fd)
-        posix.waitpid(a, 0)
-    pidfd, request, stdin, stdout, stderr, stream = fds[:6]
     try:
-        for group in fds[6:]:
-            posix.write(group, b"0")
-        kernel.setns(pidfd, NEWUSER | NEWPID | NEWNET | NEWIPC | NEWUTS | NEWCGROUP)
-        b = kernel.fork()
-        if b:
-            posix.waitpid(b, 0)
-            posix._exit(0)
-        if posix.fork():  # with all that Python does for a child
-            posix._exit(0)
-        guest = Guest(kernel, pidfd, request)
-        guest.run()
+        server.detach()
         for number, fd in enumerate((stdin, stdout, stderr, stream)):
             posix.dup2(fd, number)
-        server.detach()
-        become(main, core, guest, area)
-        renew("")
-        kernel.prctl(SET_DUMPABLE, 1)
+        Guest(kernel, pidfd, request, main, area).run()
         gc.enable()
         posix.write(request, b"S")
         kernel.call(CLOSE_RANGE, SERVER + 1, 0x7fffffff, 0)
@@ -150,46 +141,15 @@ def argument_area():
     return int(fields[45]), int(fields[46])
 
 
-def become(main, core, guest, area):
-    """Gives the process the environment and names of an executed guest."""
-    import ctypes
-    import logging
-    import time
-    argv = guest.argv
-    line = b"".join(a + b"\0" for a in argv)
-    start, end = area
-    if end - start != len(line):
-        raise ValueError("the command line has %d bytes, not %d" % (len(line), end - start))
-    ctypes.memmove(start, line, len(line))
-    names = [a.decode("utf-8", "surrogateescape") for a in argv]
-    if hasattr(sys, "orig_argv"):
-        sys.orig_argv[:] = names
-    sys.argv[:] = names[-1:]
-    main["__file__"] = main["__loader__"].path = names[-1]
-    environ = posix.environ  # also what os.environ is made of
-    for item in guest.env:
-        name, _, value = item.partition(b"=")
-        environ[name] = value
-        posix.putenv(name, value)
-    import _locale
-    try:
-        _locale.setlocale(_locale.LC_CTYPE, "")
-    except _locale.Error:
-        pass  # an unknown one means C to Python
-    time.tzset()
-    began = logging._startTime
-    logging._startTime = time.time() if isinstance(began, float) else time.time_ns()
-
-
 class Guest:
     """C: the guest until it is the function's."""
 
-    def __init__(self, kernel, pidfd, request):
+    def __init__(self, kernel, pidfd, request, main, area):
         self.kernel = kernel
         self.pidfd = pidfd
         self.request = request
-        self.env = []
-        self.argv = []
+        self.main = main
+        self.area = area
 
     def run(self):
         """Executes the plan: see init/steps.go for its form and steps."""
@@ -209,6 +169,8 @@ class Guest:
             except OSError as e:
                 e.strerror = "step %c: %s" % (op, e.strerror)
                 raise
+        time.tzset()  # as the environment and the sandbox's /etc say
+        self.kernel.prctl(SET_DUMPABLE, 1)
 
     def read(self, n):
         data = b""
@@ -240,7 +202,7 @@ class Guest:
         """Waits until pid 1 has assembled the root file system, and goes there."""
         posix.setsid()
         while posix.getppid() != 1:  # B is about to end
-            sleep(0.0001)
+            time.sleep(0.0001)
         posix.write(self.request, b"P" + posix.getpid().to_bytes(4, "little"))
         self.read(1)
         self.kernel.setns(self.pidfd, NEWNS)
@@ -255,10 +217,33 @@ class Guest:
         self.kernel.seccomp(program)
 
     def environment(self, *items):
-        self.env.extend(items)
+        environ = posix.environ  # also what os.environ is made of
+        for item in items:
+            name, _, value = item.partition(b"=")
+            environ[name] = value
+            posix.putenv(name, value)
 
-    def arguments(self, *items):
-        self.argv.extend(items)
+    def arguments(self, *argv):
+        """Takes the command line of an executed guest, and with it what else a
+        new process has of its own. Random numbers are no part of that: random is
+        seeded by each fork, and nothing here has made OpenSSL make any."""
+        line = b"".join(a + b"\0" for a in argv)
+        start, end = self.area
+        if end - start != len(line):
+            raise ValueError("the command line has %d bytes, not %d" % (len(line), end - start))
+        self.kernel.c.memmove(start, line, len(line))
+        names = [a.decode("utf-8", "surrogateescape") for a in argv]
+        if hasattr(sys, "orig_argv"):
+            sys.orig_argv[:] = names
+        sys.argv[:] = names[-1:]
+        self.main["__file__"] = self.main["__loader__"].path = names[-1]
+        try:
+            _locale.setlocale(_locale.LC_CTYPE, "")
+        except _locale.Error:
+            pass  # an unknown one means C to Python
+        logging = sys.modules["logging"]
+        now = time.time() if isinstance(logging._startTime, float) else time.time_ns()
+        logging._startTime = now
 
     def directory(self, path):
         posix.chdir(path)
@@ -275,6 +260,84 @@ def signed(n):
     return n if n < 1 << 63 else n - (1 << 64)
 
 
+def clone_args(flags, group):
+    """Returns the kernel's struct clone_args; group is a descriptor or 0."""
+    from ctypes import c_uint64
+    args = (c_uint64 * 11)()
+    args[0], args[4], args[10] = flags | (INTO_CGROUP if group else 0), 17, group
+    return args
+
+
+class Birth:
+    """Kernel.birth in a third of the time: A and B need no copy of this process,
+    so they run in its memory, one after the other, while it waits (as after
+    vfork). No language but that of the machine can promise to leave everything
+    in it as it was, so this is
+
+        fork_into(args):            // args: see __call__
+            a = clone3(args[0]); if (a) return a;
+            for (i = 0; i < args[5]; i++)
+                if (write(args[7 + i], &args[6], 1) < 0) exit(errno);
+            if (setns(args[3], args[4]) < 0) exit(errno);
+            b = clone3(args[1]); if (b < 0) exit(errno);
+            if (b) { wait4(b); exit(0); }
+            c = fork(); if (c == 0) return 0;
+            exit(0);
+
+    in which nothing is kept on the stack but what the caller gets back.
+    """
+
+    CODE = {"x86_64": bytes.fromhex(
+        "534154415548" "89fb488b3bbe58000000b8b30100000f054885c00f8581000000"  # clone3: A
+        "4c8d63384c8b6b28"  # groups:
+        "4d85ed7422498b3c24488d7330ba01000000b8010000000f054885c078504983c40849ffcdebd9"  # write
+        "488b7b18488b7320b8340100000f054885c07833"  # setns
+        "488b7b08be58000000b8b30100000f054885c07417781c"  # clone3: B
+        "4889c731f631d24531d2b83d0000000f0531c0eb07"  # wait4
+        "ff531085c0740b"  # fork: C
+        "89c7f7dfb8e70000000f05"  # exit_group
+        "415d415c5bc3"  # return
+    )}
+
+    def __new__(cls, kernel):
+        """Returns None where this is not possible."""
+        code = cls.CODE.get(posix.uname().machine)
+        if code is None:
+            return None
+        c = kernel.c
+        libc = kernel.libc
+        libc.mmap.restype = c.c_void_p
+        libc.mmap.argtypes = (c.c_void_p, c.c_size_t, c.c_int, c.c_int, c.c_int, c.c_long)
+        libc.mprotect.argtypes = (c.c_void_p, c.c_size_t, c.c_int)
+        page = libc.mmap(None, 4096, 3, 0x22, -1, 0)
+        if page in (None, c.c_void_p(-1).value):
+            return None
+        c.memmove(page, code, len(code))
+        if libc.mprotect(page, 4096, 5) != 0:
+            return None  # the host lets nobody make code
+        self = object.__new__(cls)
+        self.code = c.PYFUNCTYPE(c.c_long, c.c_void_p)(page)
+        self.fork = c.cast(libc.fork, c.c_void_p).value
+        self.c = c
+        return self
+
+    def __call__(self, pidfd, groups, born):
+        c = self.c
+        python = c.pythonapi
+        a, b = clone_args(SHARE_AND_WAIT, born), clone_args(SHARE_AND_WAIT, 0)
+        args = (c.c_uint64 * (7 + len(groups)))(
+            c.addressof(a), c.addressof(b), self.fork, pidfd, NAMESPACES, len(groups), ord("0"), *groups)
+        python.PyOS_BeforeFork()
+        pid = self.code(c.addressof(args))
+        if pid == 0:
+            python.PyOS_AfterFork_Child()
+            return None
+        python.PyOS_AfterFork_Parent()
+        if pid < 0:
+            return -pid << 8
+        return posix.waitpid(pid, 0)[1]
+
+
 class Kernel:
     """System calls that Python has no function for."""
 
@@ -287,6 +350,7 @@ class Kernel:
         self.syscall.restype = ctypes.c_long
         self._setns = libc.setns
         self._prctl = libc.prctl
+        self._prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
         self._fork = libc.fork
 
     def error(self, what):
@@ -301,33 +365,38 @@ class Kernel:
         return r
 
     def prctl(self, *args):
-        c = self.c
-        return self._prctl(c.c_int(args[0]), *[c.c_ulong(a) for a in (args[1:] + (0, 0, 0, 0))[:4]])
+        return self._prctl(*args, *(0, 0, 0, 0)[len(args) - 1:])
 
     def setns(self, fd, flags):
         if self._setns(fd, flags) < 0:
             raise self.error("setns %#x" % flags)
 
-    def fork(self):
-        """Forks without what Python does for a child: it will do little."""
-        pid = self._fork()
-        if pid < 0:
-            raise self.error("fork")
-        return pid
-
-    def clone_into(self, fd):
-        """Forks a child that is born in a control group of version 2. C's library
-        does not know of it; the child only forks again."""
-        args = (self.c.c_uint64 * 11)()
-        args[0], args[4], args[10] = INTO_CGROUP, 17, fd
-        return self.call(CLONE3, args, 88)
+    def birth(self, pidfd, groups, born):
+        """Makes A, B and C. Returns None in C, and in the caller the wait status
+        of A, which is not 0 but an errno if there is no C."""
+        a = self.call(CLONE3, clone_args(0, born), 88)
+        if a:
+            return posix.waitpid(a, 0)[1]
+        try:
+            for group in groups:
+                posix.write(group, b"0")
+            self.setns(pidfd, NAMESPACES)
+            b = self._fork()  # without what Python does for a child
+            if b > 0:
+                posix.waitpid(b, 0)
+                posix._exit(0)
+            if b == 0 and posix.fork() == 0:
+                return None
+            posix._exit(0)
+        except OSError as e:
+            posix._exit(e.errno)
 
     def privileges(self):
         """Gives up every capability, for good."""
         if self.prctl(CAP_AMBIENT, CAP_AMBIENT_CLEAR_ALL) < 0:
             raise self.error("ambient capabilities")
-        n = 0
-        while self.prctl(CAPBSET_DROP, n) == 0:
+        prctl, n = self._prctl, 0
+        while prctl(CAPBSET_DROP, n, 0, 0, 0) == 0:
             n += 1
         if self.c.get_errno() != EINVAL:
             raise self.error("bounding set")
