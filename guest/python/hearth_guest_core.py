@@ -119,7 +119,7 @@ more = None  # hearth_guest_more
 forked = False  # this process is a child made by the handler
 loaded = False  # READY has answered INIT
 saved = False  # SNAPSHOT was granted; only RESTORED may follow
-warm = frozenset()  # names of modules that hearth_zygote.py has loaded
+preloaded = frozenset()  # names of modules that hearth_zygote.py has loaded
 
 
 def load_part(name):
@@ -833,7 +833,7 @@ def load():
         sys.path.insert(0, code)
         if "PYTHONPATH" in env:
             sys.path[1:1] = [p for p in str(env["PYTHONPATH"]).split(":") if p]
-        if warm:
+        if preloaded:
             make_way([code] + [p for p in str(env.get("PYTHONPATH", "")).split(":") if p])
         add_packages(code + "/.hearth/python")
         module, dot, attribute = name.rpartition(".")
@@ -874,10 +874,10 @@ def make_way(directories):
             continue
         for file in files:
             name, dot, kind = file.partition(".")
-            if name in warm and (kind.endswith(("py", "so")) or not dot and is_package(directory + "/" + name)):
+            if name in preloaded and (kind.endswith(("py", "so")) or not dot and is_package(directory + "/" + name)):
                 hidden.add(name)
     if hidden:
-        for name in warm:
+        for name in preloaded:
             if name.partition(".")[0] in hidden:
                 sys.modules.pop(name, None)
 

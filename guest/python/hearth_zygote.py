@@ -71,7 +71,7 @@ def run(main):
                 raise
     core = load_guest(main, here)
     core.load_more()
-    core.warm = frozenset(sys.modules) - cold - {"hearth_guest_core"}
+    core.preloaded = frozenset(sys.modules) - cold - {"hearth_guest_core"}
 
     kernel = Kernel()
     birth = Birth(kernel) or kernel.birth
@@ -123,7 +123,7 @@ def run(main):
 
 def load_guest(main, here):
     """Makes __main__ that of hearth_guest.py and returns its core."""
-    kept = {k: main[k] for k in ("__builtins__", "__loader__", "__spec__", "__package__")}
+    kept = {k: main[k] for k in ("__builtins__", "__cached__", "__loader__", "__package__", "__spec__") if k in main}
     main.clear()
     main.update(kept, __name__="hearth_guest", __file__=here + "/hearth_guest.py")
     from _io import FileIO
@@ -316,9 +316,12 @@ class Birth:
         if libc.mprotect(page, 4096, 5) != 0:
             return None  # the host lets nobody make code
         self = object.__new__(cls)
+        self.page = page
         self.code = c.PYFUNCTYPE(c.c_long, c.c_void_p)(page)
         self.fork = c.cast(libc.fork, c.c_void_p).value
         self.c = c
+        self.munmap = libc.munmap
+        self.munmap.argtypes = (c.c_void_p, c.c_size_t)
         return self
 
     def __call__(self, pidfd, groups, born):
@@ -331,6 +334,7 @@ class Birth:
         pid = self.code(c.addressof(args))
         if pid == 0:
             python.PyOS_AfterFork_Child()
+            self.munmap(self.page, 4096)
             return None
         python.PyOS_AfterFork_Parent()
         if pid < 0:
