@@ -2,6 +2,7 @@ package native
 
 import (
 	"context"
+	_ "embed"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -82,25 +83,19 @@ func (b *body) Data(p []byte, _ bool) error {
 }
 func (b *body) Flush() error { return nil }
 
-var codeDir = sync.OnceValue(func() string {
-	dir, err := os.MkdirTemp("", "hearth-facts-") // not t.TempDir: an ordinary user's sandbox must be able to enter it
-	if err == nil {
-		err = os.CopyFS(dir, os.DirFS("testdata"))
-	}
-	if err == nil {
-		err = publish(dir)
-	}
-	if err != nil {
-		panic(err)
-	}
-	return dir
-})
+//go:embed testdata/facts.py
+var factsPy []byte
 
-// facts returns the spec of a sandbox with testdata.
-func facts(id, runtime string) driver.Spec {
+// facts returns the spec of a sandbox with testdata/facts.py.
+func facts(t *testing.T, id, runtime string) driver.Spec {
+	t.Helper()
+	code := t.TempDir()
+	if err := os.WriteFile(filepath.Join(code, "facts.py"), factsPy, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	return driver.Spec{
 		ID: id, Runtime: runtime, Env: map[string]string{"HEARTH_SECRET": "s3cret", "GREETING": "hé"},
-		Mounts: []driver.Mount{{Source: codeDir(), Target: "/function"}},
+		Mounts: []driver.Mount{{Source: code, Target: "/function"}},
 	}
 }
 
@@ -157,9 +152,9 @@ func TestForkedEqualsExecuted(t *testing.T) {
 	for _, runtime := range pythons(t, d) {
 		t.Run(runtime, func(t *testing.T) {
 			var executed, forked map[string]any
-			askNew(t, d, facts("executed", runtime), "facts", "{}", &executed)
+			askNew(t, d, facts(t, "executed", runtime), "facts", "{}", &executed)
 			z := warmUp(t, d, runtime)
-			askNew(t, d, facts("forked", runtime), "facts", "{}", &forked)
+			askNew(t, d, facts(t, "forked", runtime), "facts", "{}", &forked)
 			if current(d, runtime) != z {
 				t.Fatal("the guest was not forked")
 			}
@@ -178,8 +173,8 @@ func TestForkedSiblings(t *testing.T) {
 	for _, runtime := range pythons(t, d) {
 		z := warmUp(t, d, runtime)
 		var a, b map[string]any
-		askNew(t, d, facts("a", runtime), "chance", "{}", &a)
-		askNew(t, d, facts("b", runtime), "chance", "{}", &b)
+		askNew(t, d, facts(t, "a", runtime), "chance", "{}", &a)
+		askNew(t, d, facts(t, "b", runtime), "chance", "{}", &b)
 		if current(d, runtime) != z {
 			t.Fatal("the guests were not forked")
 		}
@@ -205,7 +200,7 @@ func TestForkedTogether(t *testing.T) {
 	seen := map[string]string{}
 	for i := range 4 {
 		id := fmt.Sprintf("s%d", i)
-		s, err := d.Create(t.Context(), facts(id, runtime))
+		s, err := d.Create(t.Context(), facts(t, id, runtime))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -235,7 +230,7 @@ func TestForkedHostile(t *testing.T) {
 	for _, runtime := range pythons(t, d) {
 		z := warmUp(t, d, runtime)
 		var got, want map[string]any
-		askNew(t, d, facts("a", runtime), "hostile", "{}", &got)
+		askNew(t, d, facts(t, "a", runtime), "hostile", "{}", &got)
 		_ = json.Unmarshal([]byte(`{"seen":[1],"everybody":"No such process","memory":"Permission denied","abstract sockets":0,"shared":0,"names":[]}`), &want)
 		seen, _ := got["seen"].([]any)
 		for _, p := range seen {
@@ -249,23 +244,20 @@ func TestForkedHostile(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", runtime, got, want)
 		}
 		// What one sandbox was given is not in the memory of the next.
-		needle := make([]byte, 16)
-		for i := range needle {
-			needle[i] = byte(0x41 + i)
-		}
+		needle := []byte("Kq7\x11zW\x02p-Rv;5mX/")
 		mask := slices.Clone(needle)
 		for i := range mask {
 			mask[i] ^= 0x55
 		}
-		spec := facts("b", runtime)
+		spec := facts(t, "b", runtime)
 		spec.Env["HEARTH_SECRET"], spec.Env["TOKEN"] = string(needle), string(needle)
-		event := fmt.Sprintf(`{"needle":%q,"hidden":true}`, hex.EncodeToString(mask))
+		event := fmt.Sprintf("%q", hex.EncodeToString(mask))
 		var found int
 		askNew(t, d, spec, "secret", event, &found)
 		if found == 0 {
 			t.Errorf("%s: the search does not find what is there", runtime)
 		}
-		askNew(t, d, facts("c", runtime), "secret", event, &found)
+		askNew(t, d, facts(t, "c", runtime), "secret", event, &found)
 		if found != 0 {
 			t.Errorf("%s: a sandbox knows what another was given", runtime)
 		}
@@ -330,7 +322,7 @@ func TestForkServerFails(t *testing.T) {
 			z := warmUp(t, d, runtime)
 			hurt(z)
 			var a map[string]any
-			askNew(t, d, facts("a", runtime), "chance", "{}", &a)
+			askNew(t, d, facts(t, "a", runtime), "chance", "{}", &a)
 			<-z.gone
 			d.forks.mu.Lock()
 			for _, s := range d.forks.servers {
@@ -364,7 +356,7 @@ func TestForkServerFails(t *testing.T) {
 		})
 		for i := range 15 {
 			var a map[string]any
-			askNew(t, d, facts(fmt.Sprintf("m%d", i), runtime), "chance", "{}", &a)
+			askNew(t, d, facts(t, fmt.Sprintf("m%d", i), runtime), "chance", "{}", &a)
 		}
 		close(stop)
 		wg.Wait()
@@ -384,7 +376,7 @@ func TestForkServerRotates(t *testing.T) {
 		age(z)
 		d.forks.mu.Unlock()
 		var a map[string]any
-		askNew(t, d, facts("a", runtime), "chance", "{}", &a)
+		askNew(t, d, facts(t, "a", runtime), "chance", "{}", &a)
 		eventually(t, func() bool { n := current(d, runtime); return n != nil && n != z })
 		<-z.gone
 	}
@@ -411,7 +403,7 @@ func TestForkServerCloses(t *testing.T) {
 		t.Error("there is one after Close")
 	}
 	var a map[string]any
-	askNew(t, d, facts("a", runtime), "chance", "{}", &a)
+	askNew(t, d, facts(t, "a", runtime), "chance", "{}", &a)
 }
 
 // TestForkedEnds: the end of a forked guest is told like that of another.
@@ -429,15 +421,11 @@ func TestForkedEnds(t *testing.T) {
 		if want.OOM && !memory {
 			continue
 		}
-		dir := t.TempDir()
-		_ = os.Chmod(filepath.Dir(dir), 0o755)
-		if err := os.WriteFile(filepath.Join(dir, "end.py"), []byte("import posix\nkept = "+code+"\nimport time\ntime.sleep(99)\n"), 0o644); err != nil {
+		z := warmUp(t, d, runtime)
+		spec := facts(t, "end", runtime)
+		if err := os.WriteFile(filepath.Join(spec.Mounts[0].Source, "end.py"), []byte("import posix\nkept = "+code+"\nimport time\ntime.sleep(99)\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		_ = os.Chmod(dir, 0o755)
-		z := warmUp(t, d, runtime)
-		spec := facts("end", runtime)
-		spec.Mounts[0].Source = dir
 		spec.Limits.Memory = 64 << 20
 		s, err := d.Create(t.Context(), spec)
 		if err != nil {

@@ -75,7 +75,7 @@ def run(main):
 
     kernel = Kernel()
     birth = Birth(kernel) or kernel.birth
-    kernel.privileges()
+    kernel.privileges(bounding=posix.geteuid() == 0)
     posix.umask(0o022)
     posix.environ.clear()  # an interpreter without a locale sets LC_CTYPE
     kernel.libc.clearenv()
@@ -395,14 +395,15 @@ class Kernel:
         except OSError as e:
             posix._exit(e.errno)
 
-    def privileges(self):
-        """Gives up every capability, for good."""
+    def privileges(self, bounding=True):
+        """Gives up every capability, for good. An ordinary user's process outside
+        of sandboxes cannot empty its bounding set, and has nothing in the others."""
         if self.prctl(CAP_AMBIENT, CAP_AMBIENT_CLEAR_ALL) < 0:
             raise self.error("ambient capabilities")
         prctl, n = self._prctl, 0
-        while prctl(CAPBSET_DROP, n, 0, 0, 0) == 0:
+        while bounding and prctl(CAPBSET_DROP, n, 0, 0, 0) == 0:
             n += 1
-        if self.c.get_errno() != EINVAL:
+        if bounding and self.c.get_errno() != EINVAL:  # past the last one
             raise self.error("bounding set")
         header = (self.c.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
         self.call(CAPSET, header, (self.c.c_uint32 * 6)())

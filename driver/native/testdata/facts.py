@@ -113,8 +113,10 @@ def hostile(event, context):
 
 
 def secret(event, context):
-    """Looks for a needle in the memory of this process."""
-    needle = bytes.fromhex(event["needle"])
+    """Counts a needle in the memory of this process. It comes masked and is
+    searched for in halves, so that the search does not find itself."""
+    masked = bytes.fromhex(event)
+    first, second = (bytes(b ^ 0x55 for b in half) for half in (masked[:8], masked[8:]))
     found = 0
     with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as mem:
         for line in maps:
@@ -127,6 +129,9 @@ def secret(event, context):
                 data = mem.read(end - start)
             except OSError:
                 continue
-            found += bytes(b ^ 0x55 for b in needle) in data if event.get("hidden") else data.count(needle)
+            at = data.find(first)
+            while at >= 0:
+                found += data[at + 8:at + 16] == second
+                at = data.find(first, at + 1)
             del data
     return found
