@@ -32,6 +32,10 @@ const (
 	forkMaxAge  = 10 * time.Minute
 	forkMaxIdle = 15 * time.Minute // then its memory is worth more than its speed
 
+	// With less memory a guest may be killed before it is one, which would look as
+	// if the fork server had failed.
+	forkMinMemory = 32 << 20
+
 	forkTimeout  = 2 * time.Second // of each step; they take a millisecond or two
 	warmTimeout  = 20 * time.Second
 	firstBackoff = time.Second
@@ -60,7 +64,6 @@ type forkServer struct {
 // zygote is one process that forks guests.
 type zygote struct {
 	// Constant after its start.
-	driver  *Driver
 	server  *forkServer
 	runtime string
 	process *os.Process
@@ -76,7 +79,8 @@ type zygote struct {
 // warm returns the process to fork the spec's guest from, nil for none. It never
 // waits: a missing or an old one is started for those who come later.
 func (f *forkServers) warm(ctx context.Context, spec driver.Spec) *zygote {
-	if spec.Runtime == "" || spec.Runtime == driver.Provided || spec.Build || len(spec.Command) > 0 || f.driver.landlock == 0 {
+	if spec.Runtime == "" || spec.Runtime == driver.Provided || spec.Build || len(spec.Command) > 0 ||
+		spec.Limits.Memory < forkMinMemory || f.driver.landlock == 0 {
 		return nil
 	}
 	it, ok := f.driver.interpreterFor(ctx, spec.Runtime)
@@ -168,7 +172,7 @@ func (f *forkServers) launch(s *forkServer, it interpreter) (*zygote, error) {
 		return nil, err
 	}
 	defer w.Close()
-	z := &zygote{driver: f.driver, server: s, runtime: it.Name, conn: conn, began: time.Now(), gone: make(chan struct{})}
+	z := &zygote{server: s, runtime: it.Name, conn: conn, began: time.Now(), gone: make(chan struct{})}
 	argv := guest.ForkCommand(it.Language, it.Exe, driver.GuestDir)
 	z.process, err = os.StartProcess(argv[0], argv, &os.ProcAttr{
 		Dir:   f.driver.shims,
@@ -399,7 +403,9 @@ func (s *sandbox) startForked(ctx context.Context, p *plan) error {
 		_, _ = s.control.Write(launch.message()) // if it has ended, watch says so
 		return nil
 	}
-	servers.failed(s.zygote, ferr)
+	if !errors.Is(ferr, net.ErrClosed) { // it was retired meanwhile
+		servers.failed(s.zygote, ferr)
+	}
 	if f != nil && f.pid > 0 {
 		kill := &plan{}
 		kill.step('K', strconv.Itoa(f.pid))

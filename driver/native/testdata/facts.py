@@ -61,7 +61,7 @@ def facts(event, context):
         "exe can be written": attempt(os.open, "/proc/self/exe", os.O_RDWR),
         "exe can be executed": os.spawnv(os.P_WAIT, "/proc/self/exe", ["python", "-I", "-S", "-c", "raise SystemExit(7)"]),
         "cmdline": read("/proc/self/cmdline"),
-        "mounts": sorted(line.split(" - ")[0].split(" ", 3)[3] for line in read("/proc/self/mountinfo").splitlines()),
+        "mounts": sorted(line.split()[4:6] for line in read("/proc/self/mountinfo").splitlines()),
         "writable": [attempt(open, p, "w") for p in ("/x", "/usr/x", "/etc/x", "/proc/sys/kernel/hostname")],
         "argv": (sys.argv, getattr(sys, "orig_argv", None), sys.executable, sys.path, str(sys.flags)),
         "main": sorted((k, str(v)) for k, v in vars(sys.modules["__main__"]).items() if isinstance(v, (str, type(None)))),
