@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 	"github.com/hearthrun/hearth/guest"
 	"github.com/hearthrun/hearth/guest/guesttest"
 )
@@ -226,6 +228,41 @@ func TestForkedTogether(t *testing.T) {
 	}
 	if current(d, runtime) != z {
 		t.Error("the guests were not forked")
+	}
+}
+
+// TestForkedV2 forks into groups of version 2, which a host with version 1 has as
+// well.
+func TestForkedV2(t *testing.T) {
+	d := newDriver(t)
+	runtime := pythons(t, d)[0]
+	z := warmUp(t, d, runtime)
+	old := d.cgroups
+	defer func() { d.cgroups = old }()
+	groups, ok := cgroup.InV2("/sys/fs/cgroup/unified", fmt.Sprintf("hearth-test-%d", time.Now().UnixNano()))
+	if !ok {
+		t.Skip("no second hierarchy here")
+	}
+	defer groups.Close()
+	d.cgroups = groups
+	s, err := d.Create(t.Context(), facts(t, "a", runtime))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a map[string]any
+	c := askIn(t, s, "s3cret", "facts", "{}", &a)
+	if n := len(s.(*sandbox).group.Procs()); n != 2 {
+		t.Errorf("%d processes are in the group", n)
+	}
+	if text := a["cgroup"].(string); !strings.Contains(text, "0::/\n") {
+		t.Errorf("the guest sees %q", text)
+	}
+	_ = c.Close()
+	if err := s.Destroy(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if current(d, runtime) != z {
+		t.Error("the guest was not forked")
 	}
 }
 
