@@ -244,6 +244,9 @@ class Guest:
         logging = sys.modules["logging"]
         now = time.time() if isinstance(logging._startTime, float) else time.time_ns()
         logging._startTime = now
+        thread = sys.modules["threading"].main_thread()
+        if hasattr(thread, "_set_native_id"):
+            thread._set_native_id()
 
     def directory(self, path):
         posix.chdir(path)

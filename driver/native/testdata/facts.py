@@ -8,6 +8,7 @@ import signal
 import ssl
 import sys
 import tempfile
+import threading
 import uuid
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +70,7 @@ def facts(event, context):
         "streams": [(f.name, f.encoding, f.errors, f.line_buffering) for f in (sys.stdin, sys.__stdout__, sys.__stderr__)],
         "locale": (__import__("_locale").setlocale(0), __import__("time").tzname),
         "signals": [str(signal.getsignal(s)) for s in range(1, 32)],
+        "thread": (threading.main_thread().native_id - os.getpid(), threading.current_thread() is threading.main_thread()),
         "gc": (__import__("gc").isenabled(), __import__("gc").get_threshold()),
         "recent": abs(logging._startTime - (__import__("time").time() if isinstance(logging._startTime, float)
                                             else __import__("time").time_ns())) < 60e9,
