@@ -4,6 +4,7 @@ import (
 	"embed"
 	"io/fs"
 	"path"
+	"strings"
 )
 
 //go:embed python/*.py nodejs/*.cjs
@@ -24,6 +25,21 @@ func Command(language, interpreter, dir string) []string {
 		return []string{interpreter, path.Join(dir, "nodejs/hearth_guest.cjs")}
 	}
 	return nil
+}
+
+// ForkCommand returns the command line that starts a fork server: a process that
+// forks the guests of many sandboxes (python/hearth_zygote.py). It is to be run
+// in the directory of Shims. It is as long as that of Command for the same dir,
+// which its forks take its place with. It returns nil for a language without one.
+func ForkCommand(language, interpreter, dir string) []string {
+	if language != "python" {
+		return nil
+	}
+	argv := Command(language, interpreter, dir)
+	last := &argv[len(argv)-1]
+	const script = "python/hearth_zygote.py"
+	*last = "." + strings.Repeat("/", len(*last)-len(script)-1) + script
+	return argv
 }
 
 // BuildCommand is Command for the language's builder, which installs a

@@ -47,6 +47,10 @@ type Groups interface {
 type Group interface {
 	// Spawn calls start so that the process it starts is born in the group.
 	Spawn(attr *syscall.SysProcAttr, start func() error) error
+	// Enter returns how a process that somebody else makes gets into the group:
+	// files into which it writes 0 itself, having one thread; or, if born is true,
+	// one directory into which its parent clones it. The caller closes them.
+	Enter() (files []*os.File, born bool, err error)
 	// Kill kills every process in the group, also frozen ones.
 	Kill()
 	Freeze(ctx context.Context, on bool) error
@@ -234,6 +238,7 @@ func (None) Enforces() (memory, cpu, pids bool, remedy string) {
 type noGroup struct{}
 
 func (noGroup) Spawn(_ *syscall.SysProcAttr, start func() error) error { return start() }
+func (noGroup) Enter() ([]*os.File, bool, error)                       { return nil, false, nil }
 func (noGroup) Kill()                                                  {}
 func (noGroup) Freeze(context.Context, bool) error                     { return errors.ErrUnsupported }
 func (noGroup) Resize(driver.Limits) error                             { return nil }

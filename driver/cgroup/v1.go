@@ -188,6 +188,22 @@ func (g *group1) Spawn(_ *syscall.SysProcAttr, start func() error) error {
 	return start()
 }
 
+// Enter opens the lists of threads: for a thread that moves itself, the kernel
+// need not stop others.
+func (g *group1) Enter() (files []*os.File, born bool, err error) {
+	for _, dir := range g.dirs {
+		f, err := os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
+		if err != nil {
+			for _, f := range files {
+				_ = f.Close()
+			}
+			return nil, false, err
+		}
+		files = append(files, f)
+	}
+	return files, false, nil
+}
+
 func (g *group1) Procs() []int {
 	for _, dir := range g.dirs {
 		if pids := readPIDs(dir); len(pids) > 0 {

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/driver/cgroup"
 )
 
 // BenchmarkCreate measures Create and Destroy, and reports the medians of the
@@ -59,4 +61,86 @@ func monotonic() time.Duration {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
 	return time.Duration(ts.Nano())
+}
+
+// BenchmarkColdStart measures a guest for Python until it has answered HELLO,
+// executed and forked, and what ten of them weigh.
+func BenchmarkColdStart(b *testing.B) {
+	for _, kind := range []string{"executed", "forked"} {
+		b.Run(kind, func(b *testing.B) {
+			d := newDriver(b)
+			runtime := pythons(b, d)[0]
+			if kind == "executed" {
+				d.forks.close()
+			} else {
+				warmUp(b, d, runtime)
+			}
+			n := 0
+			start := func() (driver.Sandbox, func()) {
+				n++
+				sb, err := d.Create(b.Context(), driver.Spec{
+					ID: fmt.Sprintf("b%d", n), Runtime: runtime, Env: map[string]string{"HEARTH_SECRET": "s3cret"},
+				})
+				if err != nil {
+					b.Fatal(err)
+				}
+				c, err := sb.Dial(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := greet(c); err != nil {
+					b.Fatal(err)
+				}
+				return sb, func() {
+					_ = c.Close()
+					if err := sb.Destroy(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			var took, cpu []time.Duration
+			for b.Loop() {
+				began := monotonic()
+				sb, end := start()
+				took = append(took, monotonic()-began)
+				b.StopTimer()
+				st, err := sb.Stats(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				cpu = append(cpu, st.CPU)
+				end()
+				b.StartTimer()
+			}
+			slices.Sort(took)
+			slices.Sort(cpu)
+			b.ReportMetric(float64(took[0].Microseconds()), "least-µs")
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "median-µs")
+			b.ReportMetric(float64(cpu[len(cpu)/2].Microseconds()), "cpu-µs")
+
+			var running []driver.Sandbox
+			weigh := func() (pss, charged int64) { // with the fork server, if there is one
+				for _, sb := range running {
+					st, err := sb.Stats(b.Context())
+					if err != nil {
+						b.Fatal(err)
+					}
+					pss, charged = pss+st.PSS, charged+st.Memory
+				}
+				if z := current(d, runtime); z != nil {
+					pss += cgroup.PSS(z.process.Pid)
+				}
+				return pss, charged
+			}
+			before, _ := weigh()
+			for range 10 {
+				sb, end := start()
+				defer end()
+				running = append(running, sb)
+			}
+			after, charged := weigh()
+			b.ReportMetric(float64((after-before)/10>>10), "pss-KiB")
+			b.ReportMetric(float64(charged/10>>10), "charged-KiB")
+		})
+	}
 }

@@ -35,6 +35,7 @@ func (d *Driver) create(ctx context.Context, spec driver.Spec, views []view, arg
 	s := &sandbox{
 		driver: d, id: spec.ID, allow: spec.Allow, argv0: argv[0], limits: spec.Limits, group: cgroup.None{}.Open(""),
 		stdout: spec.Stdout, stderr: spec.Stderr, slots: slots.New(d.slotPath(spec.ID), spec.Slots),
+		zygote: d.forks.warm(ctx, spec), assembled: make(chan struct{}, 1),
 		started: make(chan error, 2), done: make(chan struct{}), output: output{ended: make(chan struct{})},
 	}
 	if err := d.reserve(s); err != nil {
@@ -72,7 +73,11 @@ func (d *Driver) bring(ctx context.Context, s *sandbox, limits driver.Limits, co
 		return hearth.Errorf(hearth.CodeUnavailable, "make the slots of sandbox %s: %w", s.id, err)
 	}
 	if err := d.spawn(s); err != nil {
+		s.closeInside()
 		return hearth.AsError(err)
+	}
+	if s.zygote != nil {
+		return s.startForked(ctx, compose())
 	}
 	return s.start(ctx, compose())
 }

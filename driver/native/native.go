@@ -53,6 +53,7 @@ type Driver struct {
 
 	found   found
 	network egress.Host // what the sandboxes' network stacks share
+	forks   *forkServers
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox // guarded by mu
@@ -102,11 +103,14 @@ func New(cfg Config) (*Driver, error) {
 		return nil, unavailable(err)
 	}
 	d.cgroups = cgroup.Find("hearth-" + cfg.Owner)
+	d.forks = &forkServers{driver: d, servers: map[string]*forkServer{}}
 	return d, nil
 }
 
-// Close releases the helper and the shared control groups.
+// Close ends the fork servers and releases the helper and the shared control
+// groups.
 func (d *Driver) Close() error {
+	d.forks.close()
 	d.cgroups.Close()
 	return d.helper.Close()
 }

@@ -491,7 +491,7 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "native.test"), "-test.v",
-		"-test.run", "TestInside|TestSystemCalls|TestHostile|TestInternet|TestErrors|TestShims|TestPause|TestOutlivesServer")
+		"-test.run", "TestInside|TestSystemCalls|TestHostile|TestInternet|TestErrors|TestShims|TestPause|TestOutlivesServer|TestFork")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + dir, "TMPDIR=" + dir, asUser + "=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

@@ -10,6 +10,7 @@ import (
 type plan struct {
 	b     []byte
 	trees int
+	guest int // where the steps begin that start the guest
 }
 
 // step appends one step.

@@ -57,6 +57,9 @@ func TestServer(t *testing.T) {
 			}
 		}
 	}
+	if names := d.pythons(t); len(names) > 0 {
+		warmUp(t, d, names[0])
+	}
 	fmt.Println("ready")
 	select {}
 }
@@ -77,6 +80,18 @@ func marked(m string) []string {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && slices.Contains(strings.Split(string(b), "\x00"), m) {
+			pids = append(pids, filepath.Base(filepath.Dir(f)))
+		}
+	}
+	return pids
+}
+
+// forkServersIn returns the fork servers of a driver's directory.
+func forkServersIn(dir string) []string {
+	var pids []string
+	files, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	for _, f := range files {
+		if to, err := os.Readlink(f); err == nil && strings.HasPrefix(to, dir+"/guest-") {
 			pids = append(pids, filepath.Base(filepath.Dir(f)))
 		}
 	}
@@ -111,6 +126,7 @@ func TestOutlivesServer(t *testing.T) {
 			t.Fatalf("sandbox %d has no processes", i)
 		}
 	}
+	t.Logf("fork servers: %v", forkServersIn(dir))
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +134,7 @@ func TestOutlivesServer(t *testing.T) {
 	for i := range 2 {
 		eventually(t, func() bool { return len(marked(mark(dir, i))) == 0 })
 	}
+	eventually(t, func() bool { return len(forkServersIn(dir)) == 0 })
 
 	// A state file that names a process which is not a sandbox's any more.
 	stranger := exec.CommandContext(t.Context(), "sleep", "1000")

@@ -120,7 +120,7 @@ func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir
 	p := &plan{}
 	limits := spec.Limits
 	p.step('k')
-	p.step('W', "/proc/self/oom_score_adj", "500") // the host's own programs outlive sandboxes
+	p.step('W', "/proc/self/oom_score_adj", oomScore) // the host's own programs outlive sandboxes
 	// A batch task does not preempt whoever wakes it: the server hands out and
 	// collects many calls in one go instead of a context switch for each, which
 	// is worth a quarter of the throughput when all cores are busy.
@@ -214,6 +214,7 @@ func (d *Driver) compose(spec driver.Spec, views []view, argv, env []string, dir
 		p.step('L', landlockRules(d.landlock)...)
 	}
 	p.step('s', string(d.filter))
+	p.guest = len(p.b)
 	p.list('e', env)
 	p.list('a', argv)
 	p.step('w', dir)

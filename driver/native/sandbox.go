@@ -41,11 +41,14 @@ type sandbox struct {
 	control        *net.UnixConn
 	phases         [3]time.Duration // monotonic clock: helper began, assembled, guest started
 	orphan         *record          // set for one that an earlier process left
+	zygote         *zygote          // whom to fork the guest from, or nil
+	inside         []*os.File       // the guest's descriptors, until it was forked
 	creating       bool             // guarded by driver.mu; nobody else may have it yet
 
-	output  output
-	started chan error    // one value: nil once the guest runs, or why it does not
-	done    chan struct{} // closed when every process is gone and exit is set
+	output    output
+	started   chan error    // one value: nil once the guest runs, or why it does not
+	assembled chan struct{} // one value, once a guest can be forked
+	done      chan struct{} // closed when every process is gone and exit is set
 
 	freeing sync.Mutex // held while freeing; freed is guarded by it
 	freed   bool

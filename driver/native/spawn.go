@@ -20,11 +20,12 @@ import (
 
 // Messages of the helper; see init/main.go.
 const (
-	msgCloned  = 'P'
-	msgStarted = 'S'
-	msgExit    = 'X'
-	msgTUN     = 'T'
-	msgError   = 'E'
+	msgCloned    = 'P'
+	msgAssembled = 'A'
+	msgStarted   = 'S'
+	msgExit      = 'X'
+	msgTUN       = 'T'
+	msgError     = 'E'
 )
 
 // socketPair returns two connected stream sockets.
@@ -112,6 +113,9 @@ func (d *Driver) spawn(s *sandbox) error {
 	if err != nil {
 		return explainClone(err)
 	}
+	if s.zygote != nil {
+		s.inside, inside = inside[:4], inside[4:]
+	}
 	for i := range inside { // so that the socket ends with the helper
 		_ = inside[i].Close()
 	}
@@ -189,6 +193,24 @@ func explainClone(err error) error {
 // start sends the plan and waits until the guest's process was started.
 func (s *sandbox) start(ctx context.Context, p *plan) error {
 	go s.watch()
+	if err := s.send(ctx, p); err != nil {
+		return err
+	}
+	return s.wait(ctx)
+}
+
+// wait returns when the guest's process was started or cannot be.
+func (s *sandbox) wait(ctx context.Context) error {
+	select {
+	case err := <-s.started:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// send sends the plan, and writes the state file meanwhile.
+func (s *sandbox) send(ctx context.Context, p *plan) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.control.SetWriteDeadline(time.Now()) })
 	_, err := s.control.Write(p.message())
 	stop()
@@ -196,12 +218,7 @@ func (s *sandbox) start(ctx context.Context, p *plan) error {
 		return hearth.Errorf(hearth.CodeUnavailable, "write the state of sandbox %s: %w", s.id, rerr)
 	}
 	if err == nil {
-		select {
-		case err := <-s.started:
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+		return nil
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -252,6 +269,8 @@ func (s *sandbox) messages() (status syscall.WaitStatus, exited bool) {
 				s.phases[i] = time.Duration(binary.LittleEndian.Uint64(payload[8*i:]))
 			}
 			s.started <- nil
+		case kind == msgAssembled:
+			s.assembled <- struct{}{}
 		case kind == msgExit && len(payload) == 4:
 			status, exited = syscall.WaitStatus(binary.LittleEndian.Uint32(payload)), true
 		case kind == msgError && len(payload) >= 5:

@@ -73,6 +73,9 @@ func (s *suite) unpack(t *testing.T, archive []byte, piece int, dir, handler str
 }
 
 func (s *suite) archive(t *testing.T) {
+	if s.Start != nil {
+		t.Skip("the guest's files are its own")
+	}
 	long := strings.Repeat("long/", 40) + "näme.bin"
 	content := strings.Repeat("content", 100_000)
 	pack := newPacker(t)
@@ -147,6 +150,9 @@ func (s *suite) checkInitError(t *testing.T, f frame, typ, message string) {
 // streamed checks that a function that comes as an archive has all that it has
 // in a directory.
 func (s *suite) streamed(t *testing.T) {
+	if s.Start != nil {
+		t.Skip("the guest's files are its own")
+	}
 	pack := newPacker(t)
 	for name, content := range map[string]map[string]string{
 		"python": {

@@ -13,7 +13,9 @@ import (
 	"bytes"
 	"embed"
 	"encoding/json"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +33,11 @@ type Guest struct {
 	Language string
 	// Command starts the guest; it finds its stream at descriptor 3.
 	Command []string
+	// Start, if set, starts it instead, where the host's directory code is /function
+	// and HEARTH_SECRET is secret. It returns the host's end of the stream and a
+	// function that waits for the guest's exit status, at most until the test ends.
+	// What the guest writes to descriptors 1 and 2 goes to output.
+	Start func(t testing.TB, code, secret string, output io.Writer) (*net.UnixConn, func() int)
 }
 
 // Run checks that the guest does what the protocol says. It needs Linux.
@@ -43,7 +50,10 @@ func Run(t *testing.T, g Guest) {
 	if err := os.CopyFS(code, sub); err != nil {
 		t.Fatalf("no fixtures for language %q: %v", g.Language, err)
 	}
-	s := &suite{Guest: g, code: code}
+	s := &suite{Guest: g, files: code, code: code}
+	if g.Start != nil {
+		s.code = "/function"
+	}
 	for _, c := range []struct {
 		name string
 		run  func(*suite, *testing.T)
@@ -78,7 +88,8 @@ func Run(t *testing.T, g Guest) {
 
 type suite struct {
 	Guest
-	code string
+	files string // the directory of the fixtures
+	code  string // what the guest calls it
 }
 
 // function starts a guest with a handler of the conformance module.

@@ -97,7 +97,6 @@ type peer struct {
 	conn   *net.UnixConn
 	in     *bufio.Reader
 	out    []byte
-	cmd    *exec.Cmd
 	secret string
 	raw    bytes.Buffer // what the guest wrote to descriptors 1 and 2
 
@@ -113,40 +112,25 @@ type peer struct {
 	written chan struct{} // closed when writer has ended
 	half    bool          // outbox is closed
 	exit    chan struct{} // closed when the guest has exited
+	status  int           // its exit status then
 }
 
 // start starts the guest; it is killed at the end of the test.
 func (s *suite) start(t testing.TB) *peer {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "guest")
-	conn, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		theirs.Close()
-		t.Fatal(err)
-	}
 	p := &peer{
-		t: t, conn: conn.(*net.UnixConn), in: bufio.NewReaderSize(conn, 64<<10), secret: "open sesame", next: 1,
+		t: t, secret: "open sesame", next: 1,
 		calls: map[uint32]*result{}, sent: map[uint32]int{}, credit: map[uint32]int{}, room: map[uint32]int{},
 		exit: make(chan struct{}), outbox: make(chan []byte, 4096), written: make(chan struct{}),
 	}
-	p.cmd = exec.CommandContext(t.Context(), s.Command[0], s.Command[1:]...)
-	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HEARTH_FD=3", "HEARTH_SECRET=" + p.secret}
-	p.cmd.ExtraFiles = []*os.File{theirs}
-	p.cmd.Stdout, p.cmd.Stderr = &p.raw, &p.raw
-	p.cmd.WaitDelay = time.Second
-	err = p.cmd.Start()
-	theirs.Close()
-	if err != nil {
-		conn.Close()
-		t.Fatal(err)
+	start := s.Start
+	if start == nil {
+		start = s.execute
 	}
+	conn, wait := start(t, s.files, p.secret, &p.raw)
+	p.conn, p.in = conn, bufio.NewReaderSize(conn, 64<<10)
 	go func() {
-		_ = p.cmd.Wait()
+		p.status = wait()
 		close(p.exit)
 	}()
 	go p.writer()
@@ -154,13 +138,41 @@ func (s *suite) start(t testing.TB) *peer {
 		conn.Close()
 		p.closeWrite()
 		<-p.written
-		_ = p.cmd.Process.Kill()
 		<-p.exit
 		if t.Failed() && p.raw.Len() > 0 {
 			t.Logf("the guest wrote: %.2000s", p.raw.String())
 		}
 	})
 	return p
+}
+
+// execute starts the guest by its command.
+func (s *suite) execute(t testing.TB, _, secret string, output io.Writer) (*net.UnixConn, func() int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "guest")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), s.Command[0], s.Command[1:]...) // whose end kills it
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HEARTH_FD=3", "HEARTH_SECRET=" + secret}
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Stdout, cmd.Stderr = output, output
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		t.Fatal(err)
+	}
+	return conn.(*net.UnixConn), func() int {
+		_ = cmd.Wait()
+		return cmd.ProcessState.ExitCode()
+	}
 }
 
 func (p *peer) buffer(typ byte, stream uint32, payload []byte) {
@@ -337,7 +349,7 @@ func (p *peer) recv() frame {
 		case <-p.exit:
 		case <-time.After(time.Second):
 		}
-		p.t.Fatalf("read from the guest: %v (state: %v)", err, p.cmd.ProcessState)
+		p.t.Fatalf("read from the guest: %v", err)
 	}
 	if err := p.check(f); err != nil {
 		p.t.Fatalf("the guest broke the protocol: %v: %s", err, f)
@@ -472,7 +484,7 @@ func (p *peer) ends(status int) {
 	case <-time.After(patience):
 		p.t.Fatal("the guest has not exited")
 	}
-	if code := p.cmd.ProcessState.ExitCode(); code != status {
-		p.t.Errorf("the guest exited with status %d, want %d: %s", code, status, strings.TrimSpace(p.raw.String()))
+	if p.status != status {
+		p.t.Errorf("the guest exited with status %d, want %d: %s", p.status, status, strings.TrimSpace(p.raw.String()))
 	}
 }

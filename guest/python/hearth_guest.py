@@ -62,12 +62,17 @@ def write_caches():
         os.replace(temporary, cache)
 
 
+def load_core():
+    global core
+    core = type(sys)("hearth_guest_core")
+    sys.modules["hearth_guest_core"] = core
+    core.read_code = read_code
+    exec(read_code("hearth_guest_core"), core.__dict__)
+    return core
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["--compile"]:
         write_caches()
     else:
-        core = type(sys)("hearth_guest_core")
-        sys.modules["hearth_guest_core"] = core
-        core.read_code = read_code
-        exec(read_code("hearth_guest_core"), core.__dict__)
-        core.main()
+        load_core().main()

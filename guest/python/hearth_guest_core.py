@@ -119,6 +119,7 @@ more = None  # hearth_guest_more
 forked = False  # this process is a child made by the handler
 loaded = False  # READY has answered INIT
 saved = False  # SNAPSHOT was granted; only RESTORED may follow
+preloaded = frozenset()  # names of modules that hearth_zygote.py has loaded
 
 
 def load_part(name):
@@ -832,6 +833,8 @@ def load():
         sys.path.insert(0, code)
         if "PYTHONPATH" in env:
             sys.path[1:1] = [p for p in str(env["PYTHONPATH"]).split(":") if p]
+        if preloaded:
+            make_way([code] + [p for p in str(env.get("PYTHONPATH", "")).split(":") if p])
         add_packages(code + "/.hearth/python")
         module, dot, attribute = name.rpartition(".")
         module = module.replace("/", ".")
@@ -860,6 +863,33 @@ def load():
     return True
 
 
+def make_way(directories):
+    """Forgets modules of the standard library that hearth_zygote.py has loaded
+    and a file of the function hides, as it would if they were loaded now."""
+    hidden = set()
+    for directory in directories:
+        try:
+            files = posix.listdir(directory)
+        except OSError:
+            continue
+        for file in files:
+            name, dot, kind = file.partition(".")
+            if name in preloaded and (kind.endswith(("py", "so")) or not dot and is_package(directory + "/" + name)):
+                hidden.add(name)
+    if hidden:
+        for name in preloaded:
+            if name.partition(".")[0] in hidden:
+                sys.modules.pop(name, None)
+
+
+def is_package(directory):
+    try:
+        posix.stat(directory + "/__init__.py")
+    except OSError:
+        return False
+    return True
+
+
 def add_packages(directory):
     """Adds what Hearth has installed, as with site-packages after all else."""
     try:
@@ -883,6 +913,11 @@ def stop():
 
 def main():
     start()
+    loop()
+
+
+def loop():
+    """Serves the stream, for good."""
     while init is None:
         pump()
     if not load():

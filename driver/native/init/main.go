@@ -29,16 +29,17 @@ const (
 
 // Messages to the driver: one byte of type, four of length, the payload.
 const (
-	msgCloned  = 'P' // the process id of pid 1, as the server sees it
-	msgStarted = 'S' // three monotonic times in ns: main, assembled, started
-	msgExit    = 'X' // the guest's wait status
-	msgTUN     = 'T' // with the descriptor of the TUN device attached
-	msgError   = 'E' // step, errno and argument of what failed
+	msgCloned    = 'P' // the process id of pid 1, as the server sees it
+	msgAssembled = 'A' // the plan has come to its step m
+	msgStarted   = 'S' // three monotonic times in ns: main, assembled, started
+	msgExit      = 'X' // the guest's wait status
+	msgTUN       = 'T' // with the descriptor of the TUN device attached
+	msgError     = 'E' // step, errno and argument of what failed
 )
 
 func main() {
 	runtime.LockOSThread() // capabilities, filters and rules belong to a thread
-	h := helper{began: now()}
+	h := helper{began: now(), uid: -1, gid: -1, tun: -1}
 	// Nothing but 0 to 3 reaches the guest: not the control socket, and not what
 	// the server's own parent may have left open in it.
 	if unix.CloseRange(controlFD, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC) != nil {
@@ -58,6 +59,9 @@ func main() {
 	}
 	go lifeline()
 	h.shed()
+	for fd := range streamFD + 1 { // only the guest holds its own descriptors
+		_ = unix.Close(fd)
+	}
 	h.reap()
 }
 
@@ -128,6 +132,10 @@ func lifeline() {
 // shed gives up the privileges of the helper's other threads. The guest has
 // none of them anyway: it descends from the thread that gave them up before.
 func (h *helper) shed() {
+	if h.bare {
+		return
+	}
+	h.bare = true
 	if h.gid >= 0 {
 		_ = syscall.Setresgid(h.gid, h.gid, h.gid)
 		_ = syscall.Setresuid(h.uid, h.uid, h.uid)
@@ -140,9 +148,6 @@ func (h *helper) shed() {
 	}
 	// A change of user may have undone what start did.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	for fd := range streamFD + 1 { // only the guest holds its own descriptors
-		_ = unix.Close(fd)
-	}
 }
 
 // reap collects every process that ends, and ends with the guest.

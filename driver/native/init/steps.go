@@ -10,20 +10,21 @@ import (
 
 // helper is the state that the steps of a plan build up.
 type helper struct {
-	began    int64
-	trees    []int // detached mounts, in the order of the 'o' steps
-	tun      int   // /dev/net/tun, opened by 'O'
-	uid, gid int   // of the guest; -1 before 'u'
-	argv     []string
-	env      []string
-	dir      string
-	guest    int // pid
+	began     int64
+	trees     []int // detached mounts, in the order of the 'o' steps
+	tun       int   // /dev/net/tun, opened by 'O'
+	uid, gid  int   // of the guest; -1 before 'u'
+	argv      []string
+	env       []string
+	dir       string
+	guest     int   // pid
+	bare      bool  // shed was called
+	assembled int64 // when meet began
 }
 
 // run executes a plan: records of one byte of operation, one byte with the
 // number of arguments, and the arguments, each with four bytes of length.
 func (h *helper) run(plan []byte) error {
-	h.uid, h.gid, h.tun = -1, -1, -1
 	for len(plan) > 0 {
 		if len(plan) < 2 {
 			return &stepError{op: '?', what: "short plan", errno: unix.EINVAL}
@@ -59,7 +60,7 @@ func (h *helper) run(plan []byte) error {
 var arity = map[byte]int{
 	'o': 2, 'O': 1, 'r': 2, 'u': 2, 'd': 2, 'l': 2, 'f': 3, 'b': 2, 't': 2, 'p': 1,
 	'P': 0, 'W': 2, 'U': 1, 'B': 3, 'R': 1, 'h': 1, 'n': 0, 'T': 4, 'i': 3, 'k': 0, 'S': 1, 'c': 0,
-	'L': 1, 's': 1, 'e': 1, 'a': 1, 'w': 1, 'x': 0,
+	'L': 1, 's': 1, 'm': 0, 'g': 1, 'K': 1, 'e': 1, 'a': 1, 'w': 1, 'x': 0,
 }
 
 func (h *helper) step(op byte, a []string) error {
@@ -156,6 +157,13 @@ func (h *helper) step(op byte, a []string) error {
 		return landlock(a)
 	case 's': // seccomp: the filter's program
 		return seccomp(a[0])
+	case 'm':
+		return h.meet()
+	case 'g': // the guest came from a fork server: pid
+		h.guest = atoi(a[0])
+		h.started(h.assembled)
+	case 'K': // a guest that a fork server could not finish: pid
+		_ = unix.Kill(atoi(a[0]), unix.SIGKILL)
 	case 'e':
 		h.env = append(h.env, a...)
 	case 'a':
@@ -305,6 +313,22 @@ func seccomp(program string) error {
 	return nil
 }
 
+// meet tells that the sandbox is ready for a guest, and goes on with the plan
+// that the driver sends when it knows where the guest comes from.
+func (h *helper) meet() error {
+	h.assembled = now()
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return err
+	}
+	h.shed() // that guest may run before this thread does
+	send(msgAssembled, nil, -1)
+	plan, err := readPlan()
+	if err != nil {
+		unix.Exit(125)
+	}
+	return h.run(plan)
+}
+
 // start runs the guest.
 func (h *helper) start() error {
 	if len(h.argv) == 0 {
@@ -327,12 +351,17 @@ func (h *helper) start() error {
 		return err
 	}
 	h.guest = pid
+	h.started(assembled)
+	return nil
+}
+
+// started tells when the guest was.
+func (h *helper) started(assembled int64) {
 	var b [24]byte
 	putInt64(b[:], h.began)
 	putInt64(b[8:], assembled)
 	putInt64(b[16:], now())
 	send(msgStarted, b[:], -1)
-	return nil
 }
 
 // atoi reads a decimal number; the driver writes no other.
