@@ -77,13 +77,13 @@ const (
 type Timings struct {
 	// Queue is the wait for an instance to become free, without Start and Init;
 	// of a call that got no instance it is the whole wait.
-	Queue time.Duration `json:"queue_ns"`
+	Queue time.Duration `json:"queue_ns" doc:"Wait for an instance to become free, in nanoseconds"`
 	// Start is the creation of the sandbox until its runtime was ready; 0 when warm.
-	Start time.Duration `json:"start_ns"`
+	Start time.Duration `json:"start_ns" doc:"Creation of the sandbox until its runtime was ready, in nanoseconds; 0 when warm"`
 	// Init is the loading of the function's code; 0 when warm.
-	Init time.Duration `json:"init_ns"`
+	Init time.Duration `json:"init_ns" doc:"Loading of the function's code, in nanoseconds; 0 when warm"`
 	// Run is from sending the event to the end of the response.
-	Run time.Duration `json:"run_ns"`
+	Run time.Duration `json:"run_ns" doc:"From sending the event to the end of the response, in nanoseconds"`
 }
 
 // ColdReason tells why a call found no instance that was ready.

@@ -126,6 +126,7 @@ type Deps struct {
 	Builder     Builder
 	Verifier    Verifier
 	Instances   Instances
+	Pool        Pool
 	Router      Router
 	Invoker     hearth.Invoker
 	Logs        Logs
@@ -144,7 +145,7 @@ type Deps struct {
 	// served besides localhost and loopback addresses.
 	AllowedHosts []string
 	// Draining is closed when the server begins to shut down; it ends followed
-	// logs. nil means never.
+	// logs and events. nil means never.
 	Draining <-chan struct{}
 }
 
@@ -187,6 +188,7 @@ func New(d Deps) http.Handler {
 	s.registerFunctions()
 	s.registerVersions()
 	s.registerInstances()
+	s.registerPool()
 	s.registerArtifacts()
 	s.registerInvocations()
 	s.registerLogs()

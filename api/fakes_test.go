@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,15 +49,20 @@ type host struct {
 	refresh   func()
 	refreshed []string
 	// build takes the place of installing; built has what was asked for.
-	build    func(context.Context, api.BuildRequest) (api.BuildResult, error)
-	built    []api.BuildRequest
+	build func(context.Context, api.BuildRequest) (api.BuildResult, error)
+	built []api.BuildRequest
+	// status is that of the pool; changes is what its watchers read, closed when
+	// they are too slow, and left gets one for each that left.
+	status   hearth.PoolStatus
+	changes  chan hearth.InstanceEvent
+	left     chan struct{}
 	ready    error
 	draining chan struct{}
 }
 
 func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 	t.Helper()
-	h := &host{t: t, log: &bytes.Buffer{}, draining: make(chan struct{})}
+	h := &host{t: t, log: &bytes.Buffer{}, draining: make(chan struct{}), left: make(chan struct{}, 10)}
 	logger := slog.New(slog.NewTextHandler(&syncWriter{w: h.log}, nil))
 	var err error
 	if h.store, err = store.Open(t.Context(), t.TempDir(), logger); err != nil {
@@ -93,7 +99,7 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 	}
 	d := api.Deps{
 		Catalog: h.store, Versions: h.store, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
-		Verifier: (*pool)(h), Instances: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
+		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
 		Logger: logger, Version: "1.2.3", Draining: h.draining,
 	}
 	for _, c := range change {
@@ -161,6 +167,17 @@ func (p *pool) Evict(function string) (int, error) {
 		return 0, hearth.Errorf(hearth.CodeNotFound, "there is no function %s", function)
 	}
 	return 2, nil
+}
+
+func (p *pool) Status() hearth.PoolStatus {
+	st := p.status
+	st.Instances, st.Functions, st.Stems = slices.Clone(st.Instances), slices.Clone(st.Functions), slices.Clone(st.Stems)
+	return st
+}
+
+func (p *pool) Watch(ctx context.Context) (hearth.PoolStatus, <-chan hearth.InstanceEvent) {
+	context.AfterFunc(ctx, func() { p.left <- struct{}{} })
+	return p.Status(), p.changes
 }
 
 func (g *gateway) CheckRoutes(function string, routes []hearth.Route) error {

@@ -2,11 +2,11 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,11 +18,6 @@ import (
 const (
 	defaultTail = 100
 	maxTail     = 10_000
-	// keepAlive is how often a followed log without news sends a comment, so
-	// that nobody on the way takes the connection for dead.
-	keepAlive = 15 * time.Second
-	// eventTimeout is how long a client may take to accept one event.
-	eventTimeout = 30 * time.Second
 )
 
 type logList struct {
@@ -43,8 +38,8 @@ func (s *server) registerLogs() {
 		Responses: map[string]*huma.Response{"200": {
 			Description: "The lines",
 			Content: map[string]*huma.MediaType{
-				"application/json":  {Schema: schemaOf[logList](s)},
-				"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}},
+				"application/json": {Schema: schemaOf[logList](s)},
+				eventStream:        streamOf(named{"line", schemaOf[hearth.LogLine](s)}, named{"error", schemaOf[problem](s)}),
 			},
 		}},
 	}, s.readLogs)
@@ -74,11 +69,8 @@ func (s *server) readLogs(w http.ResponseWriter, r *http.Request) error {
 
 func logQuery(q url.Values) (tail int, follow bool, err error) {
 	tail = defaultTail
-	for key := range q {
-		if !slices.Contains([]string{"tail", "follow"}, key) {
-			return 0, false, hearth.Errorf(hearth.CodeInvalid, "query.%s: unknown query parameter", clip(key)).
-				WithHint("possible: tail, follow")
-		}
+	if err := onlyQuery(q, "tail", "follow"); err != nil {
+		return 0, false, err
 	}
 	if v := q.Get("tail"); v != "" {
 		tail, err = strconv.Atoi(v)
@@ -97,15 +89,26 @@ func logQuery(q url.Values) (tail int, follow bool, err error) {
 	return tail, follow, nil
 }
 
+// onlyQuery refuses parameters that are not known, where huma does not do so.
+func onlyQuery(q url.Values, known ...string) error {
+	for key := range q {
+		if slices.Contains(known, key) {
+			continue
+		}
+		err := hearth.Errorf(hearth.CodeInvalid, "query.%s: unknown query parameter", clip(key))
+		if len(known) == 0 {
+			return err.WithHint("there are no parameters here")
+		}
+		return err.WithHint("possible: %s", strings.Join(known, ", "))
+	}
+	return nil
+}
+
 // followLogs streams lines until the client goes away or the server drains.
 func (s *server) followLogs(w http.ResponseWriter, r *http.Request, function string, tail int) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	out := &events{w: w, rc: http.NewResponseController(w)}
-	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("X-Accel-Buffering", "no")
-	w.WriteHeader(http.StatusOK)
+	out := newEvents(w)
 	if out.comment("following") != nil {
 		return nil
 	}
@@ -131,38 +134,11 @@ func (s *server) followLogs(w http.ResponseWriter, r *http.Request, function str
 		}
 	})
 	err := s.Logs.Follow(ctx, function, tail, func(l hearth.LogLine) error {
-		b, err := json.Marshal(l)
-		if err != nil {
-			return err
-		}
-		return out.send("event: line\ndata: " + string(b) + "\n\n")
+		return out.send("line", l)
 	})
 	if err != nil && ctx.Err() == nil {
 		// The status is gone; an event can still tell.
-		if b, jerr := json.Marshal(s.problemOf(ctx, err)); jerr == nil {
-			_ = out.send("event: error\ndata: " + string(b) + "\n\n")
-		}
+		_ = out.send("error", s.problemOf(ctx, err))
 	}
 	return nil
-}
-
-// events writes server-sent events from several goroutines.
-type events struct {
-	mu sync.Mutex
-	w  http.ResponseWriter
-	rc *http.ResponseController
-}
-
-func (e *events) comment(text string) error { return e.send(": " + text + "\n\n") }
-
-func (e *events) send(s string) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	// Instead of the server's deadline for whole answers. Not every
-	// ResponseWriter can; then that one stays.
-	_ = e.rc.SetWriteDeadline(time.Now().Add(eventTimeout))
-	if _, err := e.w.Write([]byte(s)); err != nil {
-		return err
-	}
-	return e.rc.Flush()
 }

@@ -40,6 +40,7 @@ func newHuma(s *server) huma.API {
 				{Name: "Functions", Description: "Deploy, read and delete functions."},
 				{Name: "Versions", Description: "The immutable versions of a function."},
 				{Name: "Instances", Description: "The sandboxes that run a function."},
+				{Name: "Pool", Description: "The instances of all functions, how they change, and why."},
 				{Name: "Artifacts", Description: "Upload code as an archive."},
 				{Name: "Invocations", Description: "Call functions and read the records of calls."},
 				{Name: "Logs", Description: "What functions wrote."},

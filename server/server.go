@@ -230,6 +230,7 @@ func (s *Server) handler() http.Handler {
 		Router:      s.gateway,
 		Invoker:     s.gateway,
 		Instances:   instances{s.gateway, s.pool},
+		Pool:        s.pool,
 		Logs:        s.logs,
 		Invocations: recorded{s.store, s.recorder},
 		Drivers:     s.probes,

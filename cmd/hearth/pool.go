@@ -1,224 +1,253 @@
 package main
 
 import (
-	"bufio"
-	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hearthrun/hearth"
-	"github.com/hearthrun/hearth/pool/policy"
+	"github.com/hearthrun/hearth/client"
 )
 
 func (a *app) poolCmd() *cobra.Command {
+	var watch bool
 	cmd := &cobra.Command{
-		Use:   "pool",
-		Short: "Look into how instances are kept",
-		Long: `Pool has commands about instances: when they are started, and how long they are
-kept warm for calls that have not come yet.`,
-		Example: `  hearth pool simulate
-  hearth pool simulate --trace calls.csv`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(a.poolSimulateCmd())
-	return cmd
-}
+		Use:   "pool [FUNCTION]",
+		Short: "Show what instances there are and why",
+		Long: `Pool shows the instances of all functions, or of one: how much of the memory
+budget they use, how many each function has and should have and how long it is
+kept warm, what each instance does and why it is there, and the stem cells:
+sandboxes with a runtime and without a function yet.
 
-// simulation is what hearth pool simulate was asked for.
-type simulation struct {
-	trace    string // file
-	generate policy.GenerateOptions
-	hours    float64
-	write    string // file
-	policies []string
-}
+INSTANCES is how many there are / should be (between at least and at most);
+SERVICE is how long a call has an instance on average, COLD how long a start
+takes, MEMORY what an instance used when it was last weighed.
 
-func (a *app) poolSimulateCmd() *cobra.Command {
-	var s simulation
-	cmd := &cobra.Command{
-		Use:   "simulate",
-		Short: "Compare ways to keep functions warm",
-		Long: `Simulate replays a trace of calls against policies that say how long a function
-without calls is kept warm, and tells how many calls would have been cold and
-what memory the instances would have taken. No server is needed, nothing runs.
-
-The trace is a CSV file with one call a line, in the order in which they came:
-  function,start_s,duration_s,memory_mb
-  hello,0.5,0.120,64
-  hello,61.25,0.090,64
-Without --trace one is made up; the same --seed makes the same one.
-
-The policies are
-  none            ends the instances of a function that has no calls
-  fixed           keeps them for 10 minutes; fixed:20m for any other time
-  hybrid          learns when calls come, as "Serverless in the Wild" describes it
-  hybrid-4h       the same, keeping for 4 hours those it cannot predict
-  history         remembers when calls came and weighs cold starts against idle
-                  time: one is worth an hour of an idle instance, with
-                  history:20m twenty minutes. Hearth's own
-
-COLD are the calls that waited for a start. MEDIAN and P75 are of the functions'
-own shares of cold calls, so a rare function counts as much as a busy one. MEMORY
-is that of all instances times how long they were there, compared with fixed.
-WASTED are the instances started ahead of a call that did not come.`,
-		Example: `  hearth pool simulate
-  hearth pool simulate --generate rare --hours 168 --policy fixed,history,history:2h
-  hearth pool simulate --generate bursty --write-trace calls.csv
-  hearth pool simulate --trace calls.csv -o json`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, made := range []string{"generate", "functions", "hours", "seed", "write-trace"} {
-				if s.trace != "" && cmd.Flags().Changed(made) {
-					return &usageError{fmt.Errorf("--%s is for calls that are made up\n\nleave it out, or --trace", made)}
-				}
+With --watch it goes on with each change of an instance, a line each, until
+Ctrl-C or until the server ends; -o json then prints one object a line.`,
+		Example: `  hearth pool
+  hearth pool hello
+  hearth pool --watch
+  hearth pool why hello
+  hearth pool simulate
+  hearth pool -o json | jq '.instances[] | select(.state == "idle") | .id'`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return fmt.Errorf("%s takes one function at a time, not %d", cmd.CommandPath(), len(args))
 			}
-			return a.simulate(cmd.Context(), s)
+			return nil
+		},
+		ValidArgsFunction: a.completeName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			function := strings.Join(args, "")
+			st, err := c.Pool(cmd.Context(), function)
+			if err != nil {
+				return err
+			}
+			switch {
+			case watch:
+				err := c.WatchPool(cmd.Context(), a.printNews(function))
+				if cmd.Context().Err() != nil {
+					return nil // Ctrl-C is how one leaves
+				}
+				return err
+			case a.json():
+				return a.printJSON(st)
+			}
+			return a.printPool(st, function)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&s.trace, "trace", "", "replay the calls of this `FILE`; - is standard input")
-	f.StringVar(&s.generate.Pattern, "generate", "mix", "make up calls: "+strings.Join(policy.Patterns(), ", "))
-	f.IntVar(&s.generate.Functions, "functions", 100, "how many functions are called")
-	f.Float64Var(&s.hours, "hours", 72, "for how long they are called")
-	f.Uint64Var(&s.generate.Seed, "seed", 1, "another number makes other calls of the same kind")
-	f.StringVar(&s.write, "write-trace", "", "write the calls that were made up to this `FILE`")
-	f.StringSliceVar(&s.policies, "policy", []string{"all"}, "policies to compare")
-	return a.prints(cmd)
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "follow the changes as they happen")
+	cmd.AddCommand(a.poolWhyCmd(), a.poolSimulateCmd())
+	return a.talks(a.prints(cmd))
 }
 
-// simulate runs the simulation and prints what came out.
-func (a *app) simulate(ctx context.Context, s simulation) (err error) {
-	policies, err := s.chosen()
-	if err != nil {
-		return &usageError{err}
-	}
-	var trace policy.Trace
-	if s.trace != "" {
-		var in io.Reader = a.stdin
-		if s.trace != "-" {
-			file, err := os.Open(s.trace)
-			if err != nil {
-				return fmt.Errorf("cannot read the trace: %w", err)
-			}
-			defer file.Close() //nolint:errcheck // it was only read
-			in = file
+// printPool prints the status for people: of one function, if one is named.
+func (a *app) printPool(st hearth.PoolStatus, function string) error {
+	fmt.Fprintln(a.stdout, totals(st, function))
+	if len(st.Functions) == 0 && len(st.Instances) == 0 {
+		text := "No function has an instance or was called lately."
+		if function != "" {
+			text = function + " has no instance and was not called lately: the next call will be a cold start."
 		}
-		trace = policy.ReadTrace(bufio.NewReader(in))
-	} else {
-		s.generate.Duration = time.Duration(min(s.hours, maxHours) * float64(time.Hour))
-		if trace, err = policy.Generate(s.generate); err != nil {
-			return &usageError{err}
-		}
+		fmt.Fprintln(a.stderr, text)
 	}
-	trace = until(ctx, trace)
-	if s.write != "" {
-		if err := writeTrace(s.write, trace); err != nil {
+	for _, rows := range [][][]string{functionRows(st), instanceRows(st), stemRows(st)} {
+		if len(rows) == 1 { // the heading
+			continue
+		}
+		fmt.Fprintln(a.stdout)
+		if err := a.printTable(rows); err != nil {
 			return err
 		}
 	}
-	results, err := policy.Simulate(trace, policies, policy.SimOptions{})
-	if ctx.Err() != nil {
-		return ctx.Err()
-	} else if err != nil {
-		return hearth.Errorf(hearth.CodeInvalid, "%w", err)
-	}
-	if results[0].Calls == 0 {
-		return hearth.Errorf(hearth.CodeInvalid, "the trace has no calls").WithHint("simulate more --hours or --functions")
-	}
-	return a.printSimulation(results, s.policies)
+	return nil
 }
 
-// maxHours bounds the length of made-up traces: a century.
-const maxHours = 100 * 365 * 24
-
-// chosen returns the policies to simulate: the one that others are compared
-// with is always the first.
-func (s *simulation) chosen() ([]policy.Policy, error) {
-	names := []string{policy.Baseline}
-	for _, name := range s.policies {
-		more := []string{name}
-		if name == "all" {
-			more = policy.PolicyNames()
-		}
-		for _, n := range more {
-			if !slices.Contains(names, n) {
-				names = append(names, n)
-			}
+// totals writes what the pool has in one line. The status of one function does
+// not have the instances of the others.
+func totals(st hearth.PoolStatus, function string) string {
+	text := "memory " + memory(st)
+	if function != "" {
+		return text + fmt.Sprintf(" and %d queued in the whole pool", st.Queued)
+	}
+	stems := 0
+	for _, i := range st.Instances {
+		if i.Function == "" {
+			stems++
 		}
 	}
-	policies := make([]policy.Policy, len(names))
-	for i, name := range names {
-		p, err := policy.PolicyNamed(name)
-		if err != nil {
-			return nil, err
+	return text + fmt.Sprintf(", %s and %s of at most %d, %d queued",
+		count(len(st.Instances)-stems, "instance"), count(stems, "stem cell"), st.MaxInstances, st.Queued)
+}
+
+// memory writes what is used of the budget.
+func memory(st hearth.PoolStatus) string {
+	if st.MemoryBudget == 0 {
+		return size(st.MemoryUsed) + " (no budget)"
+	}
+	return size(st.MemoryUsed) + " of " + size(st.MemoryBudget)
+}
+
+func functionRows(st hearth.PoolStatus) [][]string {
+	rows := [][]string{{"FUNCTION", "INSTANCES", "IN FLIGHT", "QUEUED", "CALLS", "COLD STARTS", "SERVICE", "COLD", "KEEP-ALIVE"}}
+	for _, f := range st.Functions {
+		name := at(f.Function, f.Version)
+		if f.Retired {
+			name += " (retired)"
 		}
-		policies[i] = p
-	}
-	return policies, nil
-}
-
-// until ends a trace when ctx ends.
-func until(ctx context.Context, trace policy.Trace) policy.Trace {
-	return func(yield func(policy.Call, error) bool) {
-		for call, err := range trace {
-			if err == nil {
-				err = ctx.Err()
-			}
-			if !yield(call, err) || err != nil {
-				return
-			}
-		}
-	}
-}
-
-func writeTrace(path string, trace policy.Trace) error {
-	file, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("cannot write the trace: %w", err)
-	}
-	return errors.Join(policy.WriteTrace(file, trace), file.Close())
-}
-
-// simulated is a result as programs see it.
-type simulated struct {
-	policy.Result
-	// Memory is compared with that of the baseline.
-	Memory float64 `json:"memory_vs_fixed"`
-}
-
-func (a *app) printSimulation(results []policy.Result, asked []string) error {
-	base := results[0]
-	if !slices.Contains(asked, "all") && !slices.Contains(asked, policy.Baseline) {
-		results = results[1:]
-	}
-	shown := make([]simulated, len(results))
-	rows := [][]string{{"POLICY", "COLD STARTS", "COLD", "MEDIAN", "P75", "MEMORY", "PRE-WARMED", "WASTED"}}
-	for i, r := range results {
-		shown[i] = simulated{r, (r.BusyMBs + r.IdleMBs) / (base.BusyMBs + base.IdleMBs)}
 		rows = append(rows, []string{
-			r.Policy, fmt.Sprint(r.Cold), percent(r.ColdShare), percent(r.ColdP50), percent(r.ColdP75),
-			fmt.Sprintf("×%.2f", shown[i].Memory), fmt.Sprint(r.PreWarms), fmt.Sprint(r.Wasted),
+			name, fmt.Sprintf("%d/%d (%d–%d)", f.Instances, f.Target, f.Min, f.Max),
+			strconv.Itoa(f.InFlight), strconv.Itoa(f.Queued), strconv.FormatInt(f.Calls, 10),
+			orDash(coldCounts(f.ColdStarts)), orDash(known(f.Service)), orDash(known(f.Cold)), orDash(f.KeepAlive),
 		})
 	}
-	if a.json() {
-		return a.printJSON(shown)
-	}
-	fmt.Fprintf(a.stdout, "%d calls of %d functions\n\n", base.Calls, base.Functions)
-	return a.printTable(rows)
+	return rows
 }
 
-// percent writes a share with what matters of it.
-func percent(share float64) string {
-	if share < 0.1 {
-		return fmt.Sprintf("%.2f %%", 100*share)
+func instanceRows(st hearth.PoolStatus) [][]string {
+	rows := [][]string{{"INSTANCE", "FUNCTION", "ISOLATION", "STATE", "MEMORY", "SERVED", "WHY"}}
+	for _, i := range st.Instances {
+		if i.Function == "" {
+			continue // a stem cell
+		}
+		state := string(i.State) + " " + span(st.Time.Sub(i.Since))
+		if i.InFlight > 1 {
+			state += ", " + count(i.InFlight, "call")
+		}
+		weight := "-"
+		if i.Memory > 0 {
+			weight = size(i.Memory)
+		}
+		rows = append(rows, []string{i.ID, at(i.Function, i.Version), i.Isolation, state, weight, strconv.FormatInt(i.Served, 10), i.Why})
 	}
-	return fmt.Sprintf("%.1f %%", 100*share)
+	return rows
+}
+
+func stemRows(st hearth.PoolStatus) [][]string {
+	rows := [][]string{{"STEM CELLS", "MEMORY", "EGRESS", "READY", "STARTING", "TARGET", "WHY"}}
+	for _, s := range st.Stems {
+		rows = append(rows, []string{
+			s.Isolation + " " + s.Runtime, s.Memory.String(), orDash(string(s.Egress)),
+			strconv.Itoa(s.Ready), strconv.Itoa(s.Starting), strconv.Itoa(s.Target), s.Why,
+		})
+	}
+	return rows
+}
+
+// printNews returns what prints events of the pool: of one function, if one is
+// named.
+func (a *app) printNews(function string) func(client.PoolEvent) error {
+	first := true
+	return func(e client.PoolEvent) error {
+		if function != "" {
+			if e.Instance != nil && e.Instance.Instance.Function != function {
+				return nil
+			}
+			if st := e.Status; st != nil {
+				st.Functions = slices.DeleteFunc(st.Functions, func(f hearth.PoolFunction) bool { return f.Function != function })
+				st.Instances = slices.DeleteFunc(st.Instances, func(i hearth.Instance) bool { return i.Function != function })
+				st.Stems = []hearth.StemStock{}
+			}
+		}
+		if a.json() {
+			return json.NewEncoder(a.stdout).Encode(e)
+		}
+		if e.Instance != nil {
+			return a.printChange(e.Instance.Time, string(e.Instance.From), e.Instance.Instance)
+		}
+		if !first {
+			fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), "changes were missed: there were too many; this is how it is now")
+		}
+		first = false
+		if _, err := fmt.Fprintln(a.stdout, totals(*e.Status, function)); err != nil {
+			return err
+		}
+		for _, i := range e.Status.Instances {
+			if err := a.printChange(i.Since, "", i); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// printChange prints in one line that an instance came into its state.
+func (a *app) printChange(t time.Time, from string, i hearth.Instance) error {
+	what := at(i.Function, i.Version)
+	if i.Function == "" {
+		what = i.Isolation + " " + i.Runtime
+	}
+	change := string(i.State)
+	if from != "" {
+		change = from + " → " + change
+	}
+	style := dim
+	switch i.State {
+	case hearth.InstanceStarting:
+		style = yellow
+	case hearth.InstanceIdle, hearth.InstanceBusy:
+		style = green
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s %s  %-20s  %s  %s\n",
+		a.colour(a.stdout, dim, t.Local().Format("15:04:05.000")), printable(i.ID), printable(what),
+		a.colour(a.stdout, style, fmt.Sprintf("%-20s", printable(change))), printable(i.Why))
+	return err
+}
+
+// coldCounts lists cold starts by reason, the most frequent first.
+func coldCounts(counts map[hearth.ColdReason]int64) string {
+	var list []string
+	for _, r := range byCount(counts) {
+		list = append(list, fmt.Sprintf("%s %d", r, counts[r]))
+	}
+	return strings.Join(list, ", ")
+}
+
+// at writes a version as function@number.
+func at(function string, version int) string { return function + "@" + strconv.Itoa(version) }
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// known writes a duration in milliseconds, nothing if it is 0.
+func known(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return ms(d)
 }

@@ -77,7 +77,7 @@ Exit codes: 0 success, 1 other errors, 2 wrong usage` + exitCodes() + `.`,
 		c.GroupID = "functions"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.serveCmd(), a.doctorCmd(), a.imagesCmd(), a.poolCmd(), a.benchCmd(), a.versionCmd()} {
+	for _, c := range []*cobra.Command{a.serveCmd(), a.poolCmd(), a.doctorCmd(), a.imagesCmd(), a.benchCmd(), a.versionCmd()} {
 		c.GroupID = "server"
 		root.AddCommand(c)
 	}
