@@ -39,12 +39,13 @@ type instance struct {
 	// Set by start, constant once it is ready.
 	sandbox  driver.Sandbox
 	conn     *guest.Conn
-	secret   string    // of the guest
-	asked    time.Time // when the version wanted it: since then calls may wait for it
-	begun    time.Time // the driver was asked for the sandbox
-	started  time.Time // the runtime was ready, and the code in its place
-	inited   time.Time // the function was loaded
-	restored *snapshot // what it was restored from, nil if it loaded its function itself
+	secret   string        // of the guest
+	asked    time.Time     // when the version wanted it: since then calls may wait for it
+	begun    time.Time     // the driver was asked for the sandbox
+	started  time.Time     // the runtime was ready, and the code in its place
+	created  time.Duration // from begun until the runtime was ready
+	inited   time.Time     // the function was loaded
+	restored *snapshot     // what it was restored from, nil if it loaded its function itself
 	ready    guest.Ready
 	output   []*telemetry.LineWriter
 	last     lastLines
@@ -194,6 +195,7 @@ func (i *instance) create(ctx context.Context, d driver.Driver, spec driver.Spec
 		return startError(ctx, i.explain(err), limit)
 	}
 	i.started = time.Now()
+	i.created = i.started.Sub(i.begun)
 	return nil
 }
 

@@ -60,7 +60,7 @@ type Config struct {
 	// Negative means none.
 	MaxStems int
 	// Learner returns what decides how long a function is kept warm without calls;
-	// default is policy.History.
+	// default is a policy.History for each.
 	Learner func() policy.Learner
 	// StartTimeout bounds the start of a sandbox and its runtime; default 30 s.
 	StartTimeout time.Duration
@@ -101,7 +101,7 @@ func (c Config) withDefaults() Config {
 		c.MaxSnapshotBytes = 4 << 30
 	}
 	if c.Learner == nil {
-		c.Learner = func() policy.Learner { return &policy.History{} }
+		c.Learner = func() policy.Learner { return new(policy.History) }
 	}
 	duration(&c.StartTimeout, 30*time.Second)
 	duration(&c.InitTimeout, 60*time.Second)

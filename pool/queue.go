@@ -29,6 +29,8 @@ type group struct {
 	retired  bool
 	// verifying: the instances that are started are those of Verify.
 	verifying bool
+	// stemless: it starts faster without a stem cell.
+	stemless bool
 
 	load    policy.Load
 	service policy.Mean // how long an instance has a call

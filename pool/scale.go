@@ -128,6 +128,9 @@ func (p *Pool) whyStarted(g *group, inst *instance, now time.Time) string {
 	case inst.purpose == forVerification:
 		return "its version was deployed"
 	case !inst.ahead:
+		if len(g.waiters) == 1 {
+			return "a call waited"
+		}
 		return fmt.Sprintf("%d calls waited", len(g.waiters))
 	case g.total() < p.minLocked(g, now):
 		return g.function.keep.why
@@ -178,6 +181,9 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 		g.per = 1
 	}
 	inst.slots = g.per
+	if inst.stock != nil && inst.started.Sub(inst.asked) > inst.created {
+		g.stemless = true // its files take longer to reach a stem cell than a sandbox with them to start
+	}
 	g.cold.Add(max(inst.inited.Sub(inst.asked), 1))
 	p.watchLocked(inst)
 	p.offerLocked(inst)

@@ -184,6 +184,21 @@ func TestStemCellThatDoesNotFit(t *testing.T) {
 	}
 }
 
+// A function whose files take long to reach a stem cell starts without one.
+func TestStemCellThatIsSlower(t *testing.T) {
+	d := slowStart()
+	d.onMount = func(driver.Mount) error { time.Sleep(2 * coldStart); return nil }
+	runStems(t, d, nil, func(t *testing.T, p *Pool, v *hearth.Version) {
+		for _, want := range []time.Duration{2 * coldStart, coldStart, coldStart} {
+			if _, l, err := do(t.Context(), p, v, "a"); err != nil || l.Timings.Start != want {
+				t.Fatalf("%v, %+v, want %v", err, l.Timings, want)
+			}
+			p.Evict(v.Incarnation)
+			time.Sleep(time.Second)
+		}
+	})
+}
+
 // A driver whose sandboxes cannot be resized gets stem cells of the very limits.
 func TestRigidDriverGetsExactStemCells(t *testing.T) {
 	d := slowStart()

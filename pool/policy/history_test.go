@@ -163,7 +163,7 @@ func TestHistoryPrice(t *testing.T) {
 // TestHistoryAnything checks windows of arbitrary idle times.
 func TestHistoryAnything(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
-	for range 300 {
+	for range 60 {
 		var hist History
 		for range rng.IntN(100) {
 			hist.Observe(time.Duration(rng.ExpFloat64() * float64(time.Minute) * float64(int(1)<<rng.IntN(15))))
