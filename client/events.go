@@ -29,6 +29,10 @@ func (c *Client) stream(ctx context.Context, r request, fn func(event) error) er
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
 		return c.notHearth(resp, nil)
 	}
+	return c.readEvents(resp, fn)
+}
+
+func (c *Client) readEvents(resp *http.Response, fn func(event) error) error {
 	events := newEvents(resp.Body)
 	for {
 		name, data, err := events.next()
