@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,13 +34,15 @@ const (
 	forkMaxIdle = 15 * time.Minute // then its memory is worth more than its speed
 
 	// With less memory a guest may be killed before it is one, which would look as
-	// if the fork server had failed.
+	// if the fork server had failed; with less CPU it would keep it from others.
 	forkMinMemory = 32 << 20
+	forkMinCPU    = 0.2
 
-	forkTimeout  = 2 * time.Second // of each step; they take a millisecond or two
-	warmTimeout  = 20 * time.Second
-	firstBackoff = time.Second
-	lastBackoff  = 10 * time.Minute
+	forkMaxWaiting = 32              // guests; more are executed
+	forkTimeout    = 5 * time.Second // of each step; they take a few milliseconds
+	warmTimeout    = 20 * time.Second
+	firstBackoff   = time.Second
+	lastBackoff    = 10 * time.Minute
 )
 
 // forkServers are the fork servers of a driver, one for each interpreter.
@@ -71,6 +74,7 @@ type zygote struct {
 	began   time.Time
 	errors  lockedBuffer
 	gone    chan struct{} // closed when its process is
+	waiting atomic.Int32  // guests on their way
 
 	forks int         // guarded by forkServers.mu
 	idle  *time.Timer // retires it; guarded by forkServers.mu
@@ -80,7 +84,7 @@ type zygote struct {
 // waits: a missing or an old one is started for those who come later.
 func (f *forkServers) warm(ctx context.Context, spec driver.Spec) *zygote {
 	if spec.Runtime == "" || spec.Runtime == driver.Provided || spec.Build || len(spec.Command) > 0 ||
-		spec.Limits.Memory < forkMinMemory || f.driver.landlock == 0 {
+		spec.Limits.Memory < forkMinMemory || spec.Limits.CPU < forkMinCPU || f.driver.landlock == 0 {
 		return nil
 	}
 	it, ok := f.driver.interpreterFor(ctx, spec.Runtime)
@@ -98,6 +102,9 @@ func (f *forkServers) warm(ctx context.Context, spec driver.Spec) *zygote {
 		f.servers[it.Exe] = s
 	}
 	z := s.current
+	if z != nil && z.waiting.Load() >= forkMaxWaiting {
+		return nil
+	}
 	if z != nil {
 		z.forks++
 		z.idle.Reset(forkMaxIdle)
@@ -142,9 +149,9 @@ func (f *forkServers) start(s *forkServer, it interpreter) {
 	}
 	z.idle = time.AfterFunc(forkMaxIdle, func() { f.drop(z) })
 	s.current = z
-	f.wg.Go(func() { // it may die
+	f.wg.Go(func() {
 		<-z.gone
-		f.drop(z)
+		f.failed(z, fmt.Errorf("the fork server has ended: %s", lastLine(z.errors.String())))
 	})
 }
 
@@ -226,13 +233,17 @@ func (f *forkServers) drop(z *zygote) {
 	}
 }
 
-// failed ends a process from which no guest came.
+// failed ends a process that has died, or from which no guest came. Many may find
+// that out; it counts once, and not if the process was to end.
 func (f *forkServers) failed(z *zygote, err error) {
 	z.kill()
-	f.drop(z)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.failedLocked(z.server, z.runtime, err)
+	z.idle.Stop()
+	if z.server.current == z {
+		z.server.current = nil
+		f.failedLocked(z.server, z.runtime, err)
+	}
 }
 
 func (f *forkServers) failedLocked(s *forkServer, runtime string, err error) {
@@ -373,6 +384,8 @@ func (f *forked) hear(kind byte, n int) ([]byte, error) {
 // pid 1 assembles the sandbox, the guest is forked.
 func (s *sandbox) startForked(ctx context.Context, p *plan) error {
 	assemble, launch := p.parts()
+	s.zygote.waiting.Add(1)
+	defer s.zygote.waiting.Add(-1)
 	f, ferr := s.zygote.fork(s, s.inside, p.guestSteps())
 	s.closeInside()
 	if f != nil {

@@ -464,6 +464,50 @@ func TestForkServerRotates(t *testing.T) {
 	}
 }
 
+// TestForkServerHolds: a fork server has nothing that a guest could inherit.
+func TestForkServerHolds(t *testing.T) {
+	d := newDriver(t)
+	runtime := pythons(t, d)[0]
+	t.Setenv("HEARTH_TEST_SECRET", "open sesame")
+	z := warmUp(t, d, runtime)
+	var a map[string]any
+	askNew(t, d, facts(t, "a", runtime), "chance", "{}", &a)
+	proc := fmt.Sprintf("/proc/%d/", z.process.Pid)
+	status, err := os.ReadFile(proc + "status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{"Threads:\t1\n", "NoNewPrivs:\t1\n", "CapInh:\t" + none, "CapPrm:\t" + none, "CapEff:\t" + none, "CapAmb:\t" + none}
+	if d.root {
+		lines = append(lines, "CapBnd:\t"+none)
+	}
+	for _, line := range lines {
+		if !strings.Contains(string(status), line) {
+			t.Errorf("its status lacks %q:\n%s", line, status)
+		}
+	}
+	if !d.root {
+		return // after its first fork nobody but root may look at it
+	}
+	var open []string
+	entries, _ := os.ReadDir(proc + "fd")
+	for _, e := range entries {
+		open = append(open, e.Name())
+	}
+	if !slices.Equal(open, []string{"0", "1", "2", "3"}) {
+		t.Errorf("its descriptors are %v", open)
+	}
+	if env, err := os.ReadFile(proc + "environ"); err != nil || len(env) > 0 {
+		t.Errorf("its environment is %q, %v", env, err)
+	}
+	maps, _ := os.ReadFile(proc + "maps")
+	if strings.Contains(string(maps), "rw-s") || strings.Contains(string(maps), "rwxp") {
+		t.Errorf("it shares memory, or can write code:\n%s", maps)
+	}
+}
+
+const none = "0000000000000000\n"
+
 // TestForkServerCloses: nothing remains after Close, and nothing starts.
 func TestForkServerCloses(t *testing.T) {
 	d := newDriver(t)

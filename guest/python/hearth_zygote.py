@@ -31,8 +31,8 @@ PRELOAD = (
     "contextvars", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "email.message",
     "enum", "functools", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "http.client", "inspect",
     "io", "itertools", "json", "logging", "math", "operator", "os", "pathlib", "pickle", "queue",
-    "random", "re", "resource", "secrets", "shutil", "socket", "ssl", "string", "struct", "subprocess", "tempfile",
-    "textwrap", "threading", "time", "traceback", "types", "typing", "urllib.parse",
+    "random", "re", "resource", "secrets", "shutil", "socket", "ssl", "string", "struct",
+    "subprocess", "tempfile", "textwrap", "threading", "time", "traceback", "types", "typing", "urllib.parse",
     "urllib.request", "warnings", "zipfile", "zlib",
 )
 
@@ -76,6 +76,7 @@ def run(main):
     kernel = Kernel()
     birth = Birth(kernel) or kernel.birth
     kernel.privileges(bounding=posix.geteuid() == 0)
+    kernel.call(CLOSE_RANGE, SERVER + 1, 0x7fffffff, 0)  # what the server's own parent left open
     posix.umask(0o022)
     posix.environ.clear()  # an interpreter without a locale sets LC_CTYPE
     kernel.libc.clearenv()
