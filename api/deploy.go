@@ -114,7 +114,7 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	return deployed{function: f, warnings: warnings, created: old == nil}, nil
+	return deployed{function: f, warnings: v.Warnings, created: old == nil}, nil
 }
 
 // moves says where a version runs otherwise than the one before it, "" if it

@@ -175,3 +175,28 @@ func TestSlowWatcherIsDismissed(t *testing.T) {
 		}
 	})
 }
+
+// What is known of a function outlives its instances.
+func TestStatusOfAFunctionWithoutInstances(t *testing.T) {
+	run(t, &fakeDriver{}, func(c *Config) { c.Learner = keep(time.Minute) }, func(t *testing.T, p *Pool) {
+		v := version("f", 4)
+		if err := p.Verify(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		p.SetLive([]hearth.Version{*v})
+		if f := p.Status().Functions; len(f) != 1 || len(f[0].ColdStarts) != 0 || f[0].LastCold != nil || f[0].Calls != 0 {
+			t.Errorf("after a deploy: %+v", f)
+		}
+		time.Sleep(2 * time.Minute)
+		for range 2 {
+			if _, _, err := do(t.Context(), p, v, "a"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Minute)
+		}
+		f := p.Status().Functions
+		if len(f) != 1 || f[0].Calls != 2 || f[0].Version != 1 || f[0].Instances != 0 || f[0].ColdStarts[hearth.ColdExpired] != 2 || f[0].LastCold == nil {
+			t.Errorf("%+v", f)
+		}
+	})
+}

@@ -43,7 +43,8 @@ func check(t *testing.T, p *Pool) {
 	}
 	for _, g := range p.groups {
 		queued += len(g.waiters)
-		var starting, draining, calls, idle int
+		var starting, draining, idle int
+		var calls int // without those whose instance has just ended under them
 		for _, inst := range g.all {
 			if inst.group != g || inst.gone() {
 				t.Errorf("%s is %s in a group", inst.id, inst.state)
@@ -59,7 +60,7 @@ func check(t *testing.T, p *Pool) {
 				draining++
 			}
 		}
-		if starting != g.starting || draining != g.draining || calls != g.inFlight || idle != len(g.idle) {
+		if starting != g.starting || draining != g.draining || calls > g.inFlight || idle != len(g.idle) {
 			t.Errorf("%s: starting %d, draining %d, in flight %d, idle %d; counted %d, %d, %d, %d",
 				g.version.Function, starting, draining, calls, idle, g.starting, g.draining, g.inFlight, len(g.idle))
 		}

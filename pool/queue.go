@@ -56,9 +56,10 @@ type function struct {
 	calls   int64
 	colds   map[hearth.ColdReason]int64
 	last    *hearth.ColdStart
-	// absent tells why the incarnation has no instances.
-	absent      hearth.ColdReason
+	// Of the group that was dropped last: absent tells why it has no instances.
 	incarnation string
+	number, max int
+	absent      hearth.ColdReason
 }
 
 // waiter is a call that waits for an instance.
@@ -211,6 +212,9 @@ func (p *Pool) leaseFor(w *waiter) *Lease {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	inst.fresh = false
+	if inst.purpose == forVerification {
+		return l // no call
+	}
 	f := inst.group.function
 	if f.colds == nil {
 		f.colds = map[hearth.ColdReason]int64{}
@@ -239,10 +243,10 @@ func (g *group) explainCold(r hearth.ColdReason) string {
 
 // keepAlive says in words how long the function is kept warm.
 func (g *group) keepAlive() string {
-	if g.windows.Reason == "" && g.function.learner != nil {
-		return g.function.learner.Windows().Reason
+	if g.function.learner == nil {
+		return ""
 	}
-	return g.windows.Reason
+	return g.function.learner.Windows().Reason
 }
 
 // waitError tells why a call that waited was not served.

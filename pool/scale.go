@@ -143,11 +143,12 @@ func (p *Pool) whyStarted(g *group, inst *instance, now time.Time) string {
 // start makes an instance and offers it to those who wait.
 func (p *Pool) start(ctx context.Context, inst *instance) {
 	err := inst.start(ctx)
+	spared := false // calls that came meanwhile have no part in its failure
 	if err == nil && (inst.ahead || inst.purpose == forVerification) {
 		if warmErr := inst.warmUp(ctx); warmErr != nil {
 			inst.append("hearth", "", hearth.AsError(warmErr).Message)
 			if inst.purpose == forVerification || inst.conn.Err() != nil {
-				err = warmErr
+				err, spared = warmErr, inst.purpose == forCall
 			}
 		}
 	}
@@ -163,7 +164,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 		givenUp := ctx.Err() != nil && p.background.Err() == nil
 		p.removeLocked(inst, "it did not start: "+hearth.AsError(err).Message)
 		g.absent = hearth.ColdDied
-		if len(g.waiters) > 0 && !givenUp { // who came after it was given up gets another
+		if len(g.waiters) > 0 && !givenUp && !spared { // who came after it was given up gets another
 			w := g.waiters[0]
 			g.waiters = g.waiters[1:]
 			p.queued--
@@ -261,7 +262,7 @@ func (p *Pool) settleLocked(g *group) {
 		delete(p.groups, g.version.Incarnation)
 		delete(p.hungry, g)
 		f := g.function
-		f.incarnation, f.absent = g.version.Incarnation, g.absent
+		f.incarnation, f.absent, f.number, f.max = g.version.Incarnation, g.absent, g.version.Number, g.max()
 		if f.groups--; f.groups == 0 && !p.names[g.version.Function] {
 			delete(p.functions, g.version.Function) // it was deleted
 		}

@@ -130,6 +130,11 @@ func (p *Pool) statusLocked() hearth.PoolStatus {
 	for _, g := range p.groups {
 		st.Functions = append(st.Functions, p.functionLocked(g, now))
 	}
+	for name, f := range p.functions {
+		if f.groups == 0 && f.calls > 0 { // its instances have ended
+			st.Functions = append(st.Functions, f.status(name))
+		}
+	}
 	slices.SortFunc(st.Functions, func(a, b hearth.PoolFunction) int {
 		return cmp.Or(cmp.Compare(a.Function, b.Function), cmp.Compare(a.Version, b.Version))
 	})
@@ -146,21 +151,33 @@ func (p *Pool) statusLocked() hearth.PoolStatus {
 	return st
 }
 
-func (p *Pool) functionLocked(g *group, now time.Time) hearth.PoolFunction {
-	f := g.function
+// status describes a function that has no instances and no calls.
+func (f *function) status(name string) hearth.PoolFunction {
 	st := hearth.PoolFunction{
-		Function: g.version.Function, Version: g.version.Number, Retired: g.retired,
-		InFlight: g.inFlight, Queued: len(g.waiters),
-		Instances: g.total(), Target: p.wantLocked(g, now), Min: p.minLocked(g, now), Max: g.max(),
-		Service: g.service.Value(), Cold: g.cold.Value(), KeepAlive: g.keepAlive(),
+		Function: name, Version: f.number, Max: f.max,
 		Calls: f.calls, ColdStarts: maps.Clone(f.colds), LastCold: f.last,
+	}
+	if f.learner != nil {
+		st.KeepAlive = f.learner.Windows().Reason
 	}
 	if st.ColdStarts == nil {
 		st.ColdStarts = map[hearth.ColdReason]int64{}
 	}
-	if !g.active() && !f.lastEnd.IsZero() {
+	if !f.lastEnd.IsZero() {
 		end := f.lastEnd
 		st.IdleSince = &end
+	}
+	return st
+}
+
+func (p *Pool) functionLocked(g *group, now time.Time) hearth.PoolFunction {
+	st := g.function.status(g.version.Function)
+	st.Version, st.Retired = g.version.Number, g.retired
+	st.InFlight, st.Queued = g.inFlight, len(g.waiters)
+	st.Instances, st.Target, st.Min, st.Max = g.total(), p.wantLocked(g, now), p.minLocked(g, now), g.max()
+	st.Service, st.Cold = g.service.Value(), g.cold.Value()
+	if g.active() {
+		st.IdleSince = nil
 	}
 	return st
 }
