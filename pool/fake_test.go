@@ -25,6 +25,8 @@ type fakeDriver struct {
 	script func(g *fakeGuest, invoke []byte) []frame
 	// concurrent is what guests say of their handlers.
 	concurrent bool
+	// beforeInit runs when a guest is told its function.
+	beforeInit func(function string)
 	// onInit answers INIT; nil answers READY.
 	onInit func() frame
 	// onWarmup is script for warm-ups; nil answers at once.
@@ -292,6 +294,9 @@ func (s *fakeSandbox) guest() {
 			}
 			if head[4] == fInit && s.begin(payload) {
 				continue // its files follow, and END
+			}
+			if s.d.beforeInit != nil {
+				s.d.beforeInit(s.function())
 			}
 			f := frame{fReady, fmt.Sprintf(`{"snapshot":%t,"concurrent":%t}`, s.d.onSnapshot != "", s.d.concurrent)}
 			if s.d.onInit != nil {

@@ -43,7 +43,7 @@ type instance struct {
 	asked    time.Time     // when the version wanted it: since then calls may wait for it
 	begun    time.Time     // the driver was asked for the sandbox
 	started  time.Time     // the runtime was ready, and the code in its place
-	created  time.Duration // from begun until the runtime was ready
+	creation time.Duration // from begun until the runtime was ready
 	inited   time.Time     // the function was loaded
 	restored *snapshot     // what it was restored from, nil if it loaded its function itself
 	ready    guest.Ready
@@ -60,6 +60,7 @@ type instance struct {
 	why      string // why it is in this state
 	reason   string // why it was started
 	since    time.Time
+	creating bool // it has one of the places of Config.MaxStarts
 	calls    int  // it has now
 	slots    int  // calls it can have
 	draining bool // it gets no more calls
@@ -154,6 +155,7 @@ func (i *instance) start(ctx context.Context) error {
 	if err := i.create(ctx, d, spec); err != nil {
 		return err
 	}
+	i.pool.created(i)
 	return i.init(ctx, codeDir, "")
 }
 
@@ -195,7 +197,7 @@ func (i *instance) create(ctx context.Context, d driver.Driver, spec driver.Spec
 		return startError(ctx, i.explain(err), limit)
 	}
 	i.started = time.Now()
-	i.created = i.started.Sub(i.begun)
+	i.creation = i.started.Sub(i.begun)
 	return nil
 }
 
@@ -302,7 +304,7 @@ func (i *instance) explain(err error) error {
 	}
 	out := *he
 	fe := *he.Function
-	switch limit := i.version.Load().Config.Memory; {
+	switch limit := i.memoryLimit(); {
 	case exit.OOM:
 		fe.Type = "Runtime.OutOfMemory"
 		fe.Message = fmt.Sprintf("the function used more than its %s of memory", limit)
@@ -316,6 +318,14 @@ func (i *instance) explain(err error) error {
 	fe.Stack = i.last.get()
 	out.Function, out.Message = &fe, fe.Message
 	return &out
+}
+
+// memoryLimit is that of the sandbox.
+func (i *instance) memoryLimit() hearth.Bytes {
+	if v := i.version.Load(); v != nil {
+		return v.Config.Memory
+	}
+	return hearth.Bytes(i.stock.class.memory)
 }
 
 // destroy frees everything of the instance.

@@ -31,7 +31,7 @@ func check(t *testing.T, p *Pool) {
 			leaving++
 			leavingBytes += inst.charge
 		}
-		if inst.state == hearth.InstanceStarting {
+		if inst.creating {
 			starts++
 		}
 		if inst.state == hearth.InstanceStopped {
@@ -63,6 +63,9 @@ func check(t *testing.T, p *Pool) {
 		if starting != g.starting || draining != g.draining || calls > g.inFlight || idle != len(g.idle) {
 			t.Errorf("%s: starting %d, draining %d, in flight %d, idle %d; counted %d, %d, %d, %d",
 				g.version.Function, starting, draining, calls, idle, g.starting, g.draining, g.inFlight, len(g.idle))
+		}
+		if starting > p.cfg.MaxStarts {
+			t.Errorf("%s starts %d instances", g.version.Function, starting)
 		}
 		if n := g.total(); n > g.max() {
 			t.Errorf("%s has %d instances, may have %d", g.version.Function, n, g.max())

@@ -50,8 +50,9 @@ type Config struct {
 	MaxQueued int
 	// MaxInstances bounds the sandboxes of all functions together; default 1000.
 	MaxInstances int
-	// MaxStarts is how many sandboxes are started at the same time; default twice
-	// the number of cores, at least 4. More would only make each of them slower.
+	// MaxStarts is how many sandboxes are created at the same time, and how many
+	// instances of one version are started; default twice the number of cores, at
+	// least 4. More would only make each of them slower.
 	MaxStarts int
 	// Memory is how many bytes all sandboxes together are expected to use at most,
 	// by what they were seen to use; default is no limit.
@@ -142,7 +143,7 @@ type Pool struct {
 	// hungry are groups that want an instance and found no room for one.
 	hungry  map[*group]struct{} // guarded by mu
 	queued  int                 // guarded by mu; waiting calls of all groups
-	starts  int                 // guarded by mu; sandboxes being started
+	starts  int                 // guarded by mu; sandboxes being created
 	used    int64               // guarded by mu; bytes, the charges of all instances
 	leaving struct {            // guarded by mu; what is being destroyed, of the above
 		instances int

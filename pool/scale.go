@@ -90,15 +90,18 @@ func (p *Pool) scaleLocked(g *group) {
 
 // growLocked starts one instance; false means that there is no room now.
 func (p *Pool) growLocked(g *group, now time.Time) bool {
-	if p.starts >= p.cfg.MaxStarts {
+	// Loading takes as long as the function's code likes: so each group waits for
+	// its own starts, and only for the sandboxes of others.
+	if g.starting >= p.cfg.MaxStarts {
 		return false
 	}
 	inst := p.stemForLocked(g)
-	if !p.roomLocked(g, inst) {
+	if inst == nil && p.starts >= p.cfg.MaxStarts || !p.roomLocked(g, inst) {
 		return false
 	}
 	if inst == nil {
 		inst = p.newInstanceLocked(now)
+		p.holdLocked(inst)
 	} else {
 		p.takeLocked(inst)
 	}
@@ -116,7 +119,6 @@ func (p *Pool) growLocked(g *group, now time.Time) bool {
 	p.chargeLocked(inst, g.estimate())
 	g.all = append(g.all, inst)
 	g.starting++
-	p.starts++
 	p.setState(inst, hearth.InstanceStarting, p.whyStarted(g, inst, now))
 	p.wg.Go(func() { p.start(ctx, inst) })
 	return true
@@ -156,7 +158,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 	defer p.mu.Unlock()
 	g := inst.group
 	g.starting--
-	p.starts--
+	p.letGoLocked(inst)
 	defer p.feedLocked()
 	if err != nil {
 		g.failures++
@@ -182,12 +184,36 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 		g.per = 1
 	}
 	inst.slots = g.per
-	if inst.stock != nil && inst.started.Sub(inst.asked) > inst.created {
+	if inst.stock != nil && inst.started.Sub(inst.asked) > inst.creation {
 		g.stemless = true // its files take longer to reach a stem cell than a sandbox with them to start
 	}
 	g.cold.Add(max(inst.inited.Sub(inst.asked), 1))
 	p.watchLocked(inst)
 	p.offerLocked(inst)
+}
+
+// holdLocked takes one of the places of sandboxes that are being created, and
+// letGoLocked gives it back, if it was not yet.
+func (p *Pool) holdLocked(inst *instance) {
+	inst.creating = true
+	p.starts++
+}
+
+func (p *Pool) letGoLocked(inst *instance) {
+	if inst.creating {
+		inst.creating = false
+		p.starts--
+	}
+}
+
+// created lets others start when the instance's sandbox is there.
+func (p *Pool) created(inst *instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if inst.creating {
+		p.letGoLocked(inst)
+		p.feedLocked()
+	}
 }
 
 // backoff is how long nothing is started ahead of calls after that many starts

@@ -91,6 +91,32 @@ func TestStartsAreBounded(t *testing.T) {
 	})
 }
 
+// A function whose code takes long to load keeps nobody else from starting.
+func TestSlowLoadsHoldUpNobody(t *testing.T) {
+	d := &fakeDriver{beforeInit: func(function string) {
+		if function == "slow" {
+			time.Sleep(30 * time.Second)
+		}
+	}}
+	run(t, d, func(c *Config) { c.MaxStarts = 2 }, func(t *testing.T, p *Pool) {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if _, _, err := do(t.Context(), p, version("slow", 8), "a"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		start := time.Now()
+		if _, _, err := do(t.Context(), p, version("quick", 8), "a"); err != nil || time.Since(start) != 0 {
+			t.Errorf("%v after %s", err, time.Since(start))
+		}
+		wg.Wait()
+		time.Sleep(time.Minute) // guests end what they do
+	})
+}
+
 func TestMemoryBudget(t *testing.T) {
 	d := &fakeDriver{script: lasting(100 * time.Millisecond), memory: 40 << 20}
 	run(t, d, func(c *Config) { c.Memory = 210 << 20 }, func(t *testing.T, p *Pool) {

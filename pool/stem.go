@@ -213,7 +213,7 @@ func (p *Pool) growStockLocked(s *stock, now time.Time, why string) {
 	inst.stock = s
 	p.chargeLocked(inst, s.estimate())
 	s.starting++
-	p.starts++
+	p.holdLocked(inst)
 	p.setState(inst, hearth.InstanceStarting, why)
 	p.wg.Go(func() { p.startStem(inst) })
 }
@@ -229,7 +229,7 @@ func (p *Pool) startStem(inst *instance) {
 	defer p.mu.Unlock()
 	s := inst.stock
 	s.starting--
-	p.starts--
+	p.letGoLocked(inst)
 	defer p.feedLocked()
 	switch {
 	case err != nil && !s.streams && hearth.ErrorCode(err) == hearth.CodeUnsupported:
