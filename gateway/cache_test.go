@@ -217,7 +217,14 @@ func TestRequestsThatBypassTheCache(t *testing.T) {
 		{"X-Http-Method-Override: DELETE", "warm", "cached"},
 		{"X-Forwarded-Host: evil.example", "warm", "cached"},
 		{"X-Forwarded-Proto: https", "warm", "cached"},
+		{"X-Forwarded-Protocol: https", "warm", "cached"},
+		{"X-Forwarded-Uri: /admin", "warm", "cached"},
+		{"X-Forwarded-For: 192.0.2.1", "cached", "cached"},
 		{"Forwarded: host=evil.example", "warm", "cached"},
+		{"X-Url-Scheme: https", "warm", "cached"},
+		// Frameworks on CGI and WSGI take an underscore for a dash.
+		{"X_Original_Url: /admin", "warm", "cached"},
+		{"X-Http-Method_Override: DELETE", "warm", "cached"},
 	} {
 		bubble(t, c.header, func(t *testing.T) {
 			s := newSite(t, Config{}, says("Cache-Control: max-age=10"), cachedVersion("f"))
@@ -290,6 +297,12 @@ func TestVary(t *testing.T) {
 			{"Connection: X-Title|X-Title: a", "warm"},
 			{"X-Title: a", "warm"},
 			{"", "cached"}, // what the first one got is what it would get
+		}},
+		"with an underscore": {"Accept-Language", []request{
+			{"Accept_Language: de", "warm"},
+			{"", "warm"},
+			{"Accept_Language: de", "cached"},
+			{"", "cached"},
 		}},
 		"none and empty": {"X-Title", []request{
 			{"X-Title: ", "warm"},

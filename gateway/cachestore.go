@@ -266,10 +266,25 @@ func newCacheKey(incarnation string, r *http.Request) *cacheKey {
 // kept for everybody: frameworks take these headers for those.
 var keyed = []string{
 	"Authorization", "Cookie",
-	"Forwarded", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Forwarded-Scheme",
-	"X-Forwarded-Server", "X-Forwarded-Ssl", "X-Host", "X-Original-Host",
-	"X-Original-Url", "X-Rewrite-Url",
+	"Forwarded", "Front-End-Https", "X-Host", "X-Http-Host-Override", "X-Original-Host",
+	"X-Original-Method", "X-Original-Uri", "X-Original-Url", "X-Rewrite-Url", "X-Scheme", "X-Script-Name", "X-Url-Scheme",
 	"X-Http-Method", "X-Http-Method-Override", "X-Method-Override",
+}
+
+// likeOthers returns, sorted, the request headers besides those in keyed that
+// always tell responses apart: X-Forwarded-*, except for the caller's address, and
+// every name with an underscore, since frameworks that turn names into variables,
+// as CGI and WSGI do, see X-Original-Url in X_Original_Url, and Accept-Language in
+// Accept_Language.
+func (k *cacheKey) likeOthers() []string {
+	var names []string
+	for name := range k.header {
+		if strings.HasPrefix(name, "X-Forwarded-") && name != "X-Forwarded-For" || strings.IndexByte(name, '_') >= 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // variant returns what tells the request from others for the same URL, as a hash:
@@ -283,6 +298,11 @@ func (k *cacheKey) variant(vary []string) string {
 		b = append(b, value...)
 	}
 	for _, name := range keyed {
+		for _, value := range k.header[name] {
+			add(name, value)
+		}
+	}
+	for _, name := range k.likeOthers() {
 		for _, value := range k.header[name] {
 			add(name, value)
 		}
