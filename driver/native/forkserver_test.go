@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -404,6 +405,46 @@ func TestForkServerFails(t *testing.T) {
 		close(stop)
 		wg.Wait()
 	})
+}
+
+// TestForkServerSharesNoMemory: memory that a fork does not copy, such as a library
+// may have, would let guests write into each other.
+func TestForkServerSharesNoMemory(t *testing.T) {
+	d := newDriver(t)
+	for _, runtime := range pythons(t, d) {
+		it, _ := d.interpreterFor(t.Context(), runtime)
+		for _, c := range []struct{ before, says string }{
+			{"", ""},
+			{"sys.kept = __import__('mmap').mmap(-1, 4096)", "guests would share memory"},
+		} {
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			host, inside := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "inside")
+			script := "import sys\n" + c.before + `
+zygote = type(sys)("hearth_zygote")
+zygote.__file__ = sys.argv[1]
+exec(compile(open(sys.argv[1], "rb").read(), "hearth_zygote.py", "exec"), zygote.__dict__)
+zygote.run(globals())
+`
+			var says strings.Builder
+			cmd := exec.CommandContext(t.Context(), it.Exe, "-I", "-S", "-B", "-X", "utf8", "-c", script,
+				filepath.Join(d.shims, "python", "hearth_zygote.py"))
+			cmd.Stderr, cmd.ExtraFiles, cmd.Env = &says, []*os.File{inside}, []string{}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			_ = inside.Close()
+			ready := make([]byte, 1)
+			n, _ := host.Read(ready)
+			_ = host.Close() // and so it ends
+			_ = cmd.Wait()
+			if (n == 1) != (c.says == "") || !strings.Contains(says.String(), c.says) {
+				t.Errorf("%s after %q: ready %t, %s", runtime, c.before, n == 1, lastLine(says.String()))
+			}
+		}
+	}
 }
 
 // TestForkedImports: a function's own modules hide those of the standard library

@@ -83,6 +83,7 @@ def run(main):
     from _socket import SOL_SOCKET, socket
     server = socket(fileno=SERVER)
     area = argument_area()
+    refuse_shared_memory()
 
     import gc
     gc.collect()
@@ -133,6 +134,18 @@ def load_guest(main, here):
     core = main["load_core"]()
     main["__name__"] = "__main__"
     return core
+
+
+def refuse_shared_memory():
+    """Ends a process that has memory which a fork does not copy: guests of different
+    functions could write into each other and into this process. Libraries may
+    make it unasked: where a host lets nobody make code, old versions of libffi, which
+    ctypes needs, keep code in a file that is mapped twice."""
+    with open("/proc/self/maps", "rb") as f:
+        for line in f:
+            access = line.split(None, 2)[1]
+            if access[1:2] == b"w" and access[3:4] == b"s":
+                raise RuntimeError("guests would share memory: " + line.decode("utf-8", "replace").strip())
 
 
 def argument_area():
