@@ -17,6 +17,10 @@ import (
 const (
 	unknownMemory = 64 << 20
 	leastMemory   = 8 << 20
+	// reserve is the part of the places and of the memory that only groups without
+	// an instance may take: calls can last for an hour, and until then a function
+	// that has all the rest gives nothing back.
+	reserve = 16
 )
 
 // wantLocked is how many instances the group should have now.
@@ -338,10 +342,11 @@ func (p *Pool) roomLocked(g *group, stem *instance) bool {
 	if stem != nil {
 		places, bytes = 0, max(0, bytes-stem.charge)
 	}
-	if len(p.instances)+places <= p.cfg.MaxInstances && (p.used+bytes <= p.cfg.Memory || p.used == 0) {
+	maxInstances, memory := p.limitsOfLocked(g)
+	if len(p.instances)+places <= maxInstances && (p.used+bytes <= memory || p.used == 0) {
 		return true // even one that is larger than the budget, if it is alone
 	}
-	for len(p.instances)-p.leaving.instances+places > p.cfg.MaxInstances || p.used-p.leaving.bytes+bytes > p.cfg.Memory {
+	for len(p.instances)-p.leaving.instances+places > maxInstances || p.used-p.leaving.bytes+bytes > memory {
 		victim := p.victimLocked(g, stem)
 		if victim == nil {
 			return false
@@ -438,7 +443,20 @@ func (p *Pool) owesLocked(g *group) bool {
 
 // fitsLocked tells whether another instance of the group has room.
 func (p *Pool) fitsLocked(g *group) bool {
-	return len(p.instances) < p.cfg.MaxInstances && (p.used+g.estimate() <= p.cfg.Memory || p.used == 0)
+	maxInstances, memory := p.limitsOfLocked(g)
+	return len(p.instances) < maxInstances && (p.used+g.estimate() <= memory || p.used == 0)
+}
+
+// limitsOfLocked are the places and the memory that instances of all groups may
+// have together when the group starts another. Pools that are too small for it have
+// no reserve.
+func (p *Pool) limitsOfLocked(g *group) (instances int, bytes int64) {
+	instances, bytes = p.cfg.MaxInstances, p.cfg.Memory
+	if g.total() > 0 {
+		instances -= instances / reserve
+		bytes -= bytes / reserve / unknownMemory * unknownMemory
+	}
+	return instances, bytes
 }
 
 // feedLocked lets those try again who found no room: first those whose calls

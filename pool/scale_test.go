@@ -117,6 +117,40 @@ func TestSlowLoadsHoldUpNobody(t *testing.T) {
 	})
 }
 
+// A function whose calls last leaves room for those which have no instance.
+func TestLongCallsLeaveAReserve(t *testing.T) {
+	for name, set := range map[string]func(*Config){
+		"places": func(c *Config) { c.MaxInstances = 2 * reserve },
+		"memory": func(c *Config) { c.Memory = 2 * reserve * unknownMemory },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &fakeDriver{script: lasting(time.Hour)}
+			run(t, d, set, func(t *testing.T, p *Pool) {
+				var wg sync.WaitGroup
+				for range 3 * reserve {
+					wg.Go(func() {
+						if _, _, err := do(t.Context(), p, version("long", 3*reserve), "a"); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				time.Sleep(time.Minute)
+				if n := len(p.Status().Instances); n != 2*reserve-2 {
+					t.Errorf("%d instances", n)
+				}
+				d.script = lasting(0)
+				for i := range 5 {
+					start := time.Now()
+					if _, _, err := do(t.Context(), p, version(fmt.Sprint("quiet", i), 1), "a"); err != nil || time.Since(start) > time.Second {
+						t.Errorf("quiet function %d: %v after %s", i, err, time.Since(start))
+					}
+				}
+				wg.Wait()
+			})
+		})
+	}
+}
+
 func TestMemoryBudget(t *testing.T) {
 	d := &fakeDriver{script: lasting(100 * time.Millisecond), memory: 40 << 20}
 	run(t, d, func(c *Config) { c.Memory = 210 << 20 }, func(t *testing.T, p *Pool) {
