@@ -172,14 +172,21 @@ func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
 	var st driver.Stats
 	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.Stats()
 	if s.process != nil { // its own threads are not the guest's
-		_, _, helper := processStats(s.process.Pid)
+		_, helper := processStats(s.process.Pid)
 		st.PIDs = min(max(st.PIDs-helper, 0), s.limits.PIDs)
 	}
 	var cpu time.Duration
 	var threads int
+	began, known := time.Now(), true
 	for _, pid := range pids {
-		pss, t, n := processStats(pid)
-		st.PSS, cpu, threads = st.PSS+pss, cpu+t, threads+n
+		t, n := processStats(pid)
+		cpu, threads = cpu+t, threads+n
+		if known = known && (st.Memory == 0 || time.Since(began) < pssTime); known {
+			st.PSS += cgroup.PSS(pid)
+		}
+	}
+	if !known {
+		st.PSS = 0
 	}
 	if st.CPU == 0 {
 		st.CPU = cpu
@@ -192,6 +199,11 @@ func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
 	}
 	return st, nil
 }
+
+// pssTime is how long adding up the PSS of a sandbox may take where something else
+// tells its memory. The kernel looks at each mapping, of which a function can have
+// tens of thousands in each of hundreds of processes, on the server's account.
+const pssTime = 50 * time.Millisecond
 
 func (s *sandbox) isDestroying() bool {
 	s.mu.Lock()
@@ -376,14 +388,11 @@ func descendants(pid int) []int {
 	return pids
 }
 
-// processStats reads one process's share of memory, its CPU time and its
-// number of threads.
-func processStats(pid int) (pss int64, cpu time.Duration, threads int) {
-	dir := "/proc/" + strconv.Itoa(pid)
-	pss = cgroup.PSS(pid)
-	b, err := os.ReadFile(dir + "/stat")
+// processStats reads one process's CPU time and its number of threads.
+func processStats(pid int) (cpu time.Duration, threads int) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return pss, 0, 0
+		return 0, 0
 	}
 	// The command may contain anything; what follows it does not.
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
@@ -393,7 +402,7 @@ func processStats(pid int) (pss int64, cpu time.Duration, threads int) {
 		cpu = time.Duration(user+system) * time.Second / ticksPerSecond
 		threads, _ = strconv.Atoi(f[17])
 	}
-	return pss, cpu, threads
+	return cpu, threads
 }
 
 // ticksPerSecond is the unit of CPU times in /proc, the same everywhere Go runs.
