@@ -387,6 +387,7 @@ func (p *Pool) offerLocked(inst *instance) {
 	}
 	if inst.conn.Err() != nil {
 		p.removeLocked(inst, "its process ended")
+		g.absent = hearth.ColdDied
 		p.scaleLocked(g)
 		p.settleLocked(g)
 		return
