@@ -1,7 +1,9 @@
 package pool
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"github.com/hearthrun/hearth"
 )
@@ -21,6 +23,32 @@ func TestCrashIsTheReason(t *testing.T) {
 		_, l, err := do(t.Context(), p, v, "next")
 		if err != nil || l.ColdReason != hearth.ColdDied {
 			t.Errorf("%v; the reason is %q, want %q", err, l.ColdReason, hearth.ColdDied)
+		}
+	})
+}
+
+// An instance that still has a call whose caller left has its other places for
+// new calls.
+func TestFreePlacesBesideAnAbandonedCall(t *testing.T) {
+	d := &fakeDriver{concurrent: true}
+	d.beforeCreate = func(context.Context) error { time.Sleep(50 * time.Millisecond); return nil }
+	d.script = func(_ *fakeGuest, invoke []byte) []frame {
+		if invocationID(invoke) == "left" {
+			time.Sleep(20 * time.Second)
+		}
+		return answer("")
+	}
+	run(t, d, func(c *Config) { c.Grace = time.Minute }, func(t *testing.T, p *Pool) {
+		v := version("f", 4)
+		v.Config.InstanceConcurrency = 4
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if _, _, err := do(ctx, p, v, "left"); hearth.ErrorCode(err) != hearth.CodeTimeout {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, _, err := do(t.Context(), p, v, "next"); err != nil || time.Since(start) != 0 || d.created != 1 {
+			t.Errorf("%v after %s with %d instances; three places are free", err, time.Since(start), d.created)
 		}
 	})
 }

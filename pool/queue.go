@@ -123,7 +123,7 @@ func (g *group) pick() *instance {
 	}
 	var best *instance
 	for _, inst := range g.all {
-		if inst.state == hearth.InstanceBusy && inst.free() > 0 && (best == nil || inst.calls < best.calls) {
+		if (inst.state == hearth.InstanceBusy || inst.state == hearth.InstanceSettling) && inst.free() > 0 && (best == nil || inst.calls < best.calls) {
 			best = inst
 		}
 	}
