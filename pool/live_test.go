@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -50,5 +51,25 @@ func TestFreePlacesBesideAnAbandonedCall(t *testing.T) {
 		if _, _, err := do(t.Context(), p, v, "next"); err != nil || time.Since(start) != 0 || d.created != 1 {
 			t.Errorf("%v after %s with %d instances; three places are free", err, time.Since(start), d.created)
 		}
+	})
+}
+
+// Only the instance that Verify waits for is one of a verification.
+func TestInstancesAfterVerify(t *testing.T) {
+	d := &fakeDriver{}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 4)
+		v.Config.Warm.Min = 3
+		if err := p.Verify(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		_, events := p.Watch(t.Context())
+		p.SetLive([]hearth.Version{*v})
+		for range 2 {
+			if e := <-events; e.Instance.Why != "warm.min of the function" {
+				t.Errorf("started because %s", e.Instance.Why)
+			}
+		}
+		synctest.Wait()
 	})
 }

@@ -27,8 +27,6 @@ type group struct {
 	inFlight int         // calls that have an instance
 	per      int         // calls of one instance
 	retired  bool
-	// verifying: the instances that are started are those of Verify.
-	verifying bool
 	// stemless: it starts faster without a stem cell.
 	stemless bool
 
@@ -70,6 +68,8 @@ type waiter struct {
 	err    error
 	asked  time.Time
 	reason hearth.ColdReason // if it is cold
+	// purpose is what it wants an instance for.
+	purpose purpose
 }
 
 // groupLocked returns the group of a version, made if there is none.
@@ -161,14 +161,13 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 		p.mu.Unlock()
 		return nil, err
 	}
-	w := &waiter{ready: make(chan struct{}), asked: now, reason: hearth.ColdScale}
+	w := &waiter{ready: make(chan struct{}), asked: now, reason: hearth.ColdScale, purpose: why}
 	if len(g.all) == g.starting {
 		w.reason = g.absent
 	}
 	g.waiters = append(g.waiters, w)
 	p.queued++
 	g.loadLocked(now)
-	g.verifying = why == forVerification
 	p.scaleLocked(g)
 	p.mu.Unlock()
 

@@ -95,7 +95,11 @@ func (p *Pool) growLocked(g *group, now time.Time) bool {
 	if g.starting >= p.cfg.MaxStarts {
 		return false
 	}
-	inst := p.stemForLocked(g)
+	why, ahead := forCall, true
+	if n := g.starting * g.per; n < len(g.waiters) { // those before have theirs on the way
+		why, ahead = g.waiters[n].purpose, false
+	}
+	inst := p.stemForLocked(g, why)
 	if inst == nil && p.starts >= p.cfg.MaxStarts || !p.roomLocked(g, inst) {
 		return false
 	}
@@ -110,11 +114,7 @@ func (p *Pool) growLocked(g *group, now time.Time) bool {
 		g.ctx, g.cancel = context.WithCancel(p.background)
 	}
 	ctx := g.ctx
-	inst.group, inst.asked, inst.fresh, inst.purpose = g, now, true, forCall
-	if g.verifying {
-		inst.purpose = forVerification
-	}
-	inst.ahead = len(g.waiters) <= g.starting*g.per
+	inst.group, inst.asked, inst.fresh, inst.purpose, inst.ahead = g, now, true, why, ahead
 	inst.version.Store(&g.version)
 	p.chargeLocked(inst, g.estimate())
 	g.all = append(g.all, inst)
@@ -134,7 +134,7 @@ func (p *Pool) whyStarted(g *group, inst *instance, now time.Time) string {
 			return "a call waited"
 		}
 		return fmt.Sprintf("%d calls waited", len(g.waiters))
-	case g.total() < p.minLocked(g, now):
+	case g.total() <= p.minLocked(g, now): // with this one
 		return g.function.keep.why
 	case g.active():
 		return "all others were busy"

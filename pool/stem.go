@@ -131,11 +131,11 @@ func (p *Pool) stockLocked(v *hearth.Version) *stock {
 
 // stemForLocked returns the stem cell that is best for another instance of the
 // group, nil if there is none or another way is faster.
-func (p *Pool) stemForLocked(g *group) *instance {
+func (p *Pool) stemForLocked(g *group, why purpose) *instance {
 	if snap := p.snapshots[g.version.Incarnation]; snap != nil && !snap.slower || g.stemless {
 		return nil
 	}
-	if _, restorer := p.cfg.Drivers[g.version.Config.Isolation].(driver.Restorer); restorer && g.verifying && p.cfg.SnapshotDir != "" {
+	if _, restorer := p.cfg.Drivers[g.version.Config.Isolation].(driver.Restorer); restorer && why == forVerification && p.cfg.SnapshotDir != "" {
 		return nil // what is saved must be started like what is restored
 	}
 	s := p.stockLocked(&g.version)
