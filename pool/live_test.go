@@ -73,3 +73,31 @@ func TestInstancesAfterVerify(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// A version that is live again, after another was, is kept warm.
+func TestLiveAgain(t *testing.T) {
+	d := &fakeDriver{script: lasting(time.Second)}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v1, v2 := version("f", 4), version("f", 4)
+		v1.Incarnation, v2.Incarnation = "f1", "f2"
+		p.SetLive([]hearth.Version{*v1})
+		done := make(chan error)
+		go func() { _, _, err := do(t.Context(), p, v1, "a"); done <- err }()
+		synctest.Wait()
+		p.SetLive([]hearth.Version{*v2})
+		p.SetLive([]hearth.Version{*v1})
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if _, l, err := do(t.Context(), p, v1, "b"); err != nil || l.Cold {
+			t.Errorf("%v, cold %v", err, l.Cold)
+		}
+		p.SetLive([]hearth.Version{*v2})
+		p.SetLive([]hearth.Version{*v1})
+		for i := range 2 {
+			if _, l, err := do(t.Context(), p, v1, "c"); err != nil || l.Cold != (i == 0) {
+				t.Errorf("call %d: %v, cold %v", i, err, l.Cold)
+			}
+		}
+	})
+}
