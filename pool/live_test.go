@@ -2,11 +2,13 @@ package pool
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/driver"
 )
 
 // A call after one whose process ended is told so.
@@ -98,6 +100,39 @@ func TestLiveAgain(t *testing.T) {
 			if _, l, err := do(t.Context(), p, v1, "c"); err != nil || l.Cold != (i == 0) {
 				t.Errorf("call %d: %v, cold %v", i, err, l.Cold)
 			}
+		}
+	})
+}
+
+// An instance that dies as soon as it is there is not started anew at once for
+// ever.
+func TestMinimumThatDies(t *testing.T) {
+	d := &fakeDriver{beforeCreate: func(context.Context) error { time.Sleep(10 * time.Millisecond); return nil }}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 4)
+		v.Config.Warm.Min = 1
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				for _, s := range d.sandboxes() {
+					if time.Since(s.born) > 5*time.Millisecond {
+						s.end(driver.Exit{Code: 1})
+					}
+				}
+			}
+		})
+		p.SetLive([]hearth.Version{*v})
+		time.Sleep(time.Minute)
+		close(stop)
+		wg.Wait()
+		if d.created < 4 || d.created > 12 {
+			t.Errorf("%d instances in a minute", d.created)
 		}
 	})
 }

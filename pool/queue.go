@@ -38,7 +38,7 @@ type group struct {
 	known    bool           // windows are those of the last call
 	due      time.Time      // when tick is to look again
 	readyAt  time.Time      // when the latest start was done
-	failures int            // starts that failed one after the other
+	failures int            // starts that failed, or instances that died idle, since the last call
 	retryAt  time.Time      // no start ahead of calls before
 	absent   hearth.ColdReason
 }
@@ -338,6 +338,7 @@ func (p *Pool) lendLocked(inst *instance, now time.Time) {
 	inst.calls++
 	inst.weighed, inst.weighings = time.Time{}, 0
 	g.inFlight++
+	g.failures = 0
 	g.loadLocked(now)
 }
 

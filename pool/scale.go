@@ -74,6 +74,7 @@ func (p *Pool) scaleLocked(g *group) {
 	want := p.wantLocked(g, now)
 	for g.total() < want {
 		if len(g.waiters) <= g.starting*g.per && now.Before(g.retryAt) {
+			p.lookAt(g, g.retryAt)
 			break // nobody waits, and the last ones failed
 		}
 		if !p.growLocked(g, now) {
@@ -161,8 +162,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 	p.letGoLocked(inst)
 	defer p.feedLocked()
 	if err != nil {
-		g.failures++
-		g.retryAt = time.Now().Add(backoff(g.failures))
+		g.failed(time.Now())
 		givenUp := ctx.Err() != nil && p.background.Err() == nil
 		p.removeLocked(inst, "it did not start: "+hearth.AsError(err).Message)
 		g.absent = hearth.ColdDied
@@ -179,7 +179,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 		p.settleLocked(g)
 		return
 	}
-	g.failures, g.readyAt = 0, time.Now()
+	g.readyAt = time.Now()
 	if !inst.ready.Concurrent {
 		g.per = 1
 	}
@@ -216,8 +216,14 @@ func (p *Pool) created(inst *instance) {
 	}
 }
 
-// backoff is how long nothing is started ahead of calls after that many starts
-// have failed.
+// failed keeps starts ahead of calls back for a while, after one failed or an
+// instance died without a call.
+func (g *group) failed(now time.Time) {
+	g.failures++
+	g.retryAt = now.Add(backoff(g.failures))
+}
+
+// backoff is how long nothing is started ahead of calls after so many failures.
 func backoff(failures int) time.Duration {
 	return min(time.Second<<min(failures-1, 10), time.Minute)
 }
@@ -239,6 +245,7 @@ func (p *Pool) watchLocked(inst *instance) {
 		p.removeLocked(inst, "its process ended")
 		if g := inst.group; g != nil {
 			g.absent = hearth.ColdDied
+			g.failed(time.Now())
 			p.scaleLocked(g)
 			p.settleLocked(g)
 		}
