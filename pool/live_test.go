@@ -136,3 +136,33 @@ func TestMinimumThatDies(t *testing.T) {
 		}
 	})
 }
+
+// The same with stem cells.
+func TestStemCellsThatDie(t *testing.T) {
+	d := &fakeDriver{beforeCreate: func(context.Context) error { time.Sleep(10 * time.Millisecond); return nil }}
+	run(t, d, func(c *Config) { c.MaxStems = 1 }, func(t *testing.T, p *Pool) {
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				for _, s := range d.sandboxes() {
+					if time.Since(s.born) > 5*time.Millisecond {
+						s.end(driver.Exit{Code: 1})
+					}
+				}
+			}
+		})
+		p.SetLive([]hearth.Version{*version("f", 1)})
+		time.Sleep(time.Minute)
+		close(stop)
+		wg.Wait()
+		if d.created > 12 {
+			t.Errorf("%d stem cells in a minute", d.created)
+		}
+	})
+}

@@ -242,12 +242,15 @@ func (p *Pool) watchLocked(inst *instance) {
 		if inst.watched != conn || inst.calls > 0 || inst.state == hearth.InstanceStarting || inst.gone() {
 			return
 		}
+		lived := time.Since(inst.since)
 		p.removeLocked(inst, "its process ended")
 		if g := inst.group; g != nil {
 			g.absent = hearth.ColdDied
 			g.failed(time.Now())
 			p.scaleLocked(g)
 			p.settleLocked(g)
+		} else if lived < calm {
+			inst.stock.failed(time.Now())
 		}
 		p.feedLocked()
 	})
