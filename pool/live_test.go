@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -163,6 +164,30 @@ func TestStemCellsThatDie(t *testing.T) {
 		wg.Wait()
 		if d.created > 12 {
 			t.Errorf("%d stem cells in a minute", d.created)
+		}
+	})
+}
+
+// A call does not wait for a frozen host longer than it may take.
+func TestPauseThatHangs(t *testing.T) {
+	d := &fakeDriver{cpu: 1}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		hang := make(chan struct{})
+		d.onPause = func() error { <-hang; return errors.New("it hung") }
+		v := version("f", 4)
+		if _, _, err := do(t.Context(), p, v, "a"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(pauseAfter + 3*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		time.AfterFunc(5*time.Second, func() { close(hang) })
+		if _, _, err := do(ctx, p, v, "b"); hearth.ErrorCode(err) != hearth.CodeTimeout || time.Since(start) > time.Second {
+			t.Errorf("%v after %s", err, time.Since(start))
+		}
+		if _, _, err := do(t.Context(), p, v, "c"); err != nil {
+			t.Error(err)
 		}
 	})
 }

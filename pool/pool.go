@@ -224,8 +224,8 @@ func (p *Pool) do(ctx context.Context, v *hearth.Version, why purpose, fn func(c
 		if err != nil {
 			return err
 		}
-		if !p.awake(lease) {
-			// It died while idle, and nothing was sent: take another.
+		if !p.awake(ctx, lease) {
+			// Nothing was sent: take another, unless the call's time is over.
 			p.release(lease)
 			continue
 		}
