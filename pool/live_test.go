@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -165,6 +166,39 @@ func TestStemCellsThatDie(t *testing.T) {
 		if d.created > 12 {
 			t.Errorf("%d stem cells in a minute", d.created)
 		}
+	})
+}
+
+// A function whose instances are large gets its turn among small ones whose
+// queues never end.
+func TestLargeAmongSmall(t *testing.T) {
+	d := &fakeDriver{script: lasting(50 * time.Millisecond)}
+	run(t, d, func(c *Config) { c.Memory = 256 << 20 }, func(t *testing.T, p *Pool) {
+		small, large := version("small", 100), version("large", 1)
+		small.Config.Memory, large.Config.Memory = 16<<20, 256<<20
+		p.mu.Lock()
+		p.groupLocked(large).function.memory = 100 << 20
+		p.mu.Unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i := range 40 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					if _, _, err := do(t.Context(), p, small, fmt.Sprint(i)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		time.Sleep(5 * time.Second)
+		start := time.Now()
+		lctx, lcancel := context.WithTimeout(t.Context(), time.Minute)
+		defer lcancel()
+		if _, _, err := do(lctx, p, large, "l"); err != nil || time.Since(start) > 5*time.Second {
+			t.Errorf("%v after %s", err, time.Since(start))
+		}
+		cancel()
+		wg.Wait()
 	})
 }
 

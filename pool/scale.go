@@ -348,6 +348,9 @@ func (p *Pool) roomLocked(g *group, stem *instance) bool {
 	if stem != nil {
 		places, bytes = 0, max(0, bytes-stem.charge)
 	}
+	if len(p.hungry) > 0 && g.total() > 0 && p.owedLocked(g) > 0 {
+		return false // what there is, is being saved up for those
+	}
 	if len(p.instances)+places <= p.cfg.MaxInstances && (p.used+bytes <= p.cfg.Memory || p.used == 0) {
 		return true // even one that is larger than the budget, if it is alone
 	}
@@ -433,17 +436,19 @@ func (p *Pool) shareLocked() float64 {
 // less than its share if g has more. Else functions whose queues never end would
 // keep all places.
 func (p *Pool) owesLocked(g *group) bool {
-	owed := 0
+	return len(p.hungry) > 0 && p.owedLocked(g) > p.leaving.instances // their places are on the way
+}
+
+// owedLocked is to how many groups g has to give one.
+func (p *Pool) owedLocked(g *group) (owed int) {
+	share := p.shareLocked()
+	greedy := p.shareOfLocked(g) > share
 	for h := range p.hungry {
-		if h == g || len(h.waiters) == 0 || p.fitsLocked(h) {
-			continue
-		}
-		share := p.shareLocked()
-		if h.total() == 0 || p.shareOfLocked(h) < share && p.shareOfLocked(g) > share {
+		if h != g && len(h.waiters) > 0 && !p.fitsLocked(h) && (h.total() == 0 || greedy && p.shareOfLocked(h) < share) {
 			owed++
 		}
 	}
-	return owed > p.leaving.instances // their places are on the way
+	return owed
 }
 
 // fitsLocked tells whether another instance of the group has room.
