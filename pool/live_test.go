@@ -225,3 +225,43 @@ func TestPauseThatHangs(t *testing.T) {
 		}
 	})
 }
+
+// A call that ends long after its instance makes room for one that waits for the
+// function's concurrency.
+func TestCallOutlivesItsInstance(t *testing.T) {
+	d := &fakeDriver{concurrent: true}
+	d.script = func(_ *fakeGuest, invoke []byte) []frame {
+		switch invocationID(invoke) {
+		case "long":
+			time.Sleep(20 * time.Second)
+		case "crash":
+			time.Sleep(time.Second)
+			return nil
+		}
+		return answer("")
+	}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 2)
+		v.Config.InstanceConcurrency = 2
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			err := p.Do(t.Context(), v, func(context.Context, *Lease) error { time.Sleep(5 * time.Second); return nil })
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() { do(t.Context(), p, v, "crash") }) //nolint:errcheck // it fails
+		time.Sleep(2 * time.Second)
+		wg.Go(func() {
+			if _, _, err := do(t.Context(), p, v, "long"); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		start := time.Now()
+		if _, _, err := do(t.Context(), p, v, "next"); err != nil || time.Since(start) != 3*time.Second {
+			t.Errorf("%v after %s, want 3 s", err, time.Since(start))
+		}
+		wg.Wait()
+	})
+}

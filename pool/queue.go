@@ -378,16 +378,44 @@ func (p *Pool) settled(inst *instance) {
 	}
 }
 
+// serveFirstLocked lends an instance to who has waited longest in its group.
+func (p *Pool) serveFirstLocked(inst *instance, now time.Time) {
+	g := inst.group
+	w := g.waiters[0]
+	g.waiters = g.waiters[1:]
+	p.queued--
+	w.inst, w.cold = inst, inst.fresh
+	p.lendLocked(inst, now)
+	close(w.ready)
+}
+
+// serveLocked gives what is free in a group to those who wait, after the end of a
+// call that was on an instance which is no more: it counts for the function's
+// concurrency all the same.
+func (p *Pool) serveLocked(g *group, now time.Time) {
+	for len(g.waiters) > 0 {
+		inst := g.pick()
+		if inst == nil {
+			return
+		}
+		p.serveFirstLocked(inst, now)
+	}
+}
+
 // offerLocked gives the free places of an instance to those who wait; without
 // any call it becomes idle or, if nobody needs it any more, ends.
 func (p *Pool) offerLocked(inst *instance) {
 	g := inst.group
+	now := time.Now()
 	if inst.gone() {
+		p.serveLocked(g, now)
+		p.settleLocked(g)
 		return
 	}
 	if inst.conn.Err() != nil {
 		p.removeLocked(inst, "its process ended")
 		g.absent = hearth.ColdDied
+		p.serveLocked(g, now)
 		p.scaleLocked(g)
 		p.settleLocked(g)
 		return
@@ -396,14 +424,8 @@ func (p *Pool) offerLocked(inst *instance) {
 		inst.draining = true
 		g.draining++
 	}
-	now := time.Now()
 	for len(g.waiters) > 0 && inst.free() > 0 && g.inFlight < g.version.Config.Concurrency {
-		w := g.waiters[0]
-		g.waiters = g.waiters[1:]
-		p.queued--
-		w.inst, w.cold = inst, inst.fresh
-		p.lendLocked(inst, now)
-		close(w.ready)
+		p.serveFirstLocked(inst, now)
 	}
 	switch left := inst.conn.Abandoned(); {
 	case inst.calls > 0 && inst.draining:

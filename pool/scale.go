@@ -294,7 +294,7 @@ func (p *Pool) settleLocked(g *group) {
 	if len(g.waiters) == 0 && (g.retired || len(g.all) == 0) && g.cancel != nil {
 		g.cancel() // nobody needs what is still starting
 	}
-	if len(g.all) == 0 && len(g.waiters) == 0 && p.groups[g.version.Incarnation] == g && !p.expectsLocked(g) {
+	if len(g.all) == 0 && !g.active() && p.groups[g.version.Incarnation] == g && !p.expectsLocked(g) {
 		delete(p.groups, g.version.Incarnation)
 		delete(p.hungry, g)
 		f := g.function
@@ -464,7 +464,9 @@ func (p *Pool) feedLocked() {
 			return cmp.Or(cmp.Compare(min(len(b.waiters), 1), min(len(a.waiters), 1)), cmp.Compare(p.shareOfLocked(a), p.shareOfLocked(b)), a.longest().Compare(b.longest()))
 		})
 		for _, g := range groups {
-			p.scaleLocked(g)
+			if _, ok := p.hungry[g]; ok { // it was not dropped meanwhile
+				p.scaleLocked(g)
+			}
 		}
 	}
 	p.restockLocked()
