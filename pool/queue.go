@@ -38,7 +38,7 @@ type group struct {
 	known    bool           // windows are those of the last call
 	due      time.Time      // when tick is to look again
 	readyAt  time.Time      // when the latest start was done
-	failures int            // starts that failed, or instances that died idle, since the last call
+	failures int            // starts that failed, or instances that died at once, since the last call
 	retryAt  time.Time      // no start ahead of calls before
 	absent   hearth.ColdReason
 }

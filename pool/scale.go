@@ -217,7 +217,7 @@ func (p *Pool) created(inst *instance) {
 }
 
 // failed keeps starts ahead of calls back for a while, after one failed or an
-// instance died without a call.
+// instance died as soon as it was there.
 func (g *group) failed(now time.Time) {
 	g.failures++
 	g.retryAt = now.Add(backoff(g.failures))
@@ -242,11 +242,13 @@ func (p *Pool) watchLocked(inst *instance) {
 		if inst.watched != conn || inst.calls > 0 || inst.state == hearth.InstanceStarting || inst.gone() {
 			return
 		}
-		lived := time.Since(inst.since)
+		lived := time.Since(inst.started)
 		p.removeLocked(inst, "its process ended")
 		if g := inst.group; g != nil {
 			g.absent = hearth.ColdDied
-			g.failed(time.Now())
+			if lived < calm {
+				g.failed(time.Now())
+			}
 			p.scaleLocked(g)
 			p.settleLocked(g)
 		} else if lived < calm {
