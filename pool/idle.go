@@ -235,7 +235,7 @@ type frost struct {
 	// turn is held by who freezes or thaws it, and guards frozen.
 	turn   chan struct{}
 	frozen bool
-	// chilled is set before it is frozen, as long as its state is paused, so that
+	// chilled is set before it is frozen, and until a call has thawed it, so that
 	// calls to others need no turn.
 	chilled atomic.Bool
 }
@@ -261,8 +261,9 @@ func (p *Pool) pause(inst *instance, pauser driver.Pauser) {
 	}
 }
 
-// awake makes a lent instance ready for its call; false if it is of no use.
-func (p *Pool) awake(l *Lease) bool {
+// awake makes a lent instance ready for its call; false if it is of no use, or not
+// before ctx ends.
+func (p *Pool) awake(ctx context.Context, l *Lease) bool {
 	inst, f := l.inst, l.inst.frost
 	if inst.conn.Err() != nil {
 		return false
@@ -271,7 +272,11 @@ func (p *Pool) awake(l *Lease) bool {
 		return true
 	}
 	begin := time.Now()
-	f.turn <- struct{}{}
+	select {
+	case f.turn <- struct{}{}:
+	case <-ctx.Done():
+		return false // what holds the turn is slow; the next call waits for it
+	}
 	defer func() { <-f.turn }()
 	if f.frozen {
 		ctx, cancel := context.WithTimeout(p.background, freezeTimeout)

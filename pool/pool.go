@@ -224,8 +224,8 @@ func (p *Pool) do(ctx context.Context, v *hearth.Version, why purpose, fn func(c
 		if err != nil {
 			return err
 		}
-		if !p.awake(lease) {
-			// It died while idle, and nothing was sent: take another.
+		if !p.awake(ctx, lease) {
+			// Nothing was sent: take another, unless the call's time is over.
 			p.release(lease)
 			continue
 		}
@@ -278,8 +278,8 @@ func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
 }
 
 // SetLive tells which versions answer calls now. Those that did and do no more
-// are retired; those that follow them are made ready for their load, and what is
-// to be kept warm is started.
+// are retired; those that follow them take over what is known of their load, and
+// what is to be kept warm is started. A version may be live again.
 func (p *Pool) SetLive(versions []hearth.Version) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -305,6 +305,10 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 		v := &versions[i]
 		if _, ok := p.live[v.Incarnation]; ok {
 			continue
+		}
+		delete(p.retired, v.Incarnation) // it was live before
+		if g := p.groups[v.Incarnation]; g != nil {
+			g.retired = false
 		}
 		p.stockLocked(v).demand.touch(now)
 		old := replaced[v.Function]

@@ -27,8 +27,6 @@ type group struct {
 	inFlight int         // calls that have an instance
 	per      int         // calls of one instance
 	retired  bool
-	// verifying: the instances that are started are those of Verify.
-	verifying bool
 	// stemless: it starts faster without a stem cell.
 	stemless bool
 
@@ -40,7 +38,7 @@ type group struct {
 	known    bool           // windows are those of the last call
 	due      time.Time      // when tick is to look again
 	readyAt  time.Time      // when the latest start was done
-	failures int            // starts that failed one after the other
+	failures int            // starts that failed, or instances that died at once, since the last call
 	retryAt  time.Time      // no start ahead of calls before
 	absent   hearth.ColdReason
 }
@@ -70,6 +68,8 @@ type waiter struct {
 	err    error
 	asked  time.Time
 	reason hearth.ColdReason // if it is cold
+	// purpose is what it wants an instance for.
+	purpose purpose
 }
 
 // groupLocked returns the group of a version, made if there is none.
@@ -123,7 +123,7 @@ func (g *group) pick() *instance {
 	}
 	var best *instance
 	for _, inst := range g.all {
-		if inst.state == hearth.InstanceBusy && inst.free() > 0 && (best == nil || inst.calls < best.calls) {
+		if (inst.state == hearth.InstanceBusy || inst.state == hearth.InstanceSettling) && inst.free() > 0 && (best == nil || inst.calls < best.calls) {
 			best = inst
 		}
 	}
@@ -161,14 +161,13 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 		p.mu.Unlock()
 		return nil, err
 	}
-	w := &waiter{ready: make(chan struct{}), asked: now, reason: hearth.ColdScale}
+	w := &waiter{ready: make(chan struct{}), asked: now, reason: hearth.ColdScale, purpose: why}
 	if len(g.all) == g.starting {
 		w.reason = g.absent
 	}
 	g.waiters = append(g.waiters, w)
 	p.queued++
 	g.loadLocked(now)
-	g.verifying = why == forVerification
 	p.scaleLocked(g)
 	p.mu.Unlock()
 
@@ -339,6 +338,7 @@ func (p *Pool) lendLocked(inst *instance, now time.Time) {
 	inst.calls++
 	inst.weighed, inst.weighings = time.Time{}, 0
 	g.inFlight++
+	g.failures = 0
 	g.loadLocked(now)
 }
 
@@ -378,15 +378,44 @@ func (p *Pool) settled(inst *instance) {
 	}
 }
 
+// serveFirstLocked lends an instance to who has waited longest in its group.
+func (p *Pool) serveFirstLocked(inst *instance, now time.Time) {
+	g := inst.group
+	w := g.waiters[0]
+	g.waiters = g.waiters[1:]
+	p.queued--
+	w.inst, w.cold = inst, inst.fresh
+	p.lendLocked(inst, now)
+	close(w.ready)
+}
+
+// serveLocked gives what is free in a group to those who wait, after the end of a
+// call that was on an instance which is no more: it counts for the function's
+// concurrency all the same.
+func (p *Pool) serveLocked(g *group, now time.Time) {
+	for len(g.waiters) > 0 {
+		inst := g.pick()
+		if inst == nil {
+			return
+		}
+		p.serveFirstLocked(inst, now)
+	}
+}
+
 // offerLocked gives the free places of an instance to those who wait; without
 // any call it becomes idle or, if nobody needs it any more, ends.
 func (p *Pool) offerLocked(inst *instance) {
 	g := inst.group
+	now := time.Now()
 	if inst.gone() {
+		p.serveLocked(g, now)
+		p.settleLocked(g)
 		return
 	}
 	if inst.conn.Err() != nil {
 		p.removeLocked(inst, "its process ended")
+		g.absent = hearth.ColdDied
+		p.serveLocked(g, now)
 		p.scaleLocked(g)
 		p.settleLocked(g)
 		return
@@ -395,14 +424,8 @@ func (p *Pool) offerLocked(inst *instance) {
 		inst.draining = true
 		g.draining++
 	}
-	now := time.Now()
 	for len(g.waiters) > 0 && inst.free() > 0 && g.inFlight < g.version.Config.Concurrency {
-		w := g.waiters[0]
-		g.waiters = g.waiters[1:]
-		p.queued--
-		w.inst, w.cold = inst, inst.fresh
-		p.lendLocked(inst, now)
-		close(w.ready)
+		p.serveFirstLocked(inst, now)
 	}
 	switch left := inst.conn.Abandoned(); {
 	case inst.calls > 0 && inst.draining:

@@ -78,6 +78,7 @@ func (p *Pool) scaleLocked(g *group) {
 	want := p.wantLocked(g, now)
 	for g.total() < want {
 		if len(g.waiters) <= g.starting*g.per && now.Before(g.retryAt) {
+			p.lookAt(g, g.retryAt)
 			break // nobody waits, and the last ones failed
 		}
 		if !p.growLocked(g, now) {
@@ -99,7 +100,11 @@ func (p *Pool) growLocked(g *group, now time.Time) bool {
 	if g.starting >= p.cfg.MaxStarts {
 		return false
 	}
-	inst := p.stemForLocked(g)
+	why, ahead := forCall, true
+	if n := g.starting * g.per; n < len(g.waiters) { // those before have theirs on the way
+		why, ahead = g.waiters[n].purpose, false
+	}
+	inst := p.stemForLocked(g, why)
 	if inst == nil && p.starts >= p.cfg.MaxStarts || !p.roomLocked(g, inst) {
 		return false
 	}
@@ -114,11 +119,7 @@ func (p *Pool) growLocked(g *group, now time.Time) bool {
 		g.ctx, g.cancel = context.WithCancel(p.background)
 	}
 	ctx := g.ctx
-	inst.group, inst.asked, inst.fresh, inst.purpose = g, now, true, forCall
-	if g.verifying {
-		inst.purpose = forVerification
-	}
-	inst.ahead = len(g.waiters) <= g.starting*g.per
+	inst.group, inst.asked, inst.fresh, inst.purpose, inst.ahead = g, now, true, why, ahead
 	inst.version.Store(&g.version)
 	p.chargeLocked(inst, g.estimate())
 	g.all = append(g.all, inst)
@@ -138,7 +139,7 @@ func (p *Pool) whyStarted(g *group, inst *instance, now time.Time) string {
 			return "a call waited"
 		}
 		return fmt.Sprintf("%d calls waited", len(g.waiters))
-	case g.total() < p.minLocked(g, now):
+	case g.total() <= p.minLocked(g, now): // with this one
 		return g.function.keep.why
 	case g.active():
 		return "all others were busy"
@@ -165,8 +166,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 	p.letGoLocked(inst)
 	defer p.feedLocked()
 	if err != nil {
-		g.failures++
-		g.retryAt = time.Now().Add(backoff(g.failures))
+		g.failed(time.Now())
 		givenUp := ctx.Err() != nil && p.background.Err() == nil
 		p.removeLocked(inst, "it did not start: "+hearth.AsError(err).Message)
 		g.absent = hearth.ColdDied
@@ -183,7 +183,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 		p.settleLocked(g)
 		return
 	}
-	g.failures, g.readyAt = 0, time.Now()
+	g.readyAt = time.Now()
 	if !inst.ready.Concurrent {
 		g.per = 1
 	}
@@ -220,8 +220,14 @@ func (p *Pool) created(inst *instance) {
 	}
 }
 
-// backoff is how long nothing is started ahead of calls after that many starts
-// have failed.
+// failed keeps starts ahead of calls back for a while, after one failed or an
+// instance died as soon as it was there.
+func (g *group) failed(now time.Time) {
+	g.failures++
+	g.retryAt = now.Add(backoff(g.failures))
+}
+
+// backoff is how long nothing is started ahead of calls after so many failures.
 func backoff(failures int) time.Duration {
 	return min(time.Second<<min(failures-1, 10), time.Minute)
 }
@@ -240,11 +246,17 @@ func (p *Pool) watchLocked(inst *instance) {
 		if inst.watched != conn || inst.calls > 0 || inst.state == hearth.InstanceStarting || inst.gone() {
 			return
 		}
+		lived := time.Since(inst.started)
 		p.removeLocked(inst, "its process ended")
 		if g := inst.group; g != nil {
 			g.absent = hearth.ColdDied
+			if lived < calm {
+				g.failed(time.Now())
+			}
 			p.scaleLocked(g)
 			p.settleLocked(g)
+		} else if lived < calm {
+			inst.stock.failed(time.Now())
 		}
 		p.feedLocked()
 	})
@@ -288,7 +300,7 @@ func (p *Pool) settleLocked(g *group) {
 	if len(g.waiters) == 0 && (g.retired || len(g.all) == 0) && g.cancel != nil {
 		g.cancel() // nobody needs what is still starting
 	}
-	if len(g.all) == 0 && len(g.waiters) == 0 && p.groups[g.version.Incarnation] == g && !p.expectsLocked(g) {
+	if len(g.all) == 0 && !g.active() && p.groups[g.version.Incarnation] == g && !p.expectsLocked(g) {
 		delete(p.groups, g.version.Incarnation)
 		delete(p.hungry, g)
 		f := g.function
@@ -341,6 +353,9 @@ func (p *Pool) roomLocked(g *group, stem *instance) bool {
 	places, bytes := 1, g.estimate()
 	if stem != nil {
 		places, bytes = 0, max(0, bytes-stem.charge)
+	}
+	if len(p.hungry) > 0 && g.total() > 0 && p.owedLocked(g) > 0 {
+		return false // what there is, is being saved up for those
 	}
 	maxInstances, memory := p.limitsOfLocked(g)
 	if len(p.instances)+places <= maxInstances && (p.used+bytes <= memory || p.used == 0) {
@@ -428,17 +443,19 @@ func (p *Pool) shareLocked() float64 {
 // less than its share if g has more. Else functions whose queues never end would
 // keep all places.
 func (p *Pool) owesLocked(g *group) bool {
-	owed := 0
+	return len(p.hungry) > 0 && p.owedLocked(g) > p.leaving.instances // their places are on the way
+}
+
+// owedLocked is to how many groups g has to give one.
+func (p *Pool) owedLocked(g *group) (owed int) {
+	share := p.shareLocked()
+	greedy := p.shareOfLocked(g) > share
 	for h := range p.hungry {
-		if h == g || len(h.waiters) == 0 || p.fitsLocked(h) {
-			continue
-		}
-		share := p.shareLocked()
-		if h.total() == 0 || p.shareOfLocked(h) < share && p.shareOfLocked(g) > share {
+		if h != g && len(h.waiters) > 0 && !p.fitsLocked(h) && (h.total() == 0 || greedy && p.shareOfLocked(h) < share) {
 			owed++
 		}
 	}
-	return owed > p.leaving.instances // their places are on the way
+	return owed
 }
 
 // fitsLocked tells whether another instance of the group has room.
@@ -467,7 +484,9 @@ func (p *Pool) feedLocked() {
 			return cmp.Or(cmp.Compare(min(len(b.waiters), 1), min(len(a.waiters), 1)), cmp.Compare(p.shareOfLocked(a), p.shareOfLocked(b)), a.longest().Compare(b.longest()))
 		})
 		for _, g := range groups {
-			p.scaleLocked(g)
+			if _, ok := p.hungry[g]; ok { // it was not dropped meanwhile
+				p.scaleLocked(g)
+			}
 		}
 	}
 	p.restockLocked()

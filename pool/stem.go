@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/bits"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -50,7 +51,7 @@ type stock struct {
 	starting int
 	demand   demand
 	memory   int64 // the most that one was seen to use, in bytes
-	failures int   // starts that failed one after the other
+	failures int   // starts that failed, or stem cells that died, since one was taken
 	retryAt  time.Time
 	// streams: the driver's sandboxes have no slots, the files must be sent.
 	streams bool
@@ -131,11 +132,11 @@ func (p *Pool) stockLocked(v *hearth.Version) *stock {
 
 // stemForLocked returns the stem cell that is best for another instance of the
 // group, nil if there is none or another way is faster.
-func (p *Pool) stemForLocked(g *group) *instance {
+func (p *Pool) stemForLocked(g *group, why purpose) *instance {
 	if snap := p.snapshots[g.version.Incarnation]; snap != nil && !snap.slower || g.stemless {
 		return nil
 	}
-	if _, restorer := p.cfg.Drivers[g.version.Config.Isolation].(driver.Restorer); restorer && g.verifying && p.cfg.SnapshotDir != "" {
+	if _, restorer := p.cfg.Drivers[g.version.Config.Isolation].(driver.Restorer); restorer && why == forVerification && p.cfg.SnapshotDir != "" {
 		return nil // what is saved must be started like what is restored
 	}
 	s := p.stockLocked(&g.version)
@@ -148,12 +149,14 @@ func (p *Pool) stemForLocked(g *group) *instance {
 // takeLocked takes a stem cell out of its stock.
 func (p *Pool) takeLocked(inst *instance) {
 	s := inst.stock
-	for i, cell := range s.cells {
-		if cell == inst {
-			s.cells = append(s.cells[:i], s.cells[i+1:]...)
-			break
-		}
-	}
+	s.cells = slices.DeleteFunc(s.cells, func(i *instance) bool { return i == inst })
+	s.failures = 0
+}
+
+// failed keeps the stock from being filled for a while.
+func (s *stock) failed(now time.Time) {
+	s.failures++
+	s.retryAt = now.Add(backoff(s.failures))
 }
 
 // restockLocked starts the stem cells that are missing, as long as no function
@@ -236,8 +239,7 @@ func (p *Pool) startStem(inst *instance) {
 		s.streams = true // it has no slots
 		p.removeLocked(inst, "its driver has no slots")
 	case err != nil:
-		s.failures++
-		s.retryAt = time.Now().Add(backoff(s.failures))
+		s.failed(time.Now())
 		if ctx.Err() == nil {
 			p.cfg.Logger.Warn("a stem cell did not start", "isolation", s.class.isolation, "runtime", s.class.runtime, "err", err)
 		}
@@ -245,7 +247,6 @@ func (p *Pool) startStem(inst *instance) {
 	case p.closed:
 		p.removeLocked(inst, whyClosing)
 	default:
-		s.failures = 0
 		s.cells = append(s.cells, inst)
 		p.setState(inst, hearth.InstanceStem, "")
 		p.watchLocked(inst)

@@ -282,6 +282,7 @@ func TestStemCellThatCannotStart(t *testing.T) {
 func TestStemCellThatDies(t *testing.T) {
 	d := slowStart()
 	runStems(t, d, nil, func(t *testing.T, p *Pool, v *hearth.Version) {
+		time.Sleep(calm)
 		for _, sb := range d.sandboxes() {
 			sb.end(driver.Exit{Code: 1})
 		}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hearthrun/hearth/server"
 )
 
 // TestBodyThatNeverArrives: the call ends with its timeout and holds nothing.
@@ -91,7 +93,7 @@ func TestRunIsTheFunctionsTime(t *testing.T) {
 
 // TestRetiredInstancesEnd: nothing of a replaced or deleted version stays.
 func TestRetiredInstancesEnd(t *testing.T) {
-	in := start(t, "")
+	in := start(t, "", func(c *server.Config) { c.StemCells = -1 }) // which are of no version
 	for _, n := range []string{"1", "2"} {
 		in.deploy("f", "python", "def handler(event, context):\n    return "+n+"\n", nil)
 		want(t, in.do("GET", "/fn/f/", nil), 200, "")
