@@ -265,3 +265,31 @@ func TestCallOutlivesItsInstance(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// A version that becomes live while its instance ends for another one's call is
+// not forgotten with that.
+func TestLiveAndEvicted(t *testing.T) {
+	d := &fakeDriver{}
+	run(t, d, func(c *Config) { c.MaxInstances, c.Learner = 1, keep(time.Millisecond) }, func(t *testing.T, p *Pool) {
+		a, b := version("a", 1), version("b", 1)
+		a.Config.Warm.Min, b.Config.Warm.Min = 1, 1
+		if _, _, err := do(t.Context(), p, b, "b"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond) // it is to be ended, but was not looked at yet
+		w := &waiter{ready: make(chan struct{}), asked: time.Now()}
+		p.mu.Lock()
+		g := p.groupLocked(a)
+		g.waiters = []*waiter{w}
+		p.queued++
+		p.mu.Unlock()
+		p.SetLive([]hearth.Version{*a, *b})
+		<-w.ready
+		p.release(&Lease{inst: w.inst})
+		p.SetLive([]hearth.Version{*b})
+		time.Sleep(time.Minute)
+		if st := p.Status(); len(st.Instances) != 1 || len(st.Functions) != 1 || st.Functions[0].Instances != 1 {
+			t.Errorf("%+v, want one instance of b", st)
+		}
+	})
+}

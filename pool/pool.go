@@ -320,6 +320,7 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 			g.load, g.service = old.load, old.service
 			g.load.Set(now, len(g.waiters)+g.inFlight)
 		}
+		p.keepLocked(g)
 		starting = append(starting, g)
 	}
 	old := p.live
@@ -328,9 +329,10 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 		p.names[name] = true
 	}
 	for _, g := range starting {
-		p.keepLocked(g)
-		p.scaleLocked(g)
-		p.planLocked(g, now)
+		if p.groups[g.version.Incarnation] == g { // it did not end for another
+			p.scaleLocked(g)
+			p.planLocked(g, now)
+		}
 	}
 	for incarnation := range old {
 		if _, ok := live[incarnation]; !ok {
