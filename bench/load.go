@@ -24,6 +24,10 @@ const (
 	answerGrace = 30 * time.Second
 	// maxFailures ends a connection's work: the cell is invalid already.
 	maxFailures = 10
+	// refusalPause is after what time a caller that was refused tries again: ten
+	// times earlier than Retry-After asks for at least, and not so early that the
+	// generator, which shares the machine, is the greatest load on it.
+	refusalPause = 100 * time.Millisecond
 	// Latencies are kept in microseconds' precision between these bounds.
 	minLatency = int64(time.Microsecond)
 	maxLatency = int64(10 * time.Minute)
@@ -218,7 +222,14 @@ func (w *worker) run(ctx context.Context, from, until time.Time) {
 		if !end.Before(from) && !end.After(until) {
 			w.record(outcome, end.Sub(start))
 		}
-		if start = end; w.conn == nil {
+		start = end
+		if outcome == refused {
+			if pause(ctx, refusalPause) != nil {
+				return
+			}
+			start = time.Now()
+		}
+		if w.conn == nil {
 			if !w.redial(ctx) {
 				return
 			}
