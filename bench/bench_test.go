@@ -70,7 +70,7 @@ func TestRun(t *testing.T) {
 					t.Errorf("check %+v", c)
 				}
 			}
-			if len(r.Checks) != 5 {
+			if len(r.Checks) != 6 {
 				t.Errorf("%d checks", len(r.Checks))
 			}
 			b, err := json.Marshal(r)

@@ -97,6 +97,7 @@ func newFakeHearth(t *testing.T) *fakeHearth {
 			Runtimes: []client.Runtime{{Name: "python3.11", Language: "python"}, {Name: "nodejs20", Language: "nodejs"}},
 		}}})
 	})
+	mux.HandleFunc("GET /v1/pool", f.pool)
 	mux.HandleFunc("PUT /v1/functions/{name}", f.put)
 	mux.HandleFunc("DELETE /v1/functions/{name}", func(w http.ResponseWriter, r *http.Request) {
 		f.evict(r.PathValue("name"))
@@ -160,6 +161,22 @@ func (f *fakeHearth) put(w http.ResponseWriter, r *http.Request) {
 	f.handlers[r.PathValue("name")] = in.Handler
 	w.WriteHeader(201)
 	_ = json.NewEncoder(w).Encode(client.Function{})
+}
+
+// pool has one stem cell and an instance for each idle process.
+func (f *fakeHearth) pool(w http.ResponseWriter, _ *http.Request) {
+	st := hearth.PoolStatus{
+		MemoryUsed: 3 << 20, MemoryBudget: 1 << 40,
+		Stems: []hearth.StemStock{{Isolation: "native", Runtime: "python3.11", Ready: 1, Target: 1}},
+	}
+	f.mu.Lock()
+	for name, cmds := range f.idle {
+		for _, cmd := range cmds {
+			st.Instances = append(st.Instances, hearth.Instance{ID: fmt.Sprint(cmd.Process.Pid), Function: name, State: hearth.InstanceIdle})
+		}
+	}
+	f.mu.Unlock()
+	_ = json.NewEncoder(w).Encode(st)
 }
 
 // take returns an idle instance of a function, or starts one.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -23,6 +24,10 @@ const (
 	answerGrace = 30 * time.Second
 	// maxFailures ends a connection's work: the cell is invalid already.
 	maxFailures = 10
+	// refusalPause is after what time a caller that was refused tries again: ten
+	// times earlier than Retry-After asks for at least, and not so early that the
+	// generator, which shares the machine, is the greatest load on it.
+	refusalPause = 100 * time.Millisecond
 	// Latencies are kept in microseconds' precision between these bounds.
 	minLatency = int64(time.Microsecond)
 	maxLatency = int64(10 * time.Minute)
@@ -35,6 +40,8 @@ type target struct {
 	addr    string // IP and port, loopback
 	request []byte
 	answer  []byte // the only right body
+	// sheds: to be refused for too many calls (429) is no failure.
+	sheds bool
 }
 
 // newTarget makes a target that posts body to the URL. Errors: CodeInvalid for
@@ -89,6 +96,7 @@ type sample struct {
 	requests   int64 // right answers within the measured time
 	cold       int64 // of those, answered by an instance made for them
 	reconnects int64 // connections the server closed in good order
+	refused    int64 // of a target that sheds, within the measured time
 	failures   int64 // anything else, also during the warm-up
 	problem    string
 	throughput float64 // right answers per second
@@ -100,22 +108,10 @@ type sample struct {
 // first, then measures for d. A failure of the target is told in the sample;
 // the error is that of ctx.
 func generate(ctx context.Context, t target, n int, warm, d time.Duration) (sample, error) {
-	workers := make([]*worker, n)
-	defer func() {
-		for _, w := range workers {
-			if w != nil {
-				w.hangUp()
-			}
-		}
-	}()
-	for i := range workers {
-		workers[i] = &worker{target: t, latencies: hdrhistogram.New(minLatency, maxLatency, 3)}
-		if err := workers[i].dial(ctx); err != nil {
-			if ctx.Err() != nil {
-				return sample{}, ctx.Err()
-			}
-			return sample{failures: 1, problem: "cannot connect: " + err.Error()}, nil
-		}
+	workers, problem, err := connect(ctx, t, n)
+	defer hangUp(workers)
+	if err != nil || problem != "" {
+		return sample{failures: 1, problem: problem}, err
 	}
 	begin := time.Now()
 	from, until := begin.Add(warm), begin.Add(warm+d)
@@ -127,11 +123,39 @@ func generate(ctx context.Context, t target, n int, warm, d time.Duration) (samp
 	if ctx.Err() != nil {
 		return sample{}, ctx.Err()
 	}
+	return collect(workers, d), nil
+}
+
+// connect opens n connections to t. hangUp them, also on an error, which is that
+// of ctx.
+func connect(ctx context.Context, t target, n int) (workers []*worker, problem string, err error) {
+	for range n {
+		w := &worker{target: t, latencies: hdrhistogram.New(minLatency, maxLatency, 3)}
+		workers = append(workers, w)
+		if err := w.dial(ctx); err != nil {
+			if ctx.Err() != nil {
+				return workers, "", ctx.Err()
+			}
+			return workers, "cannot connect: " + err.Error(), nil
+		}
+	}
+	return workers, "", nil
+}
+
+func hangUp(workers []*worker) {
+	for _, w := range workers {
+		w.hangUp()
+	}
+}
+
+// collect adds up what the connections found in d.
+func collect(workers []*worker, d time.Duration) sample {
 	total := sample{latencies: hdrhistogram.New(minLatency, maxLatency, 3)}
 	for _, w := range workers {
 		total.requests += w.requests
 		total.cold += w.cold
 		total.reconnects += w.reconnects
+		total.refused += w.refused
 		total.failures += w.failures
 		if total.problem == "" {
 			total.problem = w.problem
@@ -142,7 +166,7 @@ func generate(ctx context.Context, t target, n int, warm, d time.Duration) (samp
 		total.problem = "no request was answered in time"
 	}
 	total.throughput = float64(total.requests) / d.Seconds()
-	return total, nil
+	return total
 }
 
 // worker is one connection of a cell. Its fields belong to run until that has
@@ -151,11 +175,13 @@ type worker struct {
 	target    target
 	conn      net.Conn
 	unwatch   func() bool
+	deadline  time.Time // of every answer
 	responses *responseReader
 
-	requests, cold, reconnects, failures int64
-	problem                              string
-	latencies                            *hdrhistogram.Histogram
+	requests, cold, reconnects, refused, failures int64
+
+	problem   string
+	latencies *hdrhistogram.Histogram
 }
 
 // dial connects; the end of ctx interrupts the connection from then on.
@@ -187,47 +213,106 @@ func (w *worker) hangUp() {
 // run calls the target until the time is over.
 func (w *worker) run(ctx context.Context, from, until time.Time) {
 	defer w.hangUp()
-	deadline := until.Add(answerGrace)
-	_ = w.conn.SetDeadline(deadline)
+	w.expect(until.Add(answerGrace))
 	for start := time.Now(); start.Before(until); {
-		again, err := w.call()
-		now := time.Now()
-		if ctx.Err() != nil {
+		end, outcome := w.step(ctx, start)
+		if outcome == stopped || outcome == failed && end.After(until) {
 			return
 		}
-		if err != nil {
-			w.failures++
-			if w.problem == "" {
-				w.problem = describe(err, now.Sub(start))
-			}
-			if w.failures >= maxFailures || now.After(until) {
+		if !end.Before(from) && !end.After(until) {
+			w.record(outcome, end.Sub(start))
+		}
+		start = end
+		if outcome == refused {
+			if pause(ctx, refusalPause) != nil {
 				return
 			}
-		} else if !now.Before(from) && !now.After(until) {
-			w.requests++
-			if w.responses.r.cold {
-				w.cold++
-			}
-			// A value above the bounds would be an answer after more than
-			// answerGrace, which the deadline excludes.
-			_ = w.latencies.RecordValue(int64(now.Sub(start)))
+			start = time.Now()
 		}
-		if !again {
-			if err == nil {
-				w.reconnects++
-			}
-			if err := w.dial(ctx); err != nil {
-				if ctx.Err() == nil {
-					w.failures++
-					w.problem = cmp.Or(w.problem, "cannot connect again: "+err.Error())
-				}
+		if w.conn == nil {
+			if !w.redial(ctx) {
 				return
 			}
-			_ = w.conn.SetDeadline(deadline)
-			now = time.Now()
+			start = time.Now()
 		}
-		start = now
 	}
+}
+
+// outcome is what became of a call.
+type outcome int
+
+const (
+	answered outcome = iota
+	refused
+	failed
+	stopped // by the end of ctx, or after too many failures
+)
+
+// step makes one call that was wanted at start, and takes note of a failure. It
+// hangs up if the connection cannot be used for another.
+func (w *worker) step(ctx context.Context, start time.Time) (end time.Time, _ outcome) {
+	again, err := w.call()
+	end = time.Now()
+	if ctx.Err() != nil {
+		return end, stopped
+	}
+	if !again {
+		w.hangUp()
+	}
+	var status *statusError
+	switch {
+	case err == nil:
+		if !again {
+			w.reconnects++
+		}
+		return end, answered
+	case w.target.sheds && errors.As(err, &status) && status.status == http.StatusTooManyRequests:
+		return end, refused
+	}
+	w.fail(describe(err, end.Sub(start)))
+	if w.failures >= maxFailures {
+		return end, stopped
+	}
+	return end, failed
+}
+
+// record counts a call that belongs to the measured time.
+func (w *worker) record(o outcome, d time.Duration) {
+	switch o {
+	case answered:
+		w.requests++
+		if w.responses.r.cold {
+			w.cold++
+		}
+		// A value above the bounds would be an answer after more than
+		// answerGrace, which the deadline excludes.
+		_ = w.latencies.RecordValue(int64(d))
+	case refused:
+		w.refused++
+	}
+}
+
+func (w *worker) fail(problem string) {
+	w.failures++
+	w.problem = cmp.Or(w.problem, problem)
+}
+
+// expect bounds every answer from now on.
+func (w *worker) expect(deadline time.Time) {
+	w.deadline = deadline
+	_ = w.conn.SetDeadline(deadline)
+}
+
+// redial connects again. It tells whether that worked.
+func (w *worker) redial(ctx context.Context) bool {
+	if err := w.dial(ctx); err != nil {
+		if ctx.Err() == nil {
+			w.fail("cannot connect again: " + err.Error())
+		}
+		return false
+	}
+	w.expect(w.deadline)
+	return true
 }
 
 // call sends one request and checks its answer. again tells whether the
@@ -246,13 +331,21 @@ func (w *worker) call() (again bool, err error) {
 // check tells whether r is the right answer.
 func check(r *response, answer []byte) error {
 	if r.status < 200 || r.status > 299 {
-		return fmt.Errorf("status %d: %s", r.status, strings.TrimSpace(string(clip(r.body))))
+		return &statusError{r.status, strings.TrimSpace(string(clip(r.body)))}
 	}
 	if !bytes.Equal(r.body, answer) {
 		return fmt.Errorf("wrong body %q", clip(r.body))
 	}
 	return nil
 }
+
+// statusError is an answer that is no success.
+type statusError struct {
+	status int
+	body   string
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("status %d: %s", e.status, e.body) }
 
 // describe words a failed call.
 func describe(err error, after time.Duration) string {

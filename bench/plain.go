@@ -195,17 +195,22 @@ func (c *comparing) preparePlain(ctx context.Context, p *plainStart) error {
 	return c.bundle(ctx, p, store, img, code)
 }
 
-// bare starts the host's interpreter.
-func (c *comparing) bare(ctx context.Context, p *plainStart, code string) error {
+// interpreter finds the program that a cell's runtime comes from.
+func (c *comparing) interpreter(ctx context.Context, cl *cell) (interpreter, error) {
 	source := ""
 	for _, d := range c.drivers {
 		for _, r := range d.Runtimes {
-			if d.Name == p.cell.driver && r.Name == p.cell.runtime {
+			if d.Name == cl.driver && r.Name == cl.runtime {
 				source = r.Source
 			}
 		}
 	}
-	i, err := findInterpreter(ctx, p.cell.runtime, source)
+	return findInterpreter(ctx, cl.runtime, source)
+}
+
+// bare starts the host's interpreter.
+func (c *comparing) bare(ctx context.Context, p *plainStart, code string) error {
+	i, err := c.interpreter(ctx, p.cell)
 	if err != nil {
 		return err
 	}

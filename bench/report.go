@@ -47,7 +47,17 @@ type Report struct {
 	Cold   *ColdStart `json:"cold,omitempty"`
 	Memory Memory     `json:"memory"`
 	Cells  []Cell     `json:"cells"`
-	Checks []Check    `json:"checks"`
+	// Half is Hearth at half the throughput it has with the most connections; nil
+	// if that is not known.
+	Half   *Paced  `json:"half,omitempty"`
+	Checks []Check `json:"checks"`
+}
+
+// Paced is an open-loop load: Rate calls a second, whether those before were
+// answered or not.
+type Paced struct {
+	Rate float64 `json:"rate"`
+	Cell
 }
 
 // Cell is one target at one concurrency. Its figures are medians over the
@@ -158,8 +168,9 @@ func (r Report) Missed() bool {
 
 // The targets.
 const (
-	targetThroughput = 0.2
-	targetLatency    = 1.3
+	targetThroughput = 0.25
+	targetLatency    = 1.0
+	targetTail       = 10.0
 	targetColdPython = 2.5
 	targetColdNode   = 2.0
 	targetServerMB   = 80.0
@@ -168,7 +179,7 @@ const (
 
 // judge fills in the checks.
 func (r *Report) judge() {
-	r.Checks = []Check{r.checkThroughput(), r.checkLatency()}
+	r.Checks = []Check{r.checkThroughput(), r.checkLatency(), r.checkTail()}
 	if r.Cold != nil {
 		r.Checks = append(r.Checks, r.checkCold())
 	}
@@ -180,16 +191,21 @@ func (r *Report) judge() {
 	}
 }
 
-func (r *Report) checkThroughput() Check {
-	// The target is meant for 64 connections; another greatest concurrency is
-	// compared too, under its own name.
+// saturation is the concurrency that the throughput is taken from: the targets
+// are meant for 64 connections; another greatest number is compared too, under
+// its own name.
+func (r *Report) saturation() int {
 	n := 0
 	for _, c := range r.Cells {
 		if n = max(n, c.Concurrency); c.Concurrency == 64 {
-			n = 64
-			break
+			return 64
 		}
 	}
+	return n
+}
+
+func (r *Report) checkThroughput() Check {
+	n := r.saturation()
 	check := Check{Name: fmt.Sprintf("throughput @%d ÷ Go no-op", n), Op: "≥", Target: targetThroughput}
 	ours, reference, why := r.pair(TargetNoop, n)
 	if why == "" {
@@ -205,6 +221,17 @@ func (r *Report) checkLatency() Check {
 		check.Raw = fmt.Sprintf("%.3f ms ÷ %.3f ms", ours.P50MS, reference.P50MS)
 	}
 	return check.of(ours.P50MS/reference.P50MS, why)
+}
+
+func (r *Report) checkTail() Check {
+	check := Check{Name: "p99 ÷ p50 at half load", Op: "≤", Target: targetTail}
+	if r.Half == nil {
+		return check.of(0, "the throughput is not known")
+	}
+	if r.Half.Valid() {
+		check.Raw = fmt.Sprintf("%.3f ms ÷ %.3f ms at %.0f/s", r.Half.P99MS, r.Half.P50MS, r.Half.Rate)
+	}
+	return check.of(r.Half.P99MS/r.Half.P50MS, r.Half.Problem)
 }
 
 func (r *Report) checkCold() Check {

@@ -55,7 +55,16 @@ func StartServer(ctx context.Context, binary string, args ...string) (*Server, e
 	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "make a data directory: %w", err)
 	}
-	s := &Server{dir: dir, DataDir: filepath.Join(dir, "data"), exited: make(chan struct{})}
+	return startServer(ctx, dir, binary, args...)
+}
+
+// dataDir is the data directory in that of a server.
+const dataDir = "data"
+
+// startServer is StartServer with a directory that may have a data directory in
+// it. It takes over dir, also on an error.
+func startServer(ctx context.Context, dir, binary string, args ...string) (*Server, error) {
+	s := &Server{dir: dir, DataDir: filepath.Join(dir, dataDir), exited: make(chan struct{})}
 	if err := s.start(ctx, binary, args); err != nil {
 		_ = s.Stop(ctx)
 		return nil, err

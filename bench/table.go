@@ -21,7 +21,7 @@ func (r Report) Table() string {
 	}
 
 	if len(r.Cells) > 0 {
-		fmt.Fprintf(&b, "\nWARM CALLS  (POST of %d bytes, keep-alive, closed loop; median of %d × %gs after %gs warm-up; up to %d instances)\n",
+		fmt.Fprintf(&b, "\nWARM CALLS  (POST of %d bytes, keep-alive, closed loop, half load open; median of %d × %gs after %gs warm-up; up to %d instances)\n",
 			r.RequestBytes, r.Rounds, r.DurationSeconds, r.WarmupSeconds, r.FunctionConcurrency)
 		b.WriteString(layout(r.warmRows()))
 	}
@@ -74,23 +74,29 @@ type row struct {
 func (r Report) warmRows() []row {
 	rows := []row{{cells: []string{"", "connections", "requests/s", "p50 ms", "p99 ms", "cold"}}}
 	for _, c := range r.Cells {
-		cells := []string{r.label(c.Target), fmt.Sprint(c.Concurrency)}
-		if !c.Valid() {
-			rows = append(rows, row{cells, fmt.Sprintf("INVALID: %d failures, the first: %s", c.Failures, c.Problem)})
-			continue
-		}
-		cold := "-"
-		if c.Target == TargetHearth {
-			var n int64
-			for _, round := range c.Rounds {
-				n += round.Cold
-			}
-			cold = fmt.Sprint(n)
-		}
-		cells = append(cells, fmt.Sprintf("%.0f", c.Throughput), fmt.Sprintf("%.3f", c.P50MS), fmt.Sprintf("%.3f", c.P99MS), cold)
-		rows = append(rows, row{cells: cells})
+		rows = append(rows, r.warmRow(r.label(c.Target), c))
+	}
+	if r.Half != nil {
+		rows = append(rows, r.warmRow(r.label(TargetHearth)+", half load", r.Half.Cell))
 	}
 	return rows
+}
+
+func (r Report) warmRow(name string, c Cell) row {
+	cells := []string{name, fmt.Sprint(c.Concurrency)}
+	if !c.Valid() {
+		return row{cells, fmt.Sprintf("INVALID: %d failures, the first: %s", c.Failures, c.Problem)}
+	}
+	cold := "-"
+	if c.Target == TargetHearth {
+		var n int64
+		for _, round := range c.Rounds {
+			n += round.Cold
+		}
+		cold = fmt.Sprint(n)
+	}
+	cells = append(cells, fmt.Sprintf("%.0f", c.Throughput), fmt.Sprintf("%.3f", c.P50MS), fmt.Sprintf("%.3f", c.P99MS), cold)
+	return row{cells: cells}
 }
 
 func (r Report) coldRows() []row {

@@ -44,6 +44,29 @@ func (r *run) warm(ctx context.Context, function string) error {
 			r.report.Cells = append(r.report.Cells, newCell(t.name, c, samples[t.name][c]))
 		}
 	}
+	return r.halfLoad(ctx, targets[len(targets)-1])
+}
+
+// halfLoad measures Hearth, t, at half of its throughput: there, unlike in a
+// closed loop, a late answer has others wait behind it.
+func (r *run) halfLoad(ctx context.Context, t target) error {
+	n := r.report.saturation()
+	i := slices.IndexFunc(r.report.Cells, func(c Cell) bool { return c.Target == TargetHearth && c.Concurrency == n })
+	if i < 0 || !r.report.Cells[i].Valid() {
+		return nil
+	}
+	half := &Paced{Rate: r.report.Cells[i].Throughput / 2}
+	var samples []sample
+	for range r.o.Rounds {
+		s, err := paced(ctx, t, half.Rate, n, r.o.Warmup, r.o.Duration)
+		if err != nil {
+			return err
+		}
+		samples = append(samples, s)
+	}
+	half.Cell = newCell(TargetHearth, n, samples)
+	r.report.Half = half
+	r.logf("half load   %.0f requests/s  p50 %.3f ms  p99 %.3f ms", half.Rate, half.P50MS, half.P99MS)
 	return nil
 }
 

@@ -35,7 +35,10 @@ type Config struct {
 	DataDir string
 	// Listen is the TCP address to serve on; default 127.0.0.1:8080.
 	Listen string
-	Logger *slog.Logger
+	// DebugListen is a loopback address to serve profiles on, under /debug/pprof/;
+	// default none.
+	DebugListen string
+	Logger      *slog.Logger
 	// Version is Hearth's own, for people.
 	Version string
 	// DrainTimeout is how long calls may go on after Run's context has ended;
@@ -130,6 +133,7 @@ func (c Config) withDefaults() Config {
 type Server struct {
 	cfg      Config
 	listener net.Listener
+	debug    net.Listener // nil without Config.DebugListen
 	store    *store.Store
 	logs     *telemetry.Logs
 	recorder *telemetry.Recorder
@@ -162,6 +166,11 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	if s.listener, err = listen(ctx, s.cfg.Listen); err != nil {
 		return nil, err
+	}
+	if s.cfg.DebugListen != "" {
+		if s.debug, err = listenDebug(ctx, s.cfg.DebugListen); err != nil {
+			return nil, err
+		}
 	}
 	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), telemetry.LogOptions{Logger: log}); err != nil {
 		return nil, err
@@ -292,6 +301,12 @@ func (s *Server) Run(ctx context.Context) error {
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
 
+	if s.debug != nil {
+		debug := debugServer()
+		defer debug.Close()                      //nolint:errcheck // a profile being taken is cut off
+		s.wg.Go(func() { debug.Serve(s.debug) }) //nolint:errcheck // it ends with Close
+	}
+
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.listener) }()
 	close(s.ready)
@@ -323,6 +338,9 @@ func (s *Server) Close() error {
 	var errs []error
 	if s.listener != nil {
 		s.listener.Close() //nolint:errcheck // the HTTP server may have done so
+	}
+	if s.debug != nil {
+		s.debug.Close() //nolint:errcheck // as above
 	}
 	if s.pool != nil {
 		ctx, cancel := context.WithCancel(context.Background())

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hearthrun/hearth/bench"
+	"github.com/hearthrun/hearth/server"
 )
 
 func (a *app) benchCmd() *cobra.Command {
@@ -60,30 +61,50 @@ them again. A run takes about three minutes; let nothing else run meanwhile.`,
 	f.DurationVar(&o.Duration, "duration", 3*time.Second, "time of each measurement")
 	f.IntVar(&o.ColdIterations, "cold", 20, "number of cold starts; -1 for none")
 	f.BoolVar(&check, "check", false, "exit with 1 if a target is missed")
-	cmd.AddCommand(a.benchCompareCmd())
+	cmd.AddCommand(a.benchCompareCmd(), a.benchPoolCmd())
 	return a.talks(a.prints(cmd))
 }
 
 // bench measures the server at o.BaseURL, or one of its own if that is empty.
-func (a *app) bench(ctx context.Context, o bench.Options) (_ bench.Report, err error) {
-	if o.BaseURL == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return bench.Report{}, err
-		}
-		s, err := bench.StartServer(ctx, self)
-		if err != nil {
-			return bench.Report{}, err
-		}
-		defer func() {
-			// The server ends also when the run was interrupted.
-			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-			defer cancel()
-			if stopErr := s.Stop(stop); err == nil {
-				err = stopErr
-			}
-		}()
-		o.BaseURL, o.ServerPID, o.ReadyTime = s.URL, s.PID, s.ReadyTime
+func (a *app) bench(ctx context.Context, o bench.Options) (bench.Report, error) {
+	if o.BaseURL != "" {
+		return bench.Run(ctx, o, a.stderr)
 	}
-	return bench.Run(ctx, o, a.stderr)
+	return withServer(ctx, nil, func(s *bench.Server, _ string) (bench.Report, error) {
+		o.BaseURL, o.ServerPID, o.ReadyTime = s.URL, s.PID, s.ReadyTime
+		return bench.Run(ctx, o, a.stderr)
+	})
+}
+
+// withServer starts a server for fn and ends it. binary is this program.
+func withServer[R any](ctx context.Context, args []string, fn func(s *bench.Server, binary string) (R, error)) (r R, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return r, err
+	}
+	s, err := bench.StartServer(ctx, self, args...)
+	if err != nil {
+		return r, err
+	}
+	defer func() {
+		// The server ends also when the run was interrupted.
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if stopErr := s.Stop(stop); err == nil {
+			err = stopErr
+		}
+	}()
+	return fn(s, self)
+}
+
+// hostArgs are the arguments by which a server finds what cfg says of the host.
+func hostArgs(cfg server.Config) []string {
+	args := []string{"--images-dir", cfg.ImagesDir}
+	if cfg.DockerHost != "" {
+		args = append(args, "--docker-host", cfg.DockerHost)
+	}
+	if cfg.DockerRuntime != "" {
+		args = append(args, "--docker-runtime", cfg.DockerRuntime)
+	}
+	return args
 }

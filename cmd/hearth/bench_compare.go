@@ -91,30 +91,11 @@ Let nothing else run meanwhile.`,
 }
 
 // compare starts a server for the comparison and ends it.
-func (a *app) compare(ctx context.Context, o bench.CompareOptions, cfg server.Config) (_ bench.Comparison, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return bench.Comparison{}, err
-	}
-	args := []string{"--images-dir", cfg.ImagesDir}
-	if cfg.DockerHost != "" {
-		args = append(args, "--docker-host", cfg.DockerHost)
-	}
-	if cfg.DockerRuntime != "" {
-		args = append(args, "--docker-runtime", cfg.DockerRuntime)
-	}
-	if o.Server, err = bench.StartServer(ctx, self, args...); err != nil {
-		return bench.Comparison{}, err
-	}
-	defer func() {
-		// The server ends also when the run was interrupted.
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		if stopErr := o.Server.Stop(stop); err == nil {
-			err = stopErr
-		}
-	}()
-	return bench.Compare(ctx, o, a.stderr)
+func (a *app) compare(ctx context.Context, o bench.CompareOptions, cfg server.Config) (bench.Comparison, error) {
+	return withServer(ctx, hostArgs(cfg), func(s *bench.Server, _ string) (bench.Comparison, error) {
+		o.Server = s
+		return bench.Compare(ctx, o, a.stderr)
+	})
 }
 
 // write makes the files that were asked for.
