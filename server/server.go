@@ -38,7 +38,11 @@ type Config struct {
 	// DebugListen is a loopback address to serve profiles on, under /debug/pprof/;
 	// default none.
 	DebugListen string
-	Logger      *slog.Logger
+	// Listener, if it is not nil, is served instead of Listen. The server closes it
+	// when it stops. If another process holds the same socket, connections wait in
+	// its backlog until the next server accepts them.
+	Listener *net.TCPListener
+	Logger   *slog.Logger
 	// Version is Hearth's own, for people.
 	Version string
 	// DrainTimeout is how long calls may go on after Run's context has ended;
@@ -132,7 +136,7 @@ func (c Config) withDefaults() Config {
 // Server is a Hearth server. Use New, then Run once.
 type Server struct {
 	cfg      Config
-	listener net.Listener
+	listener *listener
 	debug    net.Listener // nil without Config.DebugListen
 	store    *store.Store
 	logs     *telemetry.Logs
@@ -155,6 +159,9 @@ type Server struct {
 // the parts return them.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s := &Server{cfg: cfg.withDefaults(), ready: make(chan struct{}), draining: make(chan struct{})}
+	if cfg.Listener != nil {
+		s.listener = newListener(cfg.Listener)
+	}
 	defer func() {
 		if err != nil {
 			s.Close() //nolint:errcheck // the first error counts
@@ -164,8 +171,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.store, err = store.Open(ctx, s.cfg.DataDir, log); err != nil {
 		return nil, err
 	}
-	if s.listener, err = listen(ctx, s.cfg.Listen); err != nil {
-		return nil, err
+	if s.listener == nil {
+		if s.listener, err = listen(ctx, s.cfg.Listen); err != nil {
+			return nil, err
+		}
 	}
 	if s.cfg.DebugListen != "" {
 		if s.debug, err = listenDebug(ctx, s.cfg.DebugListen); err != nil {
@@ -204,7 +213,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Pool:     lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
 	})
 	s.http = &http.Server{
-		Handler:           s.handler(),
+		Handler:           lastAnswers(s.handler(), s.draining),
+		ConnState:         connState,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    256 << 10,
@@ -213,12 +223,12 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	return s, nil
 }
 
-func listen(ctx context.Context, addr string) (net.Listener, error) {
+func listen(ctx context.Context, addr string) (*listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	switch {
 	case err == nil:
-		return l, nil
+		return newListener(l.(*net.TCPListener)), nil
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, hearth.Errorf(hearth.CodeConflict, "the address %s is in use: %w", addr, err).
 			WithHint("stop the program that uses it, or choose another address with --listen")
@@ -320,13 +330,16 @@ func (s *Server) Run(ctx context.Context) error {
 	s.cfg.Logger.Info("draining: running calls may end; a second signal ends them at once", "timeout", s.cfg.DrainTimeout)
 	drain, cancelDrain := context.WithTimeout(background, s.cfg.DrainTimeout)
 	defer cancelDrain()
-	// First calls end, then their instances. What outlives the drain is broken off.
-	err := s.http.Shutdown(drain)
+	// Nothing is accepted any more; then calls end, then their instances. What
+	// outlives the drain is broken off.
+	s.listener.Close() //nolint:errcheck // Serve tells
+	<-served
+	err := s.listener.drain(drain)
 	if poolErr := s.pool.Close(drain); err == nil {
 		err = poolErr
 	}
+	s.http.Close() //nolint:errcheck // nothing is left to do
 	if err != nil {
-		s.http.Close() //nolint:errcheck // nothing is left to do
 		s.cfg.Logger.Warn("calls were broken off at the end of the drain", "err", err)
 	}
 	s.cfg.Logger.Info("stopped")

@@ -3,10 +3,12 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -27,6 +29,9 @@ the management API under /v1 (documentation: /docs, OpenAPI: /openapi.json).
 Everything it keeps is in the data directory, which one server uses at a time.
 On SIGINT or SIGTERM it takes no new calls, lets running ones finish, and ends;
 a second signal ends it at once. Logs go to standard error.
+
+Under a service manager that holds the socket (systemd, with a .socket unit) it
+serves that one instead of --listen, and no connection is refused during a restart.
 
 The management API has no log-in yet: it is served only to clients on this
 machine, under any --listen address; functions are served to everyone.`,
@@ -52,6 +57,12 @@ machine, under any --listen address; functions are served to everyone.`,
 			if cfg.BuildTimeout <= 0 {
 				return &usageError{fmt.Errorf("--build-timeout %s is not positive", cfg.BuildTimeout)}
 			}
+			if cfg.Listener, err = inherited(); err != nil {
+				return err
+			}
+			if cfg.Listener != nil {
+				cfg.Logger.Info("the service manager holds the socket; --listen is ignored", "address", cfg.Listener.Addr())
+			}
 			s, err := server.New(cmd.Context(), cfg)
 			if err != nil {
 				return err
@@ -76,6 +87,33 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
 	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "build-allow", "build-timeout", "memory-budget", "stem-cells", "debug-listen", "log-level", "log-format")
 	return cmd
+}
+
+// inherited returns the socket that a service manager has passed on, nil if there
+// is none. The variables that tell of it are unset, for child processes. Errors:
+// CodeInvalid.
+func inherited() (*net.TCPListener, error) {
+	files := activation.Files(true)
+	for _, f := range files {
+		defer f.Close() //nolint:errcheck // the listener has a copy
+	}
+	if len(files) == 0 {
+		return nil, nil
+	}
+	if len(files) > 1 {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the service manager passes on %d sockets", len(files)).
+			WithHint("give the .socket unit one ListenStream=")
+	}
+	l, err := net.FileListener(files[0])
+	if tcp, ok := l.(*net.TCPListener); ok {
+		return tcp, nil
+	}
+	if err == nil {
+		l.Close() //nolint:errcheck // it is of no use
+		err = fmt.Errorf("it is a %s socket", l.Addr().Network())
+	}
+	return nil, hearth.Errorf(hearth.CodeInvalid, "the socket that the service manager passes on cannot be used: %w", err).
+		WithHint("give the .socket unit a TCP address, for example ListenStream=127.0.0.1:8080")
 }
 
 // hostFlags are the flags that say what a server finds on its host; doctor has
