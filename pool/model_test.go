@@ -41,8 +41,17 @@ func check(t *testing.T, p *Pool) {
 			t.Errorf("%s has %d calls and %d places", inst.id, inst.calls, inst.slots)
 		}
 	}
+	active, resting := 0, 0
 	for _, g := range p.groups {
 		queued += len(g.waiters)
+		if g.active() {
+			active++
+		}
+		if _, ok := p.resting[g]; ok != (len(g.idle) > 0) {
+			t.Errorf("%s has %d idle instances, rests: %v", g.version.Function, len(g.idle), ok)
+		} else if ok {
+			resting++
+		}
 		var starting, draining, idle int
 		var calls int // without those whose instance has just ended under them
 		for _, inst := range g.all {
@@ -80,6 +89,9 @@ func check(t *testing.T, p *Pool) {
 	if used != p.used || leaving != p.leaving.instances || leavingBytes != p.leaving.bytes || starts != p.starts || queued != p.queued {
 		t.Errorf("bytes %d, leaving %d with %d, starts %d, queued %d; counted %d, %d, %d, %d, %d",
 			used, leaving, leavingBytes, starts, queued, p.used, p.leaving.instances, p.leaving.bytes, p.starts, p.queued)
+	}
+	if active != p.active || resting != len(p.resting) {
+		t.Errorf("%d groups are active, %d rest; counted %d, %d", active, resting, p.active, len(p.resting))
 	}
 	if len(p.instances) > p.cfg.MaxInstances || p.starts > p.cfg.MaxStarts {
 		t.Errorf("%d instances, %d starts", len(p.instances), p.starts)

@@ -140,6 +140,9 @@ type Pool struct {
 	stocks    map[class]*stock       // guarded by mu
 	// rigid are drivers whose sandboxes cannot be resized.
 	rigid map[string]bool // guarded by mu
+	// resting are groups with idle instances, active counts those with calls.
+	resting map[*group]struct{} // guarded by mu
+	active  int                 // guarded by mu
 	// hungry are groups that want an instance and found no room for one.
 	hungry  map[*group]struct{} // guarded by mu
 	queued  int                 // guarded by mu; waiting calls of all groups
@@ -194,6 +197,7 @@ func New(cfg Config) *Pool {
 		instances:  map[*instance]struct{}{},
 		stocks:     map[class]*stock{},
 		rigid:      map[string]bool{},
+		resting:    map[*group]struct{}{},
 		hungry:     map[*group]struct{}{},
 		snapshots:  map[string]*snapshot{},
 		watchers:   map[*watcher]struct{}{},

@@ -27,6 +27,7 @@ type group struct {
 	inFlight int         // calls that have an instance
 	per      int         // calls of one instance
 	retired  bool
+	counted  bool // it is one of Pool.active
 	// stemless: it starts faster without a stem cell.
 	stemless bool
 
@@ -167,7 +168,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 	}
 	g.waiters = append(g.waiters, w)
 	p.queued++
-	g.loadLocked(now)
+	p.loadLocked(g, now)
 	p.scaleLocked(g)
 	p.mu.Unlock()
 
@@ -179,7 +180,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 			g.waiters = slices.Delete(g.waiters, i, i+1)
 			p.queued--
 			err := waitError(ctx, g)
-			g.loadLocked(time.Now())
+			p.loadLocked(g, time.Now())
 			p.settleLocked(g)
 			p.mu.Unlock()
 			return nil, err
@@ -294,6 +295,7 @@ func (p *Pool) admitLocked(ctx context.Context, g *group, now time.Time) error {
 	longest.waiters[last].fail(err)
 	longest.waiters = longest.waiters[:last]
 	p.queued--
+	p.loadLocked(longest, now)
 	return nil
 }
 
@@ -322,31 +324,45 @@ func (p *Pool) failLocked(g *group, err error) {
 	}
 	p.queued -= len(g.waiters)
 	g.waiters = nil
-	g.loadLocked(time.Now())
+	p.loadLocked(g, time.Now())
 }
 
-// loadLocked tells the group's load how many calls there are now.
-func (g *group) loadLocked(now time.Time) { g.load.Set(now, g.inFlight+len(g.waiters)) }
+// loadLocked is called when the number of the group's calls has changed.
+func (p *Pool) loadLocked(g *group, now time.Time) {
+	g.load.Set(now, g.inFlight+len(g.waiters))
+	if active := g.active(); active != g.counted {
+		g.counted = active
+		if active {
+			p.active++
+		} else {
+			p.active--
+		}
+	}
+}
 
 // lendLocked gives one place of the instance to a call.
 func (p *Pool) lendLocked(inst *instance, now time.Time) {
 	g := inst.group
 	if inst.calls == 0 {
-		g.unidle(inst)
+		p.unidleLocked(inst)
 		p.setState(inst, hearth.InstanceBusy, "")
 	}
 	inst.calls++
 	inst.weighed, inst.weighings = time.Time{}, 0
 	g.inFlight++
 	g.failures = 0
-	g.loadLocked(now)
+	p.loadLocked(g, now)
 }
 
-func (g *group) unidle(inst *instance) {
+func (p *Pool) unidleLocked(inst *instance) {
+	g := inst.group
 	if n := len(g.idle); n > 0 && g.idle[n-1] == inst {
 		g.idle = g.idle[:n-1]
 	} else if i := slices.Index(g.idle, inst); i >= 0 {
 		g.idle = slices.Delete(g.idle, i, i+1)
+	}
+	if len(g.idle) == 0 {
+		delete(p.resting, g)
 	}
 }
 
@@ -362,7 +378,7 @@ func (p *Pool) release(l *Lease) {
 	if !l.lent.IsZero() {
 		g.service.Add(max(now.Sub(l.lent), 1))
 	}
-	g.loadLocked(now)
+	p.loadLocked(g, now)
 	if l.purpose == forCall && !g.active() {
 		g.idleAt(now)
 	}
@@ -444,6 +460,7 @@ func (p *Pool) offerLocked(inst *instance) {
 		inst.fresh = false
 		p.setState(inst, hearth.InstanceIdle, "")
 		g.idle = append(g.idle, inst)
+		p.resting[g] = struct{}{}
 		p.lookAt(g, now.Add(calm))
 		if len(p.hungry) > 0 { // it may have to give its place
 			p.feedLocked()

@@ -174,7 +174,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 			w := g.waiters[0]
 			g.waiters = g.waiters[1:]
 			p.queued--
-			g.loadLocked(time.Now())
+			p.loadLocked(g, time.Now())
 			w.fail(err)
 		} else if !givenUp {
 			p.cfg.Logger.Info("instance did not start", "function", g.version.Function, "version", g.version.Number, "instance", inst.id, "err", err)
@@ -269,7 +269,7 @@ func (p *Pool) removeLocked(inst *instance, why string) {
 		return
 	}
 	if g := inst.group; g != nil {
-		g.unidle(inst)
+		p.unidleLocked(inst)
 		g.all = slices.DeleteFunc(g.all, func(i *instance) bool { return i == inst })
 		if inst.draining {
 			g.draining--
@@ -396,8 +396,8 @@ func (p *Pool) victimLocked(g *group, stem *instance) *instance {
 	greedy := g.total() > 0 && p.shareOfLocked(g) >= share
 	var victim, kept *instance
 	var worst float64
-	for _, other := range p.groups {
-		if len(other.idle) == 0 || other == g || greedy && p.shareOfLocked(other) <= share {
+	for other := range p.resting {
+		if other == g || greedy && p.shareOfLocked(other) <= share {
 			continue
 		}
 		inst := other.idle[0]
@@ -429,13 +429,7 @@ func (p *Pool) shareOfLocked(g *group) float64 {
 
 // shareLocked is the fair share of each group that has calls.
 func (p *Pool) shareLocked() float64 {
-	n := 0
-	for _, g := range p.groups {
-		if g.active() {
-			n++
-		}
-	}
-	return 1 / float64(max(1, n))
+	return 1 / float64(max(1, p.active))
 }
 
 // owesLocked tells whether g has to give the place of an instance to another
