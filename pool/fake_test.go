@@ -228,6 +228,13 @@ func (d *fakeDriver) count() int {
 	return len(d.live)
 }
 
+// made is how many sandboxes were created.
+func (d *fakeDriver) made() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.created
+}
+
 func (s *fakeSandbox) ID() string                             { return s.id }
 func (s *fakeSandbox) Dial(context.Context) (net.Conn, error) { return s.host, nil }
 func (s *fakeSandbox) Stats(context.Context) (driver.Stats, error) {

@@ -133,8 +133,8 @@ func TestMinimumThatDies(t *testing.T) {
 		time.Sleep(time.Minute)
 		close(stop)
 		wg.Wait()
-		if d.created < 4 || d.created > 12 {
-			t.Errorf("%d instances in a minute", d.created)
+		if n := d.made(); n < 4 || n > 12 {
+			t.Errorf("%d instances in a minute", n)
 		}
 	})
 }
@@ -163,8 +163,8 @@ func TestStemCellsThatDie(t *testing.T) {
 		time.Sleep(time.Minute)
 		close(stop)
 		wg.Wait()
-		if d.created > 12 {
-			t.Errorf("%d stem cells in a minute", d.created)
+		if n := d.made(); n > 12 {
+			t.Errorf("%d stem cells in a minute", n)
 		}
 	})
 }

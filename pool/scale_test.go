@@ -124,7 +124,12 @@ func TestLongCallsLeaveAReserve(t *testing.T) {
 		"memory": func(c *Config) { c.Memory = 2 * reserve * unknownMemory },
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := &fakeDriver{script: lasting(time.Hour)}
+			d := &fakeDriver{script: func(g *fakeGuest, invoke []byte) []frame {
+				if g.sb.function() == "long" {
+					return lasting(time.Hour)(g, invoke)
+				}
+				return echo(g, invoke)
+			}}
 			run(t, d, set, func(t *testing.T, p *Pool) {
 				var wg sync.WaitGroup
 				for range 3 * reserve {
@@ -138,7 +143,6 @@ func TestLongCallsLeaveAReserve(t *testing.T) {
 				if n := len(p.Status().Instances); n != 2*reserve-2 {
 					t.Errorf("%d instances", n)
 				}
-				d.script = lasting(0)
 				for i := range 5 {
 					start := time.Now()
 					if _, _, err := do(t.Context(), p, version(fmt.Sprint("quiet", i), 1), "a"); err != nil || time.Since(start) > time.Second {
@@ -198,19 +202,20 @@ func TestInstanceLargerThanTheBudget(t *testing.T) {
 
 // A full pool ends what is worth least, and nothing that is to be kept ready.
 func TestLeastValuableIsEvicted(t *testing.T) {
-	d := &fakeDriver{}
+	var slow atomic.Bool
+	d := &fakeDriver{beforeCreate: func(context.Context) error {
+		if slow.Load() {
+			time.Sleep(time.Second)
+		}
+		return nil
+	}}
 	run(t, d, func(c *Config) { c.MaxInstances = 3; c.Learner = keep(24 * time.Hour) }, func(t *testing.T, p *Pool) {
 		kept := version("kept", 4)
 		kept.Config.Warm.Min = 1
 		p.SetLive([]hearth.Version{*kept, *version("quick", 1)})
 		time.Sleep(time.Hour) // the longest idle by far
 		for _, name := range []string{"slow", "quick"} {
-			d.beforeCreate = func(context.Context) error {
-				if name == "slow" {
-					time.Sleep(time.Second)
-				}
-				return nil
-			}
+			slow.Store(name == "slow")
 			if _, _, err := do(t.Context(), p, version(name, 1), "x"); err != nil {
 				t.Fatal(err)
 			}
