@@ -35,13 +35,14 @@ type group struct {
 	service policy.Mean // how long an instance has a call
 	cold    policy.Mean // how long a start takes
 
-	windows  policy.Windows // after the last call; see known
-	known    bool           // windows are those of the last call
-	due      time.Time      // when tick is to look again
-	readyAt  time.Time      // when the latest start was done
-	failures int            // starts that failed, or instances that died at once, since the last call
-	retryAt  time.Time      // no start ahead of calls before
-	absent   hearth.ColdReason
+	windows    policy.Windows // after the last call; see known
+	known      bool           // windows are those of the last call
+	due        time.Time      // when tick is to look again
+	readyAt    time.Time      // when the latest start was done
+	verifiedAt time.Time      // when that of Verify was
+	failures   int            // starts that failed, or instances that died at once, since the last call
+	retryAt    time.Time      // no start ahead of calls before
+	absent     hearth.ColdReason
 }
 
 // function is what is remembered of a function across its versions and the times

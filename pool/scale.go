@@ -23,6 +23,10 @@ const (
 	reserve = 16
 )
 
+// deployKept is how long the instance that a deploy was verified with is kept for
+// the version's first call, whatever was learnt of the function.
+const deployKept = 10 * time.Minute
+
 // wantLocked is how many instances the group should have now.
 func (p *Pool) wantLocked(g *group, now time.Time) int {
 	if p.closed || g.retired { // whoever waits is still served
@@ -44,6 +48,9 @@ func (p *Pool) wantLocked(g *group, now time.Time) int {
 		// It has waited for longer than a start takes: what the calls took until now
 		// does not tell how long they take.
 		n = max(n, min(g.total()+1, g.max()))
+	}
+	if now.Sub(g.verifiedAt) < deployKept && !g.function.lastEnd.After(g.verifiedAt) {
+		n = max(n, min(g.total(), 1)) // whoever deploys is about to call
 	}
 	return n
 }
@@ -184,6 +191,9 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 		return
 	}
 	g.readyAt = time.Now()
+	if inst.purpose == forVerification {
+		g.verifiedAt = g.readyAt
+	}
 	if !inst.ready.Concurrent {
 		g.per = 1
 	}
