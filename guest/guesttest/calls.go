@@ -75,7 +75,7 @@ func (s *suite) requestStreams(t *testing.T) {
 }
 
 func (s *suite) flowControl(t *testing.T) {
-	for _, handler := range []string{"endless", "endless_async", "large"} {
+	for _, handler := range []string{"endless", "endless_async", "large", "large_async"} {
 		p := s.function(t, handler)
 		p.hold = true
 		id := p.invoke("http", map[string]any{}, nil)
@@ -99,7 +99,7 @@ func (s *suite) flowControl(t *testing.T) {
 		if r.err == nil || r.err.Kind != "canceled" {
 			t.Errorf("%s: CANCEL was answered with %v", handler, r)
 		}
-		if handler != "large" {
+		if !strings.HasPrefix(handler, "large") {
 			p.closed(id)
 		}
 		p.stop()

@@ -251,6 +251,7 @@ func (s *suite) responses(t *testing.T) {
 		{"stream_head", 202, [][2]string{{"content-type", "text/event-stream"}}, "one two three"},
 		{"stream_empty", 200, bytes200, ""},
 		{"large", 200, bytes200, string(large)},
+		{"large_async", 200, bytes200, string(large)},
 	} {
 		t.Run(c.handler, func(t *testing.T) {
 			r := s.call(t, c.handler)

@@ -636,7 +636,7 @@ def respond(call, result):
             header(RESPONSE, sid, len(head)), head,
             header(DATA, sid, n), body, header(END, sid, 0))))
     else:
-        load_more().send_large(call, head, body)
+        return load_more().send_large(call, head, body)
 
 
 def marshal(call, result):

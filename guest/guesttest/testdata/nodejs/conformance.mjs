@@ -63,6 +63,8 @@ export const large = () => {
   return b;
 };
 
+export const large_async = async () => large();
+
 export const large_value = () => 'x'.repeat(3 << 20);
 
 function inner() {

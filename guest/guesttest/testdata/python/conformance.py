@@ -84,6 +84,10 @@ def large(event, context):
     return bytes(range(256)) * (3 << 12)
 
 
+async def large_async(event, context):
+    return large(event, context)
+
+
 def large_value(event, context):
     return "x" * (3 << 20)
 
