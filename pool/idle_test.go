@@ -104,7 +104,6 @@ func TestBusyIdlerIsPaused(t *testing.T) {
 				t.Fatalf("%v, cold %v", err, l.Cold)
 			}
 		}
-		d.cpu = 0
 	})
 }
 
