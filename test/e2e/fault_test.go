@@ -169,7 +169,7 @@ func TestHostileFunctions(t *testing.T) {
 		in.t = t
 		name := "hostile-" + runtime
 		in.deploy("calm-"+runtime, runtime, code, nil)
-		in.deploy(name, runtime, code, fields{"timeout": "8s", "memory": "192MiB", "concurrency": 2})
+		in.deploy(name, runtime, code, fields{"timeout": "8s", "memory": "384MiB", "concurrency": 2})
 		for _, c := range []struct {
 			do        string
 			status    int
