@@ -45,7 +45,8 @@ type Catalog interface {
 
 // Recorder takes the records of calls; it must not block.
 type Recorder interface {
-	Record(hearth.Invocation)
+	// Record returns false if there were too many of the kind lately.
+	Record(hearth.Invocation) bool
 }
 
 // Logs takes what Hearth has to tell a function's owner; it must not block.
@@ -195,7 +196,10 @@ func (g *Gateway) finish(rec *hearth.Invocation, err error) {
 		case hearth.CodeInternal, hearth.CodeUnavailable:
 			g.cfg.Logger.Error("call failed", "function", rec.Function, "invocation", rec.ID, "err", err)
 		}
-		g.logError(rec, e)
+		if g.cfg.Recorder.Record(*rec) {
+			g.logError(rec, e)
+		}
+		return
 	}
 	g.cfg.Recorder.Record(*rec)
 }

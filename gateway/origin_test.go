@@ -172,10 +172,10 @@ type safeRecords struct {
 	list kept
 }
 
-func (s *safeRecords) Record(r hearth.Invocation) {
+func (s *safeRecords) Record(r hearth.Invocation) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.list.Record(r)
+	return s.list.Record(r)
 }
 
 func (s *safeRecords) last() hearth.Invocation {

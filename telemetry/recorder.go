@@ -18,10 +18,10 @@ type Sink interface {
 
 // RecorderOptions bound what a Recorder keeps; zero fields take the default.
 type RecorderOptions struct {
-	// SuccessRate is how many successful calls are recorded per second, with
-	// bursts of one second; the others are skipped. Negative means all. Errors
-	// are not limited. Default 200.
-	SuccessRate int
+	// SampleRate is how many successful calls, and how many that were refused because
+	// too many waited, are recorded per second, with bursts of one second; the others
+	// are skipped. Negative means all. Other errors are not limited. Default 200.
+	SampleRate int
 	// Buffer is how many records may wait for the sink. Default 16384.
 	Buffer int
 	// Batch is how many records go to the sink at once. Default 500.
@@ -34,7 +34,7 @@ type RecorderOptions struct {
 }
 
 func (o RecorderOptions) withDefaults() RecorderOptions {
-	setDefault(&o.SuccessRate, 200)
+	setDefault(&o.SampleRate, 200)
 	setDefault(&o.Buffer, 16384)
 	setDefault(&o.Batch, 500)
 	setDefault(&o.Interval, 100*time.Millisecond)
@@ -65,7 +65,8 @@ type Recorder struct {
 	done chan struct{}      // closed when the goroutine has ended
 	stop context.CancelFunc // ends sink calls when Close gives up
 
-	budget           atomic.Int64 // successes that may be recorded now
+	successBudget    atomic.Int64 // successes that may be recorded now
+	refusalBudget    atomic.Int64 // refused calls that may be
 	skipped, dropped atomic.Int64
 
 	mu        sync.Mutex
@@ -81,18 +82,23 @@ func NewRecorder(sink Sink, opts RecorderOptions, logger *slog.Logger) *Recorder
 		sink: sink, opts: opts.withDefaults(), log: logger,
 		kick: make(chan struct{}, 1), jobs: make(chan chan<- error), done: make(chan struct{}), stop: cancel,
 	}
-	r.budget.Store(int64(r.opts.SuccessRate))
+	r.successBudget.Store(int64(r.opts.SampleRate))
+	r.refusalBudget.Store(int64(r.opts.SampleRate))
 	go r.run(ctx)
 	return r
 }
 
-// Record takes the record of a call that has ended. It never blocks on the
-// sink. After Close it drops the record.
-func (r *Recorder) Record(v hearth.Invocation) {
+// Record takes the record of a call that has ended, and returns false if it is one
+// of too many. It never blocks on the sink. After Close it drops the record.
+func (r *Recorder) Record(v hearth.Invocation) bool {
 	failed := v.ErrorCode != ""
-	if !failed && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
+	budget := &r.successBudget
+	if v.ErrorCode == hearth.CodeExhausted {
+		budget = &r.refusalBudget
+	}
+	if (!failed || budget == &r.refusalBudget) && r.opts.SampleRate > 0 && budget.Add(-1) < 0 {
 		r.skipped.Add(1)
-		return
+		return false
 	}
 	r.mu.Lock()
 	n := len(r.errors) + len(r.successes)
@@ -114,6 +120,7 @@ func (r *Recorder) Record(v hearth.Invocation) {
 	if n == 0 || n == r.opts.Batch-1 {
 		r.wake()
 	}
+	return true
 }
 
 func (r *Recorder) wake() {
@@ -128,7 +135,7 @@ func (r *Recorder) wake() {
 func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
 
 // Skipped returns how many successful calls were not recorded because there
-// were more of them than RecorderOptions.SuccessRate.
+// were more of them than RecorderOptions.SampleRate.
 func (r *Recorder) Skipped() int64 { return r.skipped.Load() }
 
 // Flush returns when everything recorded before the call is with the sink, or
@@ -229,21 +236,26 @@ func (r *Recorder) run(ctx context.Context) {
 	}
 }
 
-// refill grows the budget of successes by what the elapsed time allows and
-// tells whether it is full.
+// refill grows the budgets by what the elapsed time allows and tells whether they
+// are full.
 func (r *Recorder) refill(elapsed time.Duration) bool {
-	if r.opts.SuccessRate < 0 {
+	if r.opts.SampleRate < 0 {
 		return true
 	}
-	limit := int64(r.opts.SuccessRate)
+	limit := int64(r.opts.SampleRate)
 	add := max(1, int64(min(elapsed, time.Second))*limit/int64(time.Second))
-	for {
-		old := r.budget.Load()
-		fresh := min(limit, max(old, 0)+add)
-		if r.budget.CompareAndSwap(old, fresh) {
-			return fresh == limit
+	full := true
+	for _, budget := range []*atomic.Int64{&r.successBudget, &r.refusalBudget} {
+		for {
+			old := budget.Load()
+			fresh := min(limit, max(old, 0)+add)
+			if budget.CompareAndSwap(old, fresh) {
+				full = full && fresh == limit
+				break
+			}
 		}
 	}
+	return full
 }
 
 func (r *Recorder) full() bool {

@@ -95,10 +95,38 @@ func TestRecorderBatches(t *testing.T) {
 	})
 }
 
+// Refused calls are as many as callers like.
+func TestRecorderSamplesRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SampleRate: 200}, discard())
+		const seconds, rate = 5, 2000
+		taken := 0
+		for i := range seconds * rate {
+			if r.Record(hearth.Invocation{ID: fmt.Sprint("r", i), ErrorCode: hearth.CodeExhausted}) {
+				taken++
+			}
+			if i%10 == 0 && !r.Record(success(i)) {
+				t.Fatal("a success was skipped for refused calls")
+			}
+			time.Sleep(time.Second / rate)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, failed := s.count(); failed != taken {
+			t.Errorf("%d records of the %d that were taken", failed, taken)
+		}
+		if want := 200 * (seconds + 1); taken < want*8/10 || taken > want*11/10 {
+			t.Errorf("%d refused calls, want about %d", taken, want)
+		}
+	})
+}
+
 func TestRecorderSamplesSuccessesOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
-		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: 200}, discard())
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SampleRate: 200}, discard())
 		const seconds, rate = 5, 2000
 		for i := range seconds * rate {
 			r.Record(success(i))
@@ -128,7 +156,7 @@ func TestRecorderPrefersErrorsWhenTheSinkFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
 		s.fail(hearth.Errorf(hearth.CodeUnavailable, "the disk is full"))
-		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: -1, Buffer: 100}, discard())
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SampleRate: -1, Buffer: 100}, discard())
 		for i := range 100 {
 			r.Record(success(i))
 		}
@@ -177,7 +205,7 @@ func (deadSink) AppendInvocations(ctx context.Context, _ []hearth.Invocation) er
 func BenchmarkRecord(b *testing.B) {
 	for name, rate := range map[string]int{"sampled": 200, "all": -1} {
 		b.Run(name, func(b *testing.B) {
-			r := telemetry.NewRecorder(&nullSink{}, telemetry.RecorderOptions{SuccessRate: rate}, discard())
+			r := telemetry.NewRecorder(&nullSink{}, telemetry.RecorderOptions{SampleRate: rate}, discard())
 			defer func() { _ = r.Close() }()
 			v := success(1)
 			b.ReportAllocs()
