@@ -43,7 +43,7 @@ var imports = map[string][]string{
 	"driver/seccomp":              {},
 	"driver/slots":                {"", "driver"},
 	"images":                      {"", "guest"},
-	"bench":                       {"", "client", "driver", "guest", "images", "store"},
+	"bench":                       {"", "client", "driver", "guest", "images", "store", "telemetry"},
 	"test/e2e":                    {},
 	"test/script":                 {},
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hearthrun/hearth/client"
+	"github.com/hearthrun/hearth/telemetry"
 )
 
 // Bounds of the phases.
@@ -163,7 +164,7 @@ func (s *coldSamples) add(wall, cpu time.Duration, timing map[string]float64) {
 
 // busyTime is how long all cores together were busy since the machine started.
 func busyTime() time.Duration {
-	busy, _ := cpuTimes()
+	busy, _ := telemetry.CPUTimes()
 	return time.Duration(busy * float64(clockTick))
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/telemetry"
 )
 
 // Machine is what the figures were measured on. Figures of two machines cannot
@@ -52,35 +53,13 @@ func describeMachine() Machine {
 	return m
 }
 
-// cpuTimes returns the time all cores were busy and the time there was, in ticks,
-// since the start of the machine. Both are 0 if the kernel does not tell.
-func cpuTimes() (busy, total float64) {
-	b, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, 0
-	}
-	line, _, _ := bytes.Cut(b, []byte("\n"))
-	// cpu user nice system idle iowait irq softirq steal, then guest times that
-	// are part of user.
-	for i, f := range strings.Fields(string(line)) {
-		n, err := strconv.ParseFloat(f, 64)
-		if err != nil || i > 8 {
-			continue // the name
-		}
-		if total += n; i != 4 && i != 5 {
-			busy += n
-		}
-	}
-	return busy, total
-}
-
 // busyShare returns which part of the machine's cores, 0 to 1, is busy during d.
 func busyShare(ctx context.Context, d time.Duration) (float64, error) {
-	busy, total := cpuTimes()
+	busy, total := telemetry.CPUTimes()
 	if err := pause(ctx, d); err != nil {
 		return 0, err
 	}
-	busy2, total2 := cpuTimes()
+	busy2, total2 := telemetry.CPUTimes()
 	if total2 <= total {
 		return 0, nil
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/client"
+	"github.com/hearthrun/hearth/telemetry"
 )
 
 // installed finds the interpreter or skips.
@@ -208,7 +209,7 @@ func TestMachine(t *testing.T) {
 	if n, err := rss(os.Getpid()); err != nil || n < 1<<20 {
 		t.Errorf("own resident set: %d, %v", n, err)
 	}
-	busy, total := cpuTimes()
+	busy, total := telemetry.CPUTimes()
 	if busy <= 0 || total < busy {
 		t.Errorf("busy %v of %v", busy, total)
 	}

@@ -78,6 +78,14 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// Meter is implemented by sandboxes that know at little cost (Stats may take
+// long) how much of the host's cores they have used since they were created.
+type Meter interface {
+	// CPU returns the time used, by all that belongs to the sandbox; false where it
+	// cannot be told.
+	CPU() (time.Duration, bool)
+}
+
 // Mounter is implemented by sandboxes whose slots (Spec.Slots) can be filled
 // while they run. A driver without it refuses a Spec with slots: CodeUnsupported.
 type Mounter interface {

@@ -44,6 +44,8 @@ type fakeDriver struct {
 	// use of a core, all the time.
 	memory int64
 	cpu    float64
+	// meter is driver.Meter's; nil where it cannot be told.
+	meter func(s *fakeSandbox) time.Duration
 	// noSlots makes a driver without slots, rigid one whose sandboxes have no
 	// optional interfaces. onMount, onResize, onPause and onResume run first in
 	// these methods, which fail with their errors.
@@ -239,6 +241,13 @@ func (s *fakeSandbox) ID() string                             { return s.id }
 func (s *fakeSandbox) Dial(context.Context) (net.Conn, error) { return s.host, nil }
 func (s *fakeSandbox) Stats(context.Context) (driver.Stats, error) {
 	return driver.Stats{Memory: s.d.memory, CPU: time.Duration(s.d.cpu * float64(time.Since(s.born)))}, nil
+}
+
+func (s *fakeSandbox) CPU() (time.Duration, bool) {
+	if s.d.meter == nil {
+		return 0, false
+	}
+	return s.d.meter(s), true
 }
 
 func (s *fakeSandbox) Wait(ctx context.Context) (driver.Exit, error) {

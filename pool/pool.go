@@ -4,7 +4,7 @@
 //
 // Everything is decided under one lock by code that only looks at the state
 // (scale.go: how many instances, and for whom there is room; queue.go: who
-// waits; stem.go: what is started before anyone knows for whom; idle.go: what
+// waits; crowd.go: how many run at once; stem.go: what is started before anyone knows for whom; idle.go: what
 // time brings). What takes time runs in goroutines that come back with the
 // result. An instance changes its state in one place, setState.
 package pool
@@ -22,6 +22,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/guest"
 	"github.com/hearthrun/hearth/pool/policy"
+	"github.com/hearthrun/hearth/telemetry"
 )
 
 // Artifacts finds a version's code.
@@ -117,8 +118,10 @@ type Pool struct {
 	// background is the parent of work that outlives the call that caused it.
 	background context.Context
 	cancel     context.CancelFunc
-	wg         sync.WaitGroup // every goroutine of the pool
-	wake       chan struct{}  // asks tick to look at once; capacity 1
+	wg         sync.WaitGroup               // every goroutine of the pool
+	wake       chan struct{}                // asks tick to look at once; capacity 1
+	crowded    chan struct{}                // tells watchCrowds that a call waits; capacity 1
+	cpuTimes   func() (busy, total float64) // telemetry.CPUTimes
 	// stems ends, by endStems, when no more stem cells are to be started.
 	stems    context.Context
 	endStems context.CancelFunc
@@ -201,12 +204,15 @@ func New(cfg Config) *Pool {
 		hungry:     map[*group]struct{}{},
 		snapshots:  map[string]*snapshot{},
 		watchers:   map[*watcher]struct{}{},
+		crowded:    make(chan struct{}, 1),
+		cpuTimes:   telemetry.CPUTimes,
 		quiet:      make(chan struct{}),
 	}
 	p.stems, p.endStems = context.WithCancel(ctx)
 	p.clearSnapshots()
 	p.wg.Go(p.tick)
 	p.wg.Go(p.weigh)
+	p.wg.Go(p.watchCrowds)
 	return p
 }
 

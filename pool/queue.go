@@ -26,6 +26,8 @@ type group struct {
 	draining int         // of all
 	inFlight int         // calls that have an instance
 	per      int         // calls of one instance
+	parallel int         // instances that may have calls at once, 0 if any number; see Pool.watchCrowds
+	spurt    int         // instances it may have, if more than Config.MaxStarts, until the cores are looked at again, while calls wait
 	retired  bool
 	counted  bool // it is one of Pool.active
 	// stemless: it starts faster without a stem cell.
@@ -108,13 +110,21 @@ func (g *group) max() int {
 	return max(1, (g.version.Config.Concurrency+g.per-1)/g.per)
 }
 
+// places is how many calls there may be at once.
+func (g *group) places() int {
+	if g.parallel > 0 {
+		return min(g.version.Config.Concurrency, g.parallel*g.per)
+	}
+	return g.version.Config.Concurrency
+}
+
 // active tells whether there are calls.
 func (g *group) active() bool { return g.inFlight+len(g.waiters) > 0 }
 
 // pick returns an instance that can have a call now, nil if there is none: the
 // most recently used idle one, else the one with the fewest calls.
 func (g *group) pick() *instance {
-	if g.inFlight >= g.version.Config.Concurrency {
+	if g.inFlight >= g.places() {
 		return nil
 	}
 	if n := len(g.idle); n > 0 {
@@ -167,10 +177,17 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 	if len(g.all) == g.starting {
 		w.reason = g.absent
 	}
+	if len(g.waiters) == 0 {
+		g.double()
+	}
 	g.waiters = append(g.waiters, w)
 	p.queued++
 	p.loadLocked(g, now)
 	p.scaleLocked(g)
+	select {
+	case p.crowded <- struct{}{}:
+	default:
+	}
 	p.mu.Unlock()
 
 	select {
@@ -305,7 +322,7 @@ func (p *Pool) admitLocked(ctx context.Context, g *group, now time.Time) error {
 // the instances there may ever be.
 func (p *Pool) waitLocked(g *group, now time.Time) time.Duration {
 	var wait time.Duration
-	places := g.max() * g.per
+	places := min(g.max()*g.per, g.places())
 	if g.total() == g.starting && len(g.waiters) > 0 {
 		// The start may be faster than usual.
 		wait = max(0, g.cold.Value()/2-now.Sub(g.waiters[0].asked))
@@ -441,7 +458,7 @@ func (p *Pool) offerLocked(inst *instance) {
 		inst.draining = true
 		g.draining++
 	}
-	for len(g.waiters) > 0 && inst.free() > 0 && g.inFlight < g.version.Config.Concurrency {
+	for len(g.waiters) > 0 && inst.free() > 0 && g.inFlight < g.places() {
 		p.serveFirstLocked(inst, now)
 	}
 	switch left := inst.conn.Abandoned(); {

@@ -39,7 +39,8 @@ func (p *Pool) wantLocked(g *group, now time.Time) int {
 	if idleSince.IsZero() { // it was started ahead of its first call
 		idleSince = g.readyAt
 	}
-	n := policy.Decide(now, p.limitsLocked(g, now), policy.Observed{
+	limits := p.limitsLocked(g, now)
+	n := policy.Decide(now, limits, policy.Observed{
 		InFlight: g.inFlight, Queued: len(g.waiters), Instances: g.total(),
 		Service: g.service.Value(), Cold: g.cold.Value(),
 		Average: average, Peak: peak, IdleSince: idleSince, Windows: g.windowsLocked(p),
@@ -47,7 +48,7 @@ func (p *Pool) wantLocked(g *group, now time.Time) int {
 	if len(g.waiters) > 0 && g.starting == 0 && now.Sub(g.waiters[0].asked) > g.cold.Value() {
 		// It has waited for longer than a start takes: what the calls took until now
 		// does not tell how long they take.
-		n = max(n, min(g.total()+1, g.max()))
+		n = max(n, min(g.total()+1, limits.Max))
 	}
 	if now.Sub(g.verifiedAt) < deployKept && !g.function.lastEnd.After(g.verifiedAt) {
 		n = max(n, min(g.total(), 1)) // whoever deploys is about to call
@@ -56,7 +57,14 @@ func (p *Pool) wantLocked(g *group, now time.Time) int {
 }
 
 func (p *Pool) limitsLocked(g *group, now time.Time) policy.Limits {
-	return policy.Limits{Min: p.minLocked(g, now), Max: g.max(), PerInstance: g.per}
+	l := policy.Limits{Min: p.minLocked(g, now), Max: g.max(), PerInstance: g.per}
+	if g.parallel > 0 { // more would have nothing to do
+		l.Max = min(l.Max, max(l.Min, g.total(), g.parallel))
+	}
+	if len(g.waiters) > 0 {
+		l.Max = min(l.Max, max(l.Min, g.total(), g.spurt, p.cfg.MaxStarts))
+	}
+	return l
 }
 
 // minLocked is how many instances are kept ready whether or not there are calls.

@@ -184,7 +184,7 @@ func (p *Pool) restockLocked() {
 // stemRoomLocked tells whether there is room for another stem cell that nobody
 // needs yet.
 func (p *Pool) stemRoomLocked(s *stock) bool {
-	if len(p.hungry) > 0 || p.starts >= max(1, p.cfg.MaxStarts/2) || len(p.instances) >= p.cfg.MaxInstances {
+	if len(p.hungry) > 0 || p.queued > 0 && len(s.cells) > 0 || p.starts >= max(1, p.cfg.MaxStarts/2) || len(p.instances) >= p.cfg.MaxInstances {
 		return false
 	}
 	bytes := s.estimate()

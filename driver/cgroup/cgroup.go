@@ -60,6 +60,8 @@ type Group interface {
 	// OOMKilled tells whether the kernel killed a process for the memory limit.
 	OOMKilled() bool
 	Stats() (memory, peak int64, cpu time.Duration, pids int)
+	// CPU is the time used alone, 0 where unknown.
+	CPU() time.Duration
 	Procs() []int
 	// Remove frees the group once its processes are gone.
 	Remove(ctx context.Context) error
@@ -246,6 +248,7 @@ func (noGroup) OOMKilled() bool                                        { return 
 func (noGroup) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	return 0, 0, 0, 0
 }
+func (noGroup) CPU() time.Duration           { return 0 }
 func (noGroup) Procs() []int                 { return nil }
 func (noGroup) Remove(context.Context) error { return nil }
 

@@ -305,15 +305,19 @@ func (g *group1) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	if dir := g.dir["memory"]; dir != "" {
 		memory, peak = readInt(dir, "memory.usage_in_bytes"), readInt(dir, "memory.max_usage_in_bytes")
 	}
-	if dir := g.dir["cpuacct"]; dir != "" {
-		cpu = time.Duration(readInt(dir, "cpuacct.usage"))
-	}
 	if dir := g.dir["pids"]; dir != "" {
 		pids = int(readInt(dir, "pids.current"))
 	} else if len(g.dirs) > 0 {
 		pids = len(strings.Fields(read(g.dirs[0], "tasks")))
 	}
-	return memory, peak, cpu, pids
+	return memory, peak, g.CPU(), pids
+}
+
+func (g *group1) CPU() time.Duration {
+	if dir := g.dir["cpuacct"]; dir != "" {
+		return time.Duration(readInt(dir, "cpuacct.usage"))
+	}
+	return 0
 }
 
 func (g *group1) Remove(ctx context.Context) error {

@@ -282,8 +282,11 @@ func (g *group2) Stats() (memory, peak int64, cpu time.Duration, pids int) {
 	if pids == 0 {
 		pids = len(strings.Fields(read(g.dir, "cgroup.threads")))
 	}
-	return readInt(g.dir, "memory.current"), readInt(g.dir, "memory.peak"),
-		time.Duration(readKey(g.dir, "cpu.stat", "usage_usec")) * time.Microsecond, pids
+	return readInt(g.dir, "memory.current"), readInt(g.dir, "memory.peak"), g.CPU(), pids
+}
+
+func (g *group2) CPU() time.Duration {
+	return time.Duration(readKey(g.dir, "cpu.stat", "usage_usec")) * time.Microsecond
 }
 
 func (g *group2) Remove(ctx context.Context) error { return removeGroup(ctx, g.dir) }

@@ -306,6 +306,15 @@ func (s *sandbox) Resize(ctx context.Context, to driver.Limits) error {
 	return nil
 }
 
+// CPU implements driver.Meter.
+func (s *sandbox) CPU() (time.Duration, bool) {
+	if !s.grouped || s.isDestroying() {
+		return 0, false
+	}
+	used := s.group.CPU()
+	return used, used > 0
+}
+
 // Stats implements driver.Sandbox.
 func (s *sandbox) Stats(ctx context.Context) (driver.Stats, error) {
 	if s.isDestroying() {

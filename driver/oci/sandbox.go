@@ -186,6 +186,15 @@ func (s *sandbox) Resize(_ context.Context, to driver.Limits) error {
 	return s.group.Resize(to)
 }
 
+// CPU implements driver.Meter.
+func (s *sandbox) CPU() (time.Duration, bool) {
+	if s.isDestroying() {
+		return 0, false
+	}
+	used := s.group.CPU()
+	return used, used > 0
+}
+
 // Stats implements driver.Sandbox.
 func (s *sandbox) Stats(ctx context.Context) (driver.Stats, error) {
 	if s.isDestroying() {
