@@ -109,6 +109,8 @@ type Invocation struct {
 	ID       string `json:"id"`
 	Function string `json:"function"`
 	Version  int    `json:"version"`
+	// Instance is the id of the sandbox that had the call; empty if none had.
+	Instance string `json:"instance,omitempty"`
 	Kind     Kind   `json:"kind"`
 	// Method and Path are those of the HTTP request, empty for events.
 	Method string `json:"method,omitempty"`

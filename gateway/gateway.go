@@ -22,6 +22,8 @@ import (
 // Instance is an instance lent to one call, and what the call waited for it.
 type Instance struct {
 	Conn *guest.Conn
+	// ID is that of the sandbox.
+	ID   string
 	Cold bool
 	// ColdReason tells why it is cold; empty when warm.
 	ColdReason hearth.ColdReason
@@ -152,6 +154,7 @@ func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Cal
 	asked, lent := time.Now(), false
 	err := g.cfg.Pool.Do(ctx, v, func(ctx context.Context, inst Instance) error {
 		lent = true
+		rec.Instance = inst.ID
 		rec.Cold, rec.ColdReason, rec.Timings = inst.Cold, inst.ColdReason, inst.Timings
 		rec.Timings.Queue += before
 		begin := time.Now()
@@ -217,7 +220,7 @@ func (g *Gateway) logError(rec *hearth.Invocation, e *hearth.Error) {
 	for _, text := range lines {
 		g.cfg.Logs.Append(hearth.LogLine{
 			Time: now, Function: rec.Function, Version: rec.Version,
-			Invocation: rec.ID, Stream: "hearth", Text: strings.TrimSuffix(text, "\r"),
+			Instance: rec.Instance, Invocation: rec.ID, Stream: "hearth", Text: strings.TrimSuffix(text, "\r"),
 		})
 	}
 }

@@ -141,7 +141,7 @@ type coldPool struct{ fakePool }
 func (*coldPool) Do(ctx context.Context, _ *hearth.Version, fn func(context.Context, Instance) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	cancel() // so that the instance needs no connection
-	return fn(ctx, Instance{Conn: &guest.Conn{}, Cold: true, ColdReason: hearth.ColdEvicted})
+	return fn(ctx, Instance{Conn: &guest.Conn{}, ID: "i-1", Cold: true, ColdReason: hearth.ColdEvicted})
 }
 
 // kept collects records.
@@ -160,7 +160,7 @@ func TestColdReasonIsTold(t *testing.T) {
 	if h.Get("Hearth-Start") != "cold" || h.Get("Hearth-Cold-Reason") != "evicted" {
 		t.Errorf("headers %v", h)
 	}
-	if len(records) != 1 || !records[0].Cold || records[0].ColdReason != hearth.ColdEvicted {
+	if len(records) != 1 || records[0].Instance != "i-1" || !records[0].Cold || records[0].ColdReason != hearth.ColdEvicted {
 		t.Errorf("records %+v", records)
 	}
 	g.cfg.Pool = &fakePool{}

@@ -20,7 +20,7 @@ type lender struct{ *pool.Pool }
 
 func (l lender) Do(ctx context.Context, v *hearth.Version, fn func(context.Context, gateway.Instance) error) error {
 	return l.Pool.Do(ctx, v, func(ctx context.Context, lease *pool.Lease) error {
-		return fn(ctx, gateway.Instance{Conn: lease.Conn, Cold: lease.Cold, ColdReason: lease.ColdReason, Timings: lease.Timings})
+		return fn(ctx, gateway.Instance{Conn: lease.Conn, ID: lease.Instance, Cold: lease.Cold, ColdReason: lease.ColdReason, Timings: lease.Timings})
 	})
 }
 
