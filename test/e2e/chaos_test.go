@@ -38,9 +38,6 @@ type chaosFunction struct {
 	attempted, acknowledged atomic.Int64
 	// absent is odd while the function may not exist.
 	absent atomic.Int64
-	// kills is how many of its instances were killed, failures how many calls ended
-	// for that.
-	kills, failures atomic.Int64
 }
 
 func chaosFunctions() []*chaosFunction {
@@ -70,7 +67,12 @@ type chaos struct {
 	rand      *rand.Rand
 	in        *installation
 
-	calls, absent, updates, scaleDowns, deletes, restarts int64
+	killed map[string]bool // instances
+
+	mu       sync.Mutex
+	failures []string // ids of calls that ended with their instances; guarded by mu
+
+	updates, scaleDowns, deletes, restarts int64
 }
 
 // TestChaos updates, deletes, scales down, kills and restarts under load. No call
@@ -97,7 +99,7 @@ func TestChaos(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c := &chaos{t: t, functions: chaosFunctions(), socket: l.(*net.TCPListener), dir: t.TempDir(), rand: rand.New(rand.NewPCG(seed, 0))}
+	c := &chaos{t: t, functions: chaosFunctions(), socket: l.(*net.TCPListener), dir: t.TempDir(), killed: map[string]bool{}, rand: rand.New(rand.NewPCG(seed, 0))}
 	c.serve()
 	for _, f := range c.functions {
 		c.deploy(f, 8)
@@ -122,18 +124,11 @@ func TestChaos(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+	c.attribute()
 	c.in.stop()
-	var kills, failures int64
-	for _, f := range c.functions {
-		kills += f.kills.Load()
-		failures += f.failures.Load()
-		if f.failures.Load() > f.kills.Load() {
-			t.Errorf("%d calls of %s failed with their instances, of which %d were killed", f.failures.Load(), f.name, f.kills.Load())
-		}
-	}
 	t.Logf("%d calls, %d of a function that did not exist; %d updates, %d scale-downs, %d deletes, %d restarts; %d instances killed, and %d calls with them",
-		calls.Load(), absent.Load(), c.updates, c.scaleDowns, c.deletes, c.restarts, kills, failures)
-	if min(c.updates, c.scaleDowns, c.deletes, c.restarts, kills) == 0 {
+		calls.Load(), absent.Load(), c.updates, c.scaleDowns, c.deletes, c.restarts, len(c.killed), len(c.failures))
+	if min(c.updates, c.scaleDowns, c.deletes, c.restarts, int64(len(c.killed))) == 0 {
 		t.Error("some kind of chaos did not happen")
 	}
 	waitFor(t, "the last sandboxes to end", func() bool { return len(sandboxProcesses(c.dir)) == 0 })
@@ -207,16 +202,34 @@ func (c *chaos) kill() {
 		return strings.Compare(a.State, b.State) // busy before idle
 	})
 	for _, inst := range pool.Instances {
-		i := slices.IndexFunc(c.functions, func(f *chaosFunction) bool { return f.name == inst.Function })
-		if i < 0 || inst.State != "busy" && inst.State != "idle" {
+		ours := slices.ContainsFunc(c.functions, func(f *chaosFunction) bool { return f.name == inst.Function })
+		if !ours || inst.State != "busy" && inst.State != "idle" {
 			continue
 		}
-		c.functions[i].kills.Add(1) // before a call can fail for it
-		if !killInstance(inst.ID) {
-			c.functions[i].kills.Add(-1)
-			continue // it ended by itself
+		if killInstance(inst.ID) { // else it ended by itself
+			c.killed[inst.ID] = true
+			return
 		}
-		return
+	}
+}
+
+// attribute fails the test unless each call that ended with its instance had one
+// that was killed, and no other call had that.
+func (c *chaos) attribute() {
+	blamed := map[string]string{}
+	for _, id := range c.failures {
+		var record struct{ Instance string }
+		waitFor(c.t, "the record of "+id, func() bool {
+			a := c.in.do("GET", "/v1/invocations/"+id, nil)
+			return a.status == 200 && json.Unmarshal(a.body, &record) == nil
+		})
+		switch other := blamed[record.Instance]; {
+		case !c.killed[record.Instance]:
+			c.t.Errorf("the instance %q of call %s was not killed", record.Instance, id)
+		case other != "":
+			c.t.Errorf("the calls %s and %s ended with the instance %s", other, id, record.Instance)
+		}
+		blamed[record.Instance] = id
 	}
 }
 
@@ -271,8 +284,10 @@ func (c *chaos) call(ctx context.Context, f *chaosFunction, nonce uint64, calls,
 		case resp.StatusCode == 404 && (away%2 == 1 || f.absent.Load() != away):
 			absent.Add(1)
 		case err != nil && resp.StatusCode == 200, bytes.Contains(data, []byte("signal 9")):
-			// The stream broke off, or never began; there are at most as many as kills.
-			f.failures.Add(1)
+			// The stream broke off, or never began.
+			c.mu.Lock()
+			c.failures = append(c.failures, resp.Header.Get("Hearth-Invocation-Id"))
+			c.mu.Unlock()
 		default:
 			c.t.Errorf("%s: %d %v %s (%v)", f.name, resp.StatusCode, resp.Header, data, err)
 		}
