@@ -407,6 +407,52 @@ func TestForkServerFails(t *testing.T) {
 	})
 }
 
+// TestForkServerOutlivesGivenUpStarts: a sandbox that ended, and whose start was
+// given up, before the fork server came to it, concerns no other sandbox.
+func TestForkServerOutlivesGivenUpStarts(t *testing.T) {
+	d := newDriver(t)
+	z := warmUp(t, d, pythons(t, d)[0])
+	ended := exec.CommandContext(t.Context(), "/bin/true")
+	if err := ended.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer ended.Wait() //nolint:errcheck // it is /bin/true
+	if err := unix.Waitid(unix.P_PID, ended.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	s := &sandbox{process: ended.Process, group: cgroup.None{}.Open("")}
+	ask := func() *forked {
+		t.Helper()
+		f, err := z.fork(s, []*os.File{null, null, null, null}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for range 2 {
+		if err := z.process.Signal(unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		ask().conn.Close()
+		if err := z.process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := ask()
+	defer f.conn.Close()
+	if _, err := f.hear('P', 4); err == nil || !strings.Contains(err.Error(), "enter the sandbox") {
+		t.Errorf("the fork server answers %v; it says %s", err, z.errors.String())
+	}
+	if current(d, z.runtime) != z {
+		t.Error("the fork server was given up")
+	}
+}
+
 // TestForkServerSharesNoMemory: memory that a fork does not copy, such as a library
 // may have, would let guests write into each other.
 func TestForkServerSharesNoMemory(t *testing.T) {

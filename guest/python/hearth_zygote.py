@@ -105,7 +105,10 @@ def run(main):
         if status is None:
             break
         if status:
-            posix.write(request, b"E" + ("enter the sandbox: " + posix.strerror(status >> 8)).encode())
+            try:
+                posix.write(request, b"E" + ("enter the sandbox: " + posix.strerror(status >> 8)).encode())
+            except OSError:
+                pass  # the driver has given up, and the sandbox's pid 1 is gone with that
         for fd in fds:
             posix.close(fd)
     try:
