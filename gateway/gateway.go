@@ -47,8 +47,10 @@ type Catalog interface {
 
 // Recorder takes the records of calls; it must not block.
 type Recorder interface {
-	// Record returns false if there were too many of the kind lately.
-	Record(hearth.Invocation) bool
+	Record(hearth.Invocation)
+	// Refused takes that of a call for which there was no room; false means that it
+	// was one of too many to keep.
+	Refused(hearth.Invocation) bool
 }
 
 // Logs takes what Hearth has to tell a function's owner; it must not block.
@@ -199,10 +201,13 @@ func (g *Gateway) finish(rec *hearth.Invocation, err error) {
 		case hearth.CodeInternal, hearth.CodeUnavailable:
 			g.cfg.Logger.Error("call failed", "function", rec.Function, "invocation", rec.ID, "err", err)
 		}
-		if g.cfg.Recorder.Record(*rec) {
-			g.logError(rec, e)
+		if e.Code == hearth.CodeExhausted && e.RetryAfter > 0 { // the pool's
+			if g.cfg.Recorder.Refused(*rec) {
+				g.logError(rec, e)
+			}
+			return
 		}
-		return
+		g.logError(rec, e)
 	}
 	g.cfg.Recorder.Record(*rec)
 }

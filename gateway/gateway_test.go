@@ -42,8 +42,9 @@ func (f *fakePool) SetLive(versions []hearth.Version) {
 
 type nowhere struct{}
 
-func (nowhere) Record(hearth.Invocation) bool { return true }
-func (nowhere) Append(hearth.LogLine)         {}
+func (nowhere) Record(hearth.Invocation)       {}
+func (nowhere) Refused(hearth.Invocation) bool { return true }
+func (nowhere) Append(hearth.LogLine)          {}
 
 func newGateway(t *testing.T, versions ...hearth.Version) (*Gateway, *fakeCatalog, *fakePool) {
 	t.Helper()
@@ -147,8 +148,10 @@ func (*coldPool) Do(ctx context.Context, _ *hearth.Version, fn func(context.Cont
 // kept collects records.
 type kept []hearth.Invocation
 
-func (k *kept) Record(r hearth.Invocation) bool {
-	*k = append(*k, r)
+func (k *kept) Record(r hearth.Invocation) { *k = append(*k, r) }
+
+func (k *kept) Refused(r hearth.Invocation) bool {
+	k.Record(r)
 	return true
 }
 

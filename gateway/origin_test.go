@@ -172,10 +172,15 @@ type safeRecords struct {
 	list kept
 }
 
-func (s *safeRecords) Record(r hearth.Invocation) bool {
+func (s *safeRecords) Record(r hearth.Invocation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.list.Record(r)
+	s.list.Record(r)
+}
+
+func (s *safeRecords) Refused(r hearth.Invocation) bool {
+	s.Record(r)
+	return true
 }
 
 func (s *safeRecords) last() hearth.Invocation {

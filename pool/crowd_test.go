@@ -1,7 +1,7 @@
 package pool
 
 import (
-	"runtime"
+	"context"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,18 +14,21 @@ import (
 func TestCrowdSharesTheCores(t *testing.T) {
 	var now, most atomic.Int64
 	d := &fakeDriver{script: func(g *fakeGuest, invoke []byte) []frame {
-		most.Store(max(most.Load(), now.Add(1)))
+		n := now.Add(1)
 		defer now.Add(-1)
+		for m := most.Load(); m < n && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
 		return lasting(10*time.Millisecond)(g, invoke)
 	}}
-	cores := runtime.NumCPU()
+	const cores = 4
 	few, many := 2*cores, 8*cores
 	d.meter = func(s *fakeSandbox) time.Duration { return time.Since(s.born) } // it computes all the time
 	run(t, d, nil, func(t *testing.T, p *Pool) {
+		p.cores = cores
 		begun := time.Now()
 		var idle atomic.Int64 // ticks
 		p.cpuTimes = func() (busy, total float64) {
-			total = time.Since(begun).Seconds() * 100 * float64(cores)
+			total = time.Since(begun).Seconds() * 100 * cores
 			return total - float64(idle.Load()), total
 		}
 		v := version("f", many)
@@ -48,7 +51,7 @@ func TestCrowdSharesTheCores(t *testing.T) {
 			t.Errorf("%d calls at once while all cores are busy, want %d", got, few)
 		}
 		for time.Now().Before(end) { // half of the cores have nothing to do
-			idle.Add(int64(cores))
+			idle.Add(cores)
 			time.Sleep(20 * time.Millisecond)
 		}
 		if got := int(most.Load()); got != many {
@@ -62,13 +65,14 @@ func TestCrowdSharesTheCores(t *testing.T) {
 func TestWaitingCallsAreNotLimited(t *testing.T) {
 	d := &fakeDriver{script: lasting(time.Second), meter: func(s *fakeSandbox) time.Duration { return time.Since(s.born) / 1000 }}
 	run(t, d, nil, func(t *testing.T, p *Pool) {
+		p.cores = 4
 		begun := time.Now()
 		p.cpuTimes = func() (busy, total float64) {
-			total = time.Since(begun).Seconds() * 100 * float64(runtime.NumCPU())
+			total = time.Since(begun).Seconds() * 400
 			return total, total
 		}
 		v := version("f", 1000)
-		n := 32 * runtime.NumCPU()
+		const n = 128
 		var wg sync.WaitGroup
 		for range n {
 			wg.Go(func() {
@@ -82,4 +86,43 @@ func TestWaitingCallsAreNotLimited(t *testing.T) {
 			t.Errorf("%d calls of a second took %s", n, took)
 		}
 	})
+}
+
+// A version that is replaced under load needs no more instances for those who wait
+// than it would else, and each of them serves many.
+func TestRetiredCrowdIsServed(t *testing.T) {
+	for name, retire := range map[string]func(p *Pool, incarnation string){
+		"retired": func(p *Pool, incarnation string) { p.Retire(incarnation) },
+		"closed":  func(p *Pool, _ string) { go p.Close(context.Background()) }, //nolint:errcheck // it has no deadline
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := slowStart()
+			d.script = lasting(2 * time.Second)
+			d.meter = func(s *fakeSandbox) time.Duration { return time.Since(s.born) }
+			run(t, d, nil, func(t *testing.T, p *Pool) {
+				p.cores = 2
+				begun := time.Now()
+				p.cpuTimes = func() (busy, total float64) {
+					total = time.Since(begun).Seconds() * 200
+					return total, total
+				}
+				v := version("f", 60)
+				var wg sync.WaitGroup
+				for range 60 {
+					wg.Go(func() {
+						if _, _, err := do(t.Context(), p, v, "a"); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				time.Sleep(10 * time.Second)
+				before := d.made()
+				retire(p, v.Incarnation)
+				wg.Wait()
+				if made := d.made(); made > 60 {
+					t.Errorf("%d sandboxes for 60 calls, %d of them before", made, before)
+				}
+			})
+		})
+	}
 }

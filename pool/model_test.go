@@ -127,6 +127,10 @@ func model(t *testing.T, seed uint64) {
 	}
 	var rest sync.WaitGroup // of guests
 	d := &fakeDriver{concurrent: seed%2 == 0, memory: int64(10+intn(60)) << 20, cpu: float64(intn(2))}
+	if seed%3 > 0 { // crowds are limited, or may be
+		share := float64(seed % 3)
+		d.meter = func(s *fakeSandbox) time.Duration { return time.Duration(share / 2 * float64(time.Since(s.born))) }
+	}
 	d.beforeCreate = func(context.Context) error { pause(200); return sometimes(10) }
 	d.onMount = func(driver.Mount) error { pause(5); return sometimes(15) }
 	d.onResize = func(driver.Limits) error { return sometimes(15) }

@@ -122,6 +122,7 @@ type Pool struct {
 	wake       chan struct{}                // asks tick to look at once; capacity 1
 	crowded    chan struct{}                // tells watchCrowds that a call waits; capacity 1
 	cpuTimes   func() (busy, total float64) // telemetry.CPUTimes
+	cores      int                          // of the machine
 	// stems ends, by endStems, when no more stem cells are to be started.
 	stems    context.Context
 	endStems context.CancelFunc
@@ -206,6 +207,7 @@ func New(cfg Config) *Pool {
 		watchers:   map[*watcher]struct{}{},
 		crowded:    make(chan struct{}, 1),
 		cpuTimes:   telemetry.CPUTimes,
+		cores:      runtime.NumCPU(),
 		quiet:      make(chan struct{}),
 	}
 	p.stems, p.endStems = context.WithCancel(ctx)
@@ -384,9 +386,15 @@ func (p *Pool) retireLocked(incarnation string) {
 	delete(p.live, incarnation)
 	p.dropLocked(incarnation)
 	if g := p.groups[incarnation]; g != nil {
-		g.retired = true
-		p.evictLocked(g, "its version was replaced or deleted")
+		p.retireGroupLocked(g, "its version was replaced or deleted")
 	}
+}
+
+// retireGroupLocked ends what is idle once those who wait have what there is.
+func (p *Pool) retireGroupLocked(g *group, why string) {
+	g.retired, g.parallel = true, 0
+	p.serveLocked(g, time.Now())
+	p.evictLocked(g, why)
 }
 
 // Evict destroys the idle instances of a version and returns their number.
@@ -416,8 +424,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	if !p.closed {
 		p.closed = true
 		for _, g := range p.groups {
-			g.retired = true
-			p.evictLocked(g, whyClosing) // also ends starts that no call waits for
+			p.retireGroupLocked(g, whyClosing) // also ends starts that no call waits for
 		}
 		p.endStems()
 		for _, s := range p.stocks {

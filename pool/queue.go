@@ -122,12 +122,13 @@ func (g *group) places() int {
 func (g *group) active() bool { return g.inFlight+len(g.waiters) > 0 }
 
 // pick returns an instance that can have a call now, nil if there is none: the
-// most recently used idle one, else the one with the fewest calls.
+// most recently used idle one, else the one with the fewest calls. Where few are to
+// have calls at once it is the other way round.
 func (g *group) pick() *instance {
 	if g.inFlight >= g.places() {
 		return nil
 	}
-	if n := len(g.idle); n > 0 {
+	if n := len(g.idle); n > 0 && (g.per == 1 || g.parallel == 0) {
 		return g.idle[n-1]
 	}
 	if g.per == 1 {
@@ -138,6 +139,9 @@ func (g *group) pick() *instance {
 		if (inst.state == hearth.InstanceBusy || inst.state == hearth.InstanceSettling) && inst.free() > 0 && (best == nil || inst.calls < best.calls) {
 			best = inst
 		}
+	}
+	if n := len(g.idle); best == nil && n > 0 {
+		return g.idle[n-1]
 	}
 	return best
 }
@@ -163,7 +167,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 		}
 		f.calls++
 	}
-	if inst := g.pick(); inst != nil {
+	if inst := g.pick(); inst != nil && len(g.waiters) == 0 {
 		p.lendLocked(inst, now)
 		p.mu.Unlock()
 		return &Lease{Conn: inst.conn, Instance: inst.id, Ready: inst.ready, inst: inst, lent: now, purpose: why}, nil
@@ -183,6 +187,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 	g.waiters = append(g.waiters, w)
 	p.queued++
 	p.loadLocked(g, now)
+	p.serveLocked(g, now)
 	p.scaleLocked(g)
 	select {
 	case p.crowded <- struct{}{}:
@@ -322,7 +327,8 @@ func (p *Pool) admitLocked(ctx context.Context, g *group, now time.Time) error {
 // the instances there may ever be.
 func (p *Pool) waitLocked(g *group, now time.Time) time.Duration {
 	var wait time.Duration
-	places := min(g.max()*g.per, g.places())
+	// The calls in flight are those that service is of, for a start.
+	places := max(min(g.max()*g.per, g.places()), g.inFlight)
 	if g.total() == g.starting && len(g.waiters) > 0 {
 		// The start may be faster than usual.
 		wait = max(0, g.cold.Value()/2-now.Sub(g.waiters[0].asked))
@@ -461,6 +467,7 @@ func (p *Pool) offerLocked(inst *instance) {
 	for len(g.waiters) > 0 && inst.free() > 0 && g.inFlight < g.places() {
 		p.serveFirstLocked(inst, now)
 	}
+	p.serveLocked(g, now) // if this one can have none
 	switch left := inst.conn.Abandoned(); {
 	case inst.calls > 0 && inst.draining:
 		p.setState(inst, hearth.InstanceDraining, "another function is owed its place")

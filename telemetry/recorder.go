@@ -18,10 +18,13 @@ type Sink interface {
 
 // RecorderOptions bound what a Recorder keeps; zero fields take the default.
 type RecorderOptions struct {
-	// SampleRate is how many successful calls, and how many that were refused because
-	// too many waited, are recorded per second, with bursts of one second; the others
-	// are skipped. Negative means all. Other errors are not limited. Default 200.
-	SampleRate int
+	// SuccessRate is how many successful calls are recorded per second, with
+	// bursts of one second; the others are skipped. Negative means all. Errors
+	// are not limited. Default 200.
+	SuccessRate int
+	// RefusalRate is how many refused calls of each function are recorded per
+	// second (see Refused). Default 10.
+	RefusalRate int
 	// Buffer is how many records may wait for the sink. Default 16384.
 	Buffer int
 	// Batch is how many records go to the sink at once. Default 500.
@@ -34,7 +37,8 @@ type RecorderOptions struct {
 }
 
 func (o RecorderOptions) withDefaults() RecorderOptions {
-	setDefault(&o.SampleRate, 200)
+	setDefault(&o.SuccessRate, 200)
+	setDefault(&o.RefusalRate, 10)
 	setDefault(&o.Buffer, 16384)
 	setDefault(&o.Batch, 500)
 	setDefault(&o.Interval, 100*time.Millisecond)
@@ -65,14 +69,16 @@ type Recorder struct {
 	done chan struct{}      // closed when the goroutine has ended
 	stop context.CancelFunc // ends sink calls when Close gives up
 
-	successBudget    atomic.Int64 // successes that may be recorded now
-	refusalBudget    atomic.Int64 // refused calls that may be
+	budget           atomic.Int64 // successes that may be recorded now
 	skipped, dropped atomic.Int64
 
 	mu        sync.Mutex
 	closed    bool
 	errors    []hearth.Invocation
 	successes []hearth.Invocation
+	// refused counts the refused calls of each function since refusedSince.
+	refused      map[string]int
+	refusedSince time.Time
 }
 
 // NewRecorder starts a Recorder; the caller must Close it.
@@ -80,25 +86,41 @@ func NewRecorder(sink Sink, opts RecorderOptions, logger *slog.Logger) *Recorder
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &Recorder{
 		sink: sink, opts: opts.withDefaults(), log: logger,
-		kick: make(chan struct{}, 1), jobs: make(chan chan<- error), done: make(chan struct{}), stop: cancel,
+		kick: make(chan struct{}, 1), jobs: make(chan chan<- error), done: make(chan struct{}), stop: cancel, refused: map[string]int{},
 	}
-	r.successBudget.Store(int64(r.opts.SampleRate))
-	r.refusalBudget.Store(int64(r.opts.SampleRate))
+	r.budget.Store(int64(r.opts.SuccessRate))
 	go r.run(ctx)
 	return r
 }
 
-// Record takes the record of a call that has ended, and returns false if it is one
-// of too many. It never blocks on the sink. After Close it drops the record.
-func (r *Recorder) Record(v hearth.Invocation) bool {
-	failed := v.ErrorCode != ""
-	budget := &r.successBudget
-	if v.ErrorCode == hearth.CodeExhausted {
-		budget = &r.refusalBudget
+// Refused takes the record of a call that was refused because too many waited:
+// there are as many as callers like. It returns false, and records nothing, if there
+// were RefusalRate of the function within the last second already.
+func (r *Recorder) Refused(v hearth.Invocation) bool {
+	now := time.Now()
+	r.mu.Lock()
+	if now.Sub(r.refusedSince) >= time.Second {
+		clear(r.refused)
+		r.refusedSince = now
 	}
-	if (!failed || budget == &r.refusalBudget) && r.opts.SampleRate > 0 && budget.Add(-1) < 0 {
+	r.refused[v.Function]++
+	many := r.refused[v.Function] > r.opts.RefusalRate
+	r.mu.Unlock()
+	if many {
 		r.skipped.Add(1)
 		return false
+	}
+	r.Record(v)
+	return true
+}
+
+// Record takes the record of a call that has ended. It never blocks on the
+// sink. After Close it drops the record.
+func (r *Recorder) Record(v hearth.Invocation) {
+	failed := v.ErrorCode != ""
+	if !failed && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
+		r.skipped.Add(1)
+		return
 	}
 	r.mu.Lock()
 	n := len(r.errors) + len(r.successes)
@@ -120,7 +142,6 @@ func (r *Recorder) Record(v hearth.Invocation) bool {
 	if n == 0 || n == r.opts.Batch-1 {
 		r.wake()
 	}
-	return true
 }
 
 func (r *Recorder) wake() {
@@ -135,7 +156,7 @@ func (r *Recorder) wake() {
 func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
 
 // Skipped returns how many successful calls were not recorded because there
-// were more of them than RecorderOptions.SampleRate.
+// were more of them than RecorderOptions.SuccessRate.
 func (r *Recorder) Skipped() int64 { return r.skipped.Load() }
 
 // Flush returns when everything recorded before the call is with the sink, or
@@ -236,26 +257,21 @@ func (r *Recorder) run(ctx context.Context) {
 	}
 }
 
-// refill grows the budgets by what the elapsed time allows and tells whether they
-// are full.
+// refill grows the budget of successes by what the elapsed time allows and
+// tells whether it is full.
 func (r *Recorder) refill(elapsed time.Duration) bool {
-	if r.opts.SampleRate < 0 {
+	if r.opts.SuccessRate < 0 {
 		return true
 	}
-	limit := int64(r.opts.SampleRate)
+	limit := int64(r.opts.SuccessRate)
 	add := max(1, int64(min(elapsed, time.Second))*limit/int64(time.Second))
-	full := true
-	for _, budget := range []*atomic.Int64{&r.successBudget, &r.refusalBudget} {
-		for {
-			old := budget.Load()
-			fresh := min(limit, max(old, 0)+add)
-			if budget.CompareAndSwap(old, fresh) {
-				full = full && fresh == limit
-				break
-			}
+	for {
+		old := r.budget.Load()
+		fresh := min(limit, max(old, 0)+add)
+		if r.budget.CompareAndSwap(old, fresh) {
+			return fresh == limit
 		}
 	}
-	return full
 }
 
 func (r *Recorder) full() bool {

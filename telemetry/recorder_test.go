@@ -99,26 +99,23 @@ func TestRecorderBatches(t *testing.T) {
 func TestRecorderSamplesRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
-		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SampleRate: 200}, discard())
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{RefusalRate: 10}, discard())
 		const seconds, rate = 5, 2000
 		taken := 0
 		for i := range seconds * rate {
-			if r.Record(hearth.Invocation{ID: fmt.Sprint("r", i), ErrorCode: hearth.CodeExhausted}) {
+			if r.Refused(hearth.Invocation{ID: fmt.Sprint("r", i), Function: "flooded", ErrorCode: hearth.CodeExhausted}) {
 				taken++
 			}
-			if i%10 == 0 && !r.Record(success(i)) {
-				t.Fatal("a success was skipped for refused calls")
+			if i%500 == 0 && !r.Refused(hearth.Invocation{ID: fmt.Sprint("q", i), Function: "quiet", ErrorCode: hearth.CodeExhausted}) {
+				t.Fatal("a refusal of one function was skipped for those of another")
 			}
 			time.Sleep(time.Second / rate)
 		}
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, failed := s.count(); failed != taken {
-			t.Errorf("%d records of the %d that were taken", failed, taken)
-		}
-		if want := 200 * (seconds + 1); taken < want*8/10 || taken > want*11/10 {
-			t.Errorf("%d refused calls, want about %d", taken, want)
+		if _, failed := s.count(); taken != 10*seconds || failed != taken+seconds*rate/500 {
+			t.Errorf("%d refused calls were taken, and %d recorded", taken, failed)
 		}
 	})
 }
@@ -126,7 +123,7 @@ func TestRecorderSamplesRefusals(t *testing.T) {
 func TestRecorderSamplesSuccessesOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
-		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SampleRate: 200}, discard())
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: 200}, discard())
 		const seconds, rate = 5, 2000
 		for i := range seconds * rate {
 			r.Record(success(i))
@@ -156,7 +153,7 @@ func TestRecorderPrefersErrorsWhenTheSinkFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
 		s.fail(hearth.Errorf(hearth.CodeUnavailable, "the disk is full"))
-		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SampleRate: -1, Buffer: 100}, discard())
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: -1, Buffer: 100}, discard())
 		for i := range 100 {
 			r.Record(success(i))
 		}
@@ -205,7 +202,7 @@ func (deadSink) AppendInvocations(ctx context.Context, _ []hearth.Invocation) er
 func BenchmarkRecord(b *testing.B) {
 	for name, rate := range map[string]int{"sampled": 200, "all": -1} {
 		b.Run(name, func(b *testing.B) {
-			r := telemetry.NewRecorder(&nullSink{}, telemetry.RecorderOptions{SampleRate: rate}, discard())
+			r := telemetry.NewRecorder(&nullSink{}, telemetry.RecorderOptions{SuccessRate: rate}, discard())
 			defer func() { _ = r.Close() }()
 			v := success(1)
 			b.ReportAllocs()

@@ -9,16 +9,16 @@ type Cores struct {
 	// All is how many there are, Busy how many of them were busy with whatever, and
 	// Used how many of those with the instances of one version.
 	All, Busy, Used float64
-	// Crowds is how many versions had calls waiting.
+	// Crowds is how many versions have calls waiting, or a limit.
 	Crowds int
 }
 
-// Parallel returns how many calls of a version should run at the same time from
-// now on, if calls wait, limit was so before and running are; 0 means that there is
-// no limit. Once all cores are busy and the version has a good part in it, more
-// calls at once only make each of them slower, those of other versions with them:
-// so there are fewer, down to two for each core, until some core is idle again.
-// Calls that wait for something else than a core do not use any, and have no limit.
+// Parallel returns how many instances of a version should have calls at the same
+// time from now on, if limit did until now and running have; 0 means that there is
+// no limit. Once all cores are busy and the version has a good part in it, more at
+// once only make each of them slower, those of other versions with them: so there
+// are fewer, down to two for each core, until some core is idle again. Calls that
+// wait for something else than a core use next to none, and have no limit.
 func Parallel(limit, running int, c Cores) int {
 	fairHalf := c.All / float64(2*max(2, c.Crowds))
 	switch {
