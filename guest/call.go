@@ -203,7 +203,8 @@ func (c *Conn) recycle(x *exchange) {
 // sink.Head was called means that the response is broken off. Errors:
 // CodeFunction if the handler failed or its process ended, CodeTimeout and
 // CodeCanceled after ctx, CodeUnavailable after Close, CodeInvalid for an event
-// that is too large; an error of Rest or sink is returned as it is.
+// that is too large; an error of Rest or sink is returned as it is. See ErrUnread
+// for calls that may be repeated: Rest and sink were not used for them.
 func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 	size := len(in.Event) + len(in.ID) + 128
 	if size > maxPayload {
@@ -243,7 +244,7 @@ func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 		err = openErr
 	}
 	if err != nil {
-		return err
+		return c.unread(err)
 	}
 	var failed <-chan error
 	if !inline {

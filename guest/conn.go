@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -187,8 +188,12 @@ func (c *Conn) question(ctx context.Context, t frameType, question any) error {
 	}
 	c.mu.Lock()
 	c.asked = t
+	err = c.err
 	c.mu.Unlock()
-	return c.send(ctx, len(payload), func(b []byte) []byte { return appendFrame(b, t, 0, payload) })
+	if err != nil {
+		return c.unread(err)
+	}
+	return c.unread(c.send(ctx, len(payload), func(b []byte) []byte { return appendFrame(b, t, 0, payload) }))
 }
 
 // answerTo decodes the READY that answers the question before, unless what
@@ -204,8 +209,13 @@ func (c *Conn) answerTo(ctx context.Context, failed <-chan error, answer any) er
 		case f := <-c.control:
 			return c.decodeControl(f, answer)
 		default:
-			return c.Err()
 		}
+		if err := c.Err(); !errors.Is(err, syscall.ECONNRESET) {
+			return err
+		}
+		// What the kernel says of a stream that was closed with something unread in
+		// it, and the question is all there was.
+		return c.unread(c.Err())
 	case <-ctx.Done():
 		return contextError(ctx)
 	}
@@ -490,6 +500,22 @@ func (c *Conn) grant(stream uint32, n int) error {
 		b = appendHeader(b, typeWindow, stream, 4)
 		return binary.BigEndian.AppendUint32(b, uint32(n))
 	})
+}
+
+// ErrUnread is among the causes of an error of Init, InitArchive and Invoke if
+// the guest is known to have ended before it had read what it was asked: then the
+// function has seen nothing of it, and another instance can be asked instead.
+var ErrUnread = errors.New("the guest had ended before")
+
+// unread adds ErrUnread to an error of sending a question, if that is because
+// the stream has ended.
+func (c *Conn) unread(err error) error {
+	if err == nil || c.Err() == nil {
+		return err
+	}
+	e := *hearth.AsError(err)
+	e.Err = errors.Join(ErrUnread, e.Err)
+	return &e
 }
 
 // overdueError tells callers that the stream was ended under them because

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +35,59 @@ func connect(t *testing.T, play func(g *script)) (*Conn, Hello, error) {
 		<-done
 	})
 	return c, hello, err
+}
+
+// TestUnread: an error tells whether the guest ended without having read what it
+// was asked.
+func TestUnread(t *testing.T) {
+	for name, tt := range map[string]struct {
+		play func(g *script)
+		want bool
+	}{
+		"guest ended before": {func(*script) {}, true},
+		"guest ends and leaves the question": {func(g *script) {
+			raw, err := g.nc.(syscall.Conn).SyscallConn()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			raw.Read(func(fd uintptr) bool { //nolint:errcheck // then nothing is there, and the test fails
+				_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
+				return err == nil
+			})
+		}, true},
+		"guest ends on the question": {func(g *script) { g.expect(typeInit) }, false},
+		"guest answers with an error": {func(g *script) {
+			g.expect(typeInit)
+			g.send(typeInitError, 0, `{"type":"ImportError"}`)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, _, err := connect(t, func(g *script) {
+				g.expect(typeHello)
+				g.send(typeReady, 0, `{"protocol":1}`)
+				tt.play(g)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = c.Init(t.Context(), Init{})
+			if hearth.ErrorCode(err) != hearth.CodeFunction || errors.Is(err, ErrUnread) != tt.want {
+				t.Errorf("%v, unread: %t", err, errors.Is(err, ErrUnread))
+			}
+			<-c.Done()
+			err = c.Invoke(t.Context(), &Call{ID: "a", Kind: hearth.KindEvent, Deadline: time.Now()}, &recorder{})
+			if hearth.ErrorCode(err) != hearth.CodeFunction || !errors.Is(err, ErrUnread) {
+				t.Errorf("a call after the end: %v", err)
+			}
+		})
+	}
+	host, far := socketpair(t)
+	c := start(t, host, far, Options{}, func(g *script) { g.expect(typeInvoke); far.Close() })
+	err := c.Invoke(t.Context(), &Call{ID: "a", Kind: hearth.KindEvent, Deadline: time.Now()}, &recorder{})
+	if hearth.ErrorCode(err) != hearth.CodeFunction || errors.Is(err, ErrUnread) {
+		t.Errorf("a call during which the guest ends: %v", err)
+	}
 }
 
 func TestConnect(t *testing.T) {

@@ -11,6 +11,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"runtime"
@@ -220,8 +221,9 @@ func New(cfg Config) *Pool {
 
 // Do lends an instance of v to fn and takes it back when fn returns. If none
 // has a place, one is started, as far as the version's concurrency and the pool's
-// limits allow; else the call waits until ctx ends. If fn's call failed because
-// the instance died, the returned error says why it died. Errors besides fn's:
+// limits allow; else the call waits until ctx ends. If fn returns an error with
+// guest.ErrUnread it is called again with another instance. If its call failed
+// because the instance died, the returned error says why it died. Errors besides fn's:
 // CodeExhausted when too many calls wait or the call could not start before its
 // deadline (then with RetryAfter), CodeTimeout and CodeCanceled after ctx,
 // CodeFunction if the code cannot be loaded, CodeUnavailable if the host cannot
@@ -242,6 +244,10 @@ func (p *Pool) do(ctx context.Context, v *hearth.Version, why purpose, fn func(c
 			continue
 		}
 		err = fn(ctx, lease)
+		if errors.Is(err, guest.ErrUnread) {
+			p.release(lease) // its death was not noticed in time
+			continue
+		}
 		err = lease.inst.explain(err)
 		p.release(lease)
 		return err

@@ -75,6 +75,30 @@ func run(t *testing.T, d *fakeDriver, change func(*Config), test func(t *testing
 	})
 }
 
+// A call that its instance did not get to see goes to another.
+func TestUnreadCallIsRepeated(t *testing.T) {
+	d := &fakeDriver{}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 1)
+		var had []string
+		err := p.Do(t.Context(), v, func(ctx context.Context, l *Lease) error {
+			if had = append(had, l.Instance); len(had) < 3 {
+				d.sandboxes()[0].end(driver.Exit{Signal: 9})
+				<-l.Conn.Done()
+			}
+			return l.Conn.Invoke(ctx, &guest.Call{ID: "a", Kind: hearth.KindEvent, Deadline: time.Now()}, &sink{})
+		})
+		if err != nil || len(had) != 3 || had[0] == had[1] || had[1] == had[2] {
+			t.Errorf("%v, with instances %v", err, had)
+		}
+		// One that it read, does not.
+		d.script = func(*fakeGuest, []byte) []frame { return nil }
+		if _, _, err := do(t.Context(), p, v, "b"); hearth.ErrorCode(err) != hearth.CodeFunction || d.made() != 3 {
+			t.Errorf("%v, %d sandboxes", err, d.made())
+		}
+	})
+}
+
 func TestWarmReuse(t *testing.T) {
 	d := &fakeDriver{}
 	run(t, d, nil, func(t *testing.T, p *Pool) {

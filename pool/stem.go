@@ -305,7 +305,7 @@ func (i *instance) specialise(ctx context.Context, v *hearth.Version, dir string
 // functionFailed tells whether err is the function's, and would be no other in a
 // new sandbox.
 func (i *instance) functionFailed(err error) bool {
-	return hearth.ErrorCode(err) == hearth.CodeFunction
+	return hearth.ErrorCode(err) == hearth.CodeFunction && !errors.Is(err, guest.ErrUnread)
 }
 
 // checkStream returns an error if the files below dir are too large to be sent.

@@ -159,6 +159,17 @@ func TestStemCellThatDoesNotFit(t *testing.T) {
 				return broken
 			}
 		}, start: coldStart},
+		"has died unnoticed": {change: func(d *fakeDriver) {
+			d.onMount = func(driver.Mount) error { // which needs no living process
+				for _, sb := range d.sandboxes() {
+					if sb.mounted == "" {
+						sb.end(driver.Exit{Signal: 9})
+					}
+				}
+				time.Sleep(time.Millisecond)
+				return nil
+			}
+		}, start: coldStart + time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := slowStart()
