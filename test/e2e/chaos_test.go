@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,8 +31,10 @@ const chaosDuration = 15 * time.Second
 // A chaosFunction answers with the number of its deploy and what it was sent.
 type chaosFunction struct {
 	name, runtime, code string
-	// deleted: it is deleted and made anew now and then.
+	// deleted: it is deleted and made anew now and then, and the records of its calls
+	// with it; so none of its instances is killed.
 	deleted bool
+	callers int
 
 	// attempted is the newest deploy that was sent, acknowledged the newest that was
 	// answered.
@@ -42,17 +45,21 @@ type chaosFunction struct {
 
 func chaosFunctions() []*chaosFunction {
 	return []*chaosFunction{
-		{name: "fast", runtime: "python", code: "def handler(event, context):\n    return {'deploy': %d, 'nonce': event['nonce']}\n"},
+		{ // so many that some wait while all cores are busy
+			name: "computes", runtime: "python", callers: 4*runtime.NumCPU() + 2,
+			code: "import time\ndef handler(event, context):\n    end = time.process_time() + 0.005\n    while time.process_time() < end:\n        pass\n    return {'deploy': %d, 'nonce': event['nonce']}\n",
+		},
+		{name: "fast", runtime: "python", callers: 2, code: "def handler(event, context):\n    return {'deploy': %d, 'nonce': event['nonce']}\n"},
 		{
-			name: "waits", runtime: "nodejs",
+			name: "waits", runtime: "nodejs", callers: 2,
 			code: "export const handler = async (event) => { await new Promise((r) => setTimeout(r, 20 + event.nonce %% 30)); return { deploy: %d, nonce: event.nonce }; };\n",
 		},
 		{
-			name: "streams", runtime: "python",
+			name: "streams", runtime: "python", callers: 2,
 			code: "import json, time\ndef handler(event, context):\n    text = json.dumps({'deploy': %d, 'nonce': event['nonce']}).encode()\n    def parts():\n        for c in text:\n            time.sleep(0.0005)\n            yield bytes([c])\n    return parts()\n",
 		},
 		{
-			name: "gone", runtime: "nodejs", deleted: true,
+			name: "gone", runtime: "nodejs", deleted: true, callers: 2,
 			code: "export const handler = async (event) => ({ deploy: %d, nonce: event.nonce });\n",
 		},
 	}
@@ -102,13 +109,18 @@ func TestChaos(t *testing.T) {
 	c := &chaos{t: t, functions: chaosFunctions(), socket: l.(*net.TCPListener), dir: t.TempDir(), killed: map[string]bool{}, rand: rand.New(rand.NewPCG(seed, 0))}
 	c.serve()
 	for _, f := range c.functions {
-		c.deploy(f, 8)
+		c.deploy(f, 16)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var calls, absent atomic.Int64
-	for n := range 2 * len(c.functions) {
-		wg.Go(func() { c.call(ctx, c.functions[n%len(c.functions)], uint64(n)<<32, &calls, &absent) })
+	nonce := uint64(0)
+	for _, f := range c.functions {
+		for range f.callers {
+			nonce += 1 << 32
+			first := nonce
+			wg.Go(func() { c.call(ctx, f, first, &calls, &absent) })
+		}
 	}
 	end := time.Now().Add(duration)
 	// Each kind in turn, so that a short run has all of them, in random order.
@@ -161,7 +173,7 @@ func (c *chaos) deploy(f *chaosFunction, concurrency int) {
 }
 
 func (c *chaos) update() {
-	c.deploy(c.functions[c.rand.IntN(len(c.functions))], 8)
+	c.deploy(c.functions[c.rand.IntN(len(c.functions))], 16)
 	c.updates++
 }
 
@@ -184,7 +196,7 @@ func (c *chaos) remove() {
 	if a := c.in.do("DELETE", "/v1/functions/"+f.name, nil); a.status/100 != 2 {
 		c.t.Errorf("deletion: %v", a)
 	}
-	c.deploy(f, 8)
+	c.deploy(f, 16)
 	f.absent.Add(1)
 	c.deletes++
 }
@@ -202,7 +214,7 @@ func (c *chaos) kill() {
 		return strings.Compare(a.State, b.State) // busy before idle
 	})
 	for _, inst := range pool.Instances {
-		ours := slices.ContainsFunc(c.functions, func(f *chaosFunction) bool { return f.name == inst.Function })
+		ours := slices.ContainsFunc(c.functions, func(f *chaosFunction) bool { return f.name == inst.Function && !f.deleted })
 		if !ours || inst.State != "busy" && inst.State != "idle" {
 			continue
 		}
@@ -283,7 +295,7 @@ func (c *chaos) call(ctx context.Context, f *chaosFunction, nonce uint64, calls,
 			}
 		case resp.StatusCode == 404 && (away%2 == 1 || f.absent.Load() != away):
 			absent.Add(1)
-		case err != nil && resp.StatusCode == 200, bytes.Contains(data, []byte("signal 9")):
+		case err != nil && resp.StatusCode == 200, bytes.Contains(data, []byte("Runtime.ExitError")):
 			// The stream broke off, or never began.
 			c.mu.Lock()
 			c.failures = append(c.failures, resp.Header.Get("Hearth-Invocation-Id"))
