@@ -294,11 +294,14 @@ func (c *Conn) receive(ctx context.Context, x *exchange, failed <-chan error, si
 			return err
 		}
 		x.call.take(&x.batch)
+		// If it failed before anything of its response was passed on, a plain error
+		// is better than a response that breaks off, perhaps before its first byte.
 		if n := len(x.batch.frames); !begun && n > 0 && x.batch.frames[n-1].typ == typeError {
-			// It failed before anything of its response was passed on: a plain
-			// error is better than a response that breaks off.
 			f := x.batch.frames[n-1]
 			return c.decodeError(x.batch.buf[f.start:f.end])
+		}
+		if !begun && x.batch.err != nil {
+			return x.batch.err
 		}
 		begun = begun || len(x.batch.frames) > 0
 		for i, f := range x.batch.frames {

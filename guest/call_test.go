@@ -160,6 +160,28 @@ func TestResponseBody(t *testing.T) {
 	}
 }
 
+// TestEndBeforeResponseIsPassedOn: what the guest had sent of a response when it
+// ended is not begun with.
+func TestEndBeforeResponseIsPassedOn(t *testing.T) {
+	host, far := socketpair(t)
+	c := start(t, host, far, Options{}, func(*script) {})
+	x := c.newExchange()
+	for _, f := range []struct {
+		typ     frameType
+		payload string
+	}{{typeResponse, `{"status":200}`}, {typeData, "some"}} {
+		if err := x.call.receive(header{length: uint32(len(f.payload)), typ: f.typ, stream: 1}, []byte(f.payload)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.call.finish(brokenError(io.EOF))
+	var r recorder
+	err := c.receive(t.Context(), x, nil, &r)
+	if hearth.ErrorCode(err) != hearth.CodeFunction || r.head != nil || len(r.body) != 0 {
+		t.Errorf("%v, after %v and %q", err, r.head, r.body)
+	}
+}
+
 // TestEcho streams both ways at a time, and the response is flushed as it comes.
 func TestEcho(t *testing.T) {
 	host, far := socketpair(t)
