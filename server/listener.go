@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -148,6 +149,26 @@ func connState(nc net.Conn, to http.ConnState) {
 func lastAnswers(h http.Handler, draining <-chan struct{}) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(&lastAnswer{w, draining}, r)
+	})
+}
+
+// lingering is how long a request may still take to arrive when it was answered
+// before, and its connection is to be closed.
+const lingering = time.Second
+
+// readOut reads what h left of the body of a request that is the last one of its
+// connection. For others net/http does that; but such a connection it closes at
+// once, which resets it while the client is sending, and with that the answer may
+// be lost that is on its way: that there is no such function, for example.
+func readOut(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r)
+		if !r.Close || r.ContentLength == 0 || r.Header.Get("Expect") != "" { // such a client waits for the answer
+			return
+		}
+		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingering)); err == nil {
+			io.Copy(io.Discard, r.Body) //nolint:errcheck // the client is free to leave
+		}
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -213,5 +214,40 @@ func TestUnread(t *testing.T) {
 	waitUntil(t, near.(*conn).unread)
 	if open, _ := l.closeQuiet(time.Now().Add(time.Hour)); open != 1 {
 		t.Error("it was closed")
+	}
+}
+
+// TestReadOut: an answer that comes before its request has arrived is not lost when
+// the connection ends with it.
+func TestReadOut(t *testing.T) {
+	l, err := listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan struct{})
+	s := &http.Server{ReadHeaderTimeout: time.Minute, Handler: readOut(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no such function", http.StatusNotFound)
+		answered <- struct{}{}
+	}))}
+	defer s.Close()
+	go s.Serve(l) //nolint:errcheck // it ends with Close
+	for _, length := range []int{100_000, 2_000_000} {
+		nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		_, err = fmt.Fprintf(nc, "POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\nbegin", length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-answered
+		for rest := length - len("begin"); rest > 0 && err == nil; rest -= 1000 {
+			_, err = nc.Write(make([]byte, min(rest, 1000)))
+		}
+		answer, readErr := io.ReadAll(nc)
+		if err != nil || readErr != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 404 ") || !strings.Contains(string(answer), "no such function") {
+			t.Errorf("%d bytes: %v, %v; the answer is %q", length, err, readErr, answer)
+		}
 	}
 }

@@ -213,7 +213,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Pool:     lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
 	})
 	s.http = &http.Server{
-		Handler:           lastAnswers(s.handler(), s.draining),
+		Handler:           lastAnswers(readOut(s.handler()), s.draining),
 		ConnState:         connState,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
