@@ -176,6 +176,10 @@ func TestDrainEnds(t *testing.T) {
 	c := d.connect()
 	c.send(post("/", "first"))
 	c.answered("first", false)
+	waitUntil(t, func() bool { // the client has its answer a moment before
+		_, busy := d.listener.closeQuiet(time.Unix(0, 0))
+		return busy == 0
+	})
 	if err := <-d.drain(ended); err != nil {
 		t.Errorf("with an idle connection: %v", err)
 	}
