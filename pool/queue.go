@@ -397,9 +397,11 @@ func (p *Pool) release(l *Lease) {
 	defer p.mu.Unlock()
 	g := inst.group
 	inst.calls--
-	inst.served++
 	g.inFlight--
-	if !l.lent.IsZero() {
+	if l.purpose == forCall {
+		inst.served++
+	}
+	if l.purpose == forCall && !l.lent.IsZero() { // what verifies a deploy takes no time
 		g.service.Add(max(now.Sub(l.lent), 1))
 	}
 	p.loadLocked(g, now)

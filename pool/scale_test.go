@@ -237,6 +237,24 @@ func TestLeastValuableIsEvicted(t *testing.T) {
 	})
 }
 
+// What a deploy does with an instance tells nothing about how long calls take.
+func TestVerificationIsNoCall(t *testing.T) {
+	d := &fakeDriver{script: lasting(2 * time.Second)}
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 1)
+		if err := p.Verify(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := do(t.Context(), p, v, "a"); err != nil {
+			t.Fatal(err)
+		}
+		st := p.Status()
+		if got := st.Functions[0].Service; time.Duration(got) != 2*time.Second || st.Instances[0].Served != 1 {
+			t.Errorf("a call takes %s after one of 2 s; the instance served %d", time.Duration(got), st.Instances[0].Served)
+		}
+	})
+}
+
 // Two functions that both flood a full pool have the same number of calls done.
 func TestFloodsShareFairly(t *testing.T) {
 	d := &fakeDriver{script: lasting(100 * time.Millisecond)}
