@@ -162,7 +162,8 @@ func (s *coldSamples) add(wall, cpu time.Duration, timing map[string]float64) {
 	}
 }
 
-// busyTime is how long all cores together were busy since the machine started.
+// busyTime is how long the cores that may be used were busy, all together, since
+// the machine started.
 func busyTime() time.Duration {
 	busy, _ := telemetry.CPUTimes()
 	return time.Duration(busy * float64(clockTick))

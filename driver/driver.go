@@ -81,9 +81,9 @@ type Pauser interface {
 // Meter is implemented by sandboxes that know at little cost (Stats may take
 // long) how much of the host's cores they have used since they were created.
 type Meter interface {
-	// CPU returns the time used, by all that belongs to the sandbox; false where it
+	// CPU returns the time used, by all that belongs to the sandbox; 0 where it
 	// cannot be told.
-	CPU() (time.Duration, bool)
+	CPU() time.Duration
 }
 
 // Mounter is implemented by sandboxes whose slots (Spec.Slots) can be filled

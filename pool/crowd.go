@@ -102,7 +102,7 @@ func (p *Pool) look(groups map[*group]*crowdMember) crowd {
 	for _, m := range groups {
 		for _, inst := range m.sample {
 			if meter, ok := inst.sandbox.(driver.Meter); ok {
-				if cpu, ok := meter.CPU(); ok {
+				if cpu := meter.CPU(); cpu > 0 {
 					c.used[inst] = meterReading{time.Now(), cpu}
 				}
 			}

@@ -9,6 +9,19 @@ import (
 	"time"
 )
 
+// keepBusy gives the pool a machine with so many cores, all busy but for the ticks
+// that are added to idle.
+func keepBusy(p *Pool, cores int) (idle *atomic.Int64) {
+	begun := time.Now()
+	idle = new(atomic.Int64)
+	p.cores = cores
+	p.cpuTimes = func() (busy, total float64) {
+		total = time.Since(begun).Seconds() * 100 * float64(cores)
+		return total - float64(idle.Load()), total
+	}
+	return idle
+}
+
 // Calls that wait while the others use all cores run a few at a time, whatever
 // instances there are; once a core is idle again, more do.
 func TestCrowdSharesTheCores(t *testing.T) {
@@ -24,13 +37,8 @@ func TestCrowdSharesTheCores(t *testing.T) {
 	few, many := 2*cores, 8*cores
 	d.meter = func(s *fakeSandbox) time.Duration { return time.Since(s.born) } // it computes all the time
 	run(t, d, nil, func(t *testing.T, p *Pool) {
-		p.cores = cores
+		idle := keepBusy(p, cores)
 		begun := time.Now()
-		var idle atomic.Int64 // ticks
-		p.cpuTimes = func() (busy, total float64) {
-			total = time.Since(begun).Seconds() * 100 * cores
-			return total - float64(idle.Load()), total
-		}
 		v := version("f", many)
 		end := begun.Add(3 * time.Second)
 		var wg sync.WaitGroup
@@ -65,12 +73,8 @@ func TestCrowdSharesTheCores(t *testing.T) {
 func TestWaitingCallsAreNotLimited(t *testing.T) {
 	d := &fakeDriver{script: lasting(time.Second), meter: func(s *fakeSandbox) time.Duration { return time.Since(s.born) / 1000 }}
 	run(t, d, nil, func(t *testing.T, p *Pool) {
-		p.cores = 4
+		keepBusy(p, 4)
 		begun := time.Now()
-		p.cpuTimes = func() (busy, total float64) {
-			total = time.Since(begun).Seconds() * 400
-			return total, total
-		}
 		v := version("f", 1000)
 		const n = 128
 		var wg sync.WaitGroup
@@ -100,12 +104,7 @@ func TestRetiredCrowdIsServed(t *testing.T) {
 			d.script = lasting(2 * time.Second)
 			d.meter = func(s *fakeSandbox) time.Duration { return time.Since(s.born) }
 			run(t, d, nil, func(t *testing.T, p *Pool) {
-				p.cores = 2
-				begun := time.Now()
-				p.cpuTimes = func() (busy, total float64) {
-					total = time.Since(begun).Seconds() * 200
-					return total, total
-				}
+				keepBusy(p, 2)
 				v := version("f", 60)
 				var wg sync.WaitGroup
 				for range 60 {

@@ -243,11 +243,11 @@ func (s *fakeSandbox) Stats(context.Context) (driver.Stats, error) {
 	return driver.Stats{Memory: s.d.memory, CPU: time.Duration(s.d.cpu * float64(time.Since(s.born)))}, nil
 }
 
-func (s *fakeSandbox) CPU() (time.Duration, bool) {
+func (s *fakeSandbox) CPU() time.Duration {
 	if s.d.meter == nil {
-		return 0, false
+		return 0
 	}
-	return s.d.meter(s), true
+	return s.d.meter(s)
 }
 
 func (s *fakeSandbox) Wait(ctx context.Context) (driver.Exit, error) {

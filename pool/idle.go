@@ -91,9 +91,10 @@ func (p *Pool) lookLocked(now time.Time) {
 }
 
 // shrinkLocked ends idle instances that are too many, the longest unused first.
+// What had a call a moment ago is likely to get the next.
 func (p *Pool) shrinkLocked(g *group, now time.Time) {
 	want := p.wantLocked(g, now)
-	for g.total() > want && len(g.idle) > 0 {
+	for g.total() > want && len(g.idle) > 0 && now.Sub(g.idle[0].since) >= calm {
 		p.removeLocked(g.idle[0], "no call came for a while: "+g.keepAlive())
 		g.absent = hearth.ColdExpired
 	}

@@ -222,7 +222,7 @@ func New(cfg Config) *Pool {
 // Do lends an instance of v to fn and takes it back when fn returns. If none
 // has a place, one is started, as far as the version's concurrency and the pool's
 // limits allow; else the call waits until ctx ends. If fn returns an error with
-// guest.ErrUnread it is called again with another instance. If its call failed
+// guest.ErrUnread it is called again with another instance, at most twice. If its call failed
 // because the instance died, the returned error says why it died. Errors besides fn's:
 // CodeExhausted when too many calls wait or the call could not start before its
 // deadline (then with RetryAfter), CodeTimeout and CodeCanceled after ctx,
@@ -233,19 +233,20 @@ func (p *Pool) Do(ctx context.Context, v *hearth.Version, fn func(context.Contex
 }
 
 func (p *Pool) do(ctx context.Context, v *hearth.Version, why purpose, fn func(context.Context, *Lease) error) error {
-	for {
+	for unread := 0; ; {
 		lease, err := p.acquire(ctx, v, why)
 		if err != nil {
 			return err
 		}
 		if !p.awake(ctx, lease) {
 			// Nothing was sent: take another, unless the call's time is over.
-			p.release(lease)
+			p.release(&Lease{inst: lease.inst, purpose: why})
 			continue
 		}
 		err = fn(ctx, lease)
-		if errors.Is(err, guest.ErrUnread) {
-			p.release(lease) // its death was not noticed in time
+		if errors.Is(err, guest.ErrUnread) && unread < maxUnread {
+			unread++ // its death was not noticed in time
+			p.release(&Lease{inst: lease.inst, purpose: why})
 			continue
 		}
 		err = lease.inst.explain(err)
@@ -253,6 +254,10 @@ func (p *Pool) do(ctx context.Context, v *hearth.Version, why purpose, fn func(c
 		return err
 	}
 }
+
+// maxUnread is how often a call goes to another instance because one had ended
+// before it read the call: a function may have a habit of ending like that.
+const maxUnread = 2
 
 // purpose is what an instance is asked for.
 type purpose int

@@ -91,10 +91,22 @@ func TestUnreadCallIsRepeated(t *testing.T) {
 		if err != nil || len(had) != 3 || had[0] == had[1] || had[1] == had[2] {
 			t.Errorf("%v, with instances %v", err, had)
 		}
+		// But not for ever.
+		tries := 0
+		err = p.Do(t.Context(), v, func(ctx context.Context, l *Lease) error {
+			tries++
+			d.sandboxes()[0].end(driver.Exit{Signal: 9})
+			<-l.Conn.Done()
+			return l.Conn.Invoke(ctx, &guest.Call{ID: "a", Kind: hearth.KindEvent, Deadline: time.Now()}, &sink{})
+		})
+		if hearth.ErrorCode(err) != hearth.CodeFunction || tries != 1+maxUnread {
+			t.Errorf("%v after %d tries", err, tries)
+		}
+		made := d.made()
 		// One that it read, does not.
 		d.script = func(*fakeGuest, []byte) []frame { return nil }
-		if _, _, err := do(t.Context(), p, v, "b"); hearth.ErrorCode(err) != hearth.CodeFunction || d.made() != 3 {
-			t.Errorf("%v, %d sandboxes", err, d.made())
+		if _, _, err := do(t.Context(), p, v, "b"); hearth.ErrorCode(err) != hearth.CodeFunction || d.made() != made+1 {
+			t.Errorf("%v, %d sandboxes after %d", err, d.made(), made)
 		}
 	})
 }

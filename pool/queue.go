@@ -398,10 +398,8 @@ func (p *Pool) release(l *Lease) {
 	g := inst.group
 	inst.calls--
 	g.inFlight--
-	if l.purpose == forCall {
+	if l.purpose == forCall && !l.lent.IsZero() { // a call that it had
 		inst.served++
-	}
-	if l.purpose == forCall && !l.lent.IsZero() { // what verifies a deploy takes no time
 		g.service.Add(max(now.Sub(l.lent), 1))
 	}
 	p.loadLocked(g, now)

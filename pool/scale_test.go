@@ -237,6 +237,29 @@ func TestLeastValuableIsEvicted(t *testing.T) {
 	})
 }
 
+// Instances that were just of use are not ended at once.
+func TestShrinksCalmly(t *testing.T) {
+	d := slowStart()
+	run(t, d, nil, func(t *testing.T, p *Pool) {
+		v := version("f", 16)
+		d.script = lasting(20 * time.Millisecond)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if _, _, err := do(t.Context(), p, v, "a"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(calm / 2)
+		synctest.Wait()
+		if d.count() != d.made() {
+			t.Errorf("%d instances of %d were ended within %s", d.made()-d.count(), d.made(), calm)
+		}
+	})
+}
+
 // What a deploy does with an instance tells nothing about how long calls take.
 func TestVerificationIsNoCall(t *testing.T) {
 	d := &fakeDriver{script: lasting(2 * time.Second)}

@@ -22,13 +22,12 @@ func CPUTimes() (busy, total float64) {
 		// cpuN user nice system idle iowait irq softirq steal, then guest times that
 		// are part of user.
 		fields := strings.Fields(line)
-		rest, ok := strings.CutPrefix(line, "cpu")
-		if !ok || len(fields) < 9 {
+		if len(fields) < 9 || !strings.HasPrefix(fields[0], "cpu") {
 			break
 		}
-		core, err := strconv.Atoi(strings.Fields(rest)[0])
-		if strings.HasPrefix(rest, " ") || err != nil || known && !mine.IsSet(core) {
-			continue // that of all, or of others
+		core, err := strconv.Atoi(fields[0][len("cpu"):])
+		if err != nil || known && !mine.IsSet(core) {
+			continue // the sum of all, or not ours
 		}
 		for i, f := range fields[1:9] {
 			n, err := strconv.ParseFloat(f, 64)

@@ -22,9 +22,6 @@ type RecorderOptions struct {
 	// bursts of one second; the others are skipped. Negative means all. Errors
 	// are not limited. Default 200.
 	SuccessRate int
-	// RefusalRate is how many refused calls of each function are recorded per
-	// second (see Refused). Default 10.
-	RefusalRate int
 	// Buffer is how many records may wait for the sink. Default 16384.
 	Buffer int
 	// Batch is how many records go to the sink at once. Default 500.
@@ -38,7 +35,6 @@ type RecorderOptions struct {
 
 func (o RecorderOptions) withDefaults() RecorderOptions {
 	setDefault(&o.SuccessRate, 200)
-	setDefault(&o.RefusalRate, 10)
 	setDefault(&o.Buffer, 16384)
 	setDefault(&o.Batch, 500)
 	setDefault(&o.Interval, 100*time.Millisecond)
@@ -51,6 +47,9 @@ func setDefault[T int | int64 | time.Duration](p *T, v T) {
 		*p = v
 	}
 }
+
+// refusalRate is how many refused calls of each function are recorded per second.
+const refusalRate = 10
 
 // maxBackoff is the longest pause between attempts to reach a failing sink.
 const maxBackoff = 5 * time.Second
@@ -95,7 +94,7 @@ func NewRecorder(sink Sink, opts RecorderOptions, logger *slog.Logger) *Recorder
 
 // Refused takes the record of a call that was refused because too many waited:
 // there are as many as callers like. It returns false, and records nothing, if there
-// were RefusalRate of the function within the last second already.
+// were refusalRate of the function within the last second already.
 func (r *Recorder) Refused(v hearth.Invocation) bool {
 	now := time.Now()
 	r.mu.Lock()
@@ -104,7 +103,7 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 		r.refusedSince = now
 	}
 	r.refused[v.Function]++
-	many := r.refused[v.Function] > r.opts.RefusalRate
+	many := r.refused[v.Function] > refusalRate
 	r.mu.Unlock()
 	if many {
 		r.skipped.Add(1)
@@ -155,8 +154,8 @@ func (r *Recorder) wake() {
 // failed.
 func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
 
-// Skipped returns how many successful calls were not recorded because there
-// were more of them than RecorderOptions.SuccessRate.
+// Skipped returns how many successful or refused calls were not recorded because
+// there were too many of them: see RecorderOptions.SuccessRate and Refused.
 func (r *Recorder) Skipped() int64 { return r.skipped.Load() }
 
 // Flush returns when everything recorded before the call is with the sink, or

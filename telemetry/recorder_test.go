@@ -99,7 +99,7 @@ func TestRecorderBatches(t *testing.T) {
 func TestRecorderSamplesRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
-		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{RefusalRate: 10}, discard())
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{}, discard())
 		const seconds, rate = 5, 2000
 		taken := 0
 		for i := range seconds * rate {

@@ -187,12 +187,11 @@ func (s *sandbox) Resize(_ context.Context, to driver.Limits) error {
 }
 
 // CPU implements driver.Meter.
-func (s *sandbox) CPU() (time.Duration, bool) {
+func (s *sandbox) CPU() time.Duration {
 	if s.isDestroying() {
-		return 0, false
+		return 0
 	}
-	used := s.group.CPU()
-	return used, used > 0
+	return s.group.CPU()
 }
 
 // Stats implements driver.Sandbox.

@@ -113,6 +113,8 @@ func TestChaos(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
 	var calls, absent atomic.Int64
 	nonce := uint64(0)
 	for _, f := range c.functions {
