@@ -1,6 +1,7 @@
 package hearth
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -39,6 +40,11 @@ type Config struct {
 	Warm Warm `json:"warm,omitzero" yaml:"warm,omitempty" doc:"What is kept ready ahead of calls"`
 	// Cache keeps responses to GET requests; nil keeps none.
 	Cache *Cache `json:"cache,omitempty" yaml:"cache,omitempty" doc:"Keeps responses to GET requests and answers with them"`
+	// CORS lets pages of other origins read responses, by route: one of Routes,
+	// "/fn" for what comes to /fn/{name}, or "*" for all others.
+	CORS map[Route]CORS `json:"cors,omitempty" yaml:"cors,omitempty" doc:"Which pages of other origins may read responses, by route; /fn stands for /fn/{name}, * for all routes that are not named"`
+	// Limits bound what callers may send and how often.
+	Limits Limits `json:"limits,omitzero" yaml:"limits,omitempty" doc:"Bounds of requests and responses"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -47,7 +53,7 @@ type Config struct {
 	// Labels are for the user's own bookkeeping.
 	Labels map[string]string `json:"labels,omitempty" yaml:"labels,omitempty" doc:"Labels for your own bookkeeping"`
 	// Routes are served besides /fn/{name}.
-	Routes []Route `json:"routes,omitempty" yaml:"routes,omitempty" doc:"HTTP routes besides /fn/{name}, such as GET /hello/{who}"`
+	Routes []Route `json:"routes,omitempty" yaml:"routes,omitempty" doc:"HTTP routes besides /fn/{name}: [METHOD ][HOST]/PATH, such as GET /hello/{who} or api.example.com/"`
 }
 
 // Warm is what is kept ready ahead of calls.
@@ -137,6 +143,10 @@ func (c Config) Clone() Config {
 	if c.Cache != nil {
 		c.Cache = &Cache{TTL: maps.Clone(c.Cache.TTL), Authorized: c.Cache.Authorized}
 	}
+	c.CORS = maps.Clone(c.CORS)
+	for r, cors := range c.CORS {
+		c.CORS[r] = cors.clone()
+	}
 	return c
 }
 
@@ -211,23 +221,11 @@ func (c Config) Validate() error {
 	if call, err := json.Marshal(c.Warm.Call); err != nil || len(call) > maxCall {
 		return bad("give a JSON value of at most "+Bytes(maxCall).String(), "warm.call is not valid")
 	}
-	if err := c.validateCache(); err != nil {
+	if err := cmp.Or(c.validateCache(), c.validateCORS(), c.Limits.validate()); err != nil {
 		return err
 	}
-	size := 0
-	for k, v := range c.Env {
-		size += len(k) + len(v)
-		switch {
-		case !envRE.MatchString(k):
-			return bad("use letters, digits and underscores", "environment variable name %q is not valid", clip(k))
-		case strings.ContainsRune(v, 0):
-			return bad("remove the NUL byte", "environment variable %s contains a NUL byte", k)
-		case strings.HasPrefix(k, "HEARTH_"):
-			return bad("names that start with HEARTH_ belong to the platform", "environment variable name %s is reserved", k)
-		}
-	}
-	if size > maxEnv {
-		return bad(fmt.Sprintf("the limit is %s for names and values together; put large data into files", Bytes(maxEnv)), "the environment has %s", Bytes(size))
+	if err := validateEnv(c.Env); err != nil {
+		return err
 	}
 	for k, v := range c.Labels {
 		if k == "" || len(k) > 63 || len(v) > 255 {
@@ -247,8 +245,28 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// AllCalls is the key of Cache.TTL for what comes to /fn/{name}.
-const AllCalls Route = "/fn"
+// validateEnv checks environment variables. Errors: CodeInvalid.
+func validateEnv(env map[string]string) error {
+	bad := func(hint, format string, args ...any) error {
+		return Errorf(CodeInvalid, format, args...).WithHint("%s", hint)
+	}
+	size := 0
+	for k, v := range env {
+		size += len(k) + len(v)
+		switch {
+		case !envRE.MatchString(k):
+			return bad("use letters, digits and underscores", "environment variable name %q is not valid", clip(k))
+		case strings.ContainsRune(v, 0):
+			return bad("remove the NUL byte", "environment variable %s contains a NUL byte", k)
+		case strings.HasPrefix(k, "HEARTH_"):
+			return bad("names that start with HEARTH_ belong to the platform", "environment variable name %s is reserved", k)
+		}
+	}
+	if size > maxEnv {
+		return bad(fmt.Sprintf("the limit is %s for names and values together; put large data into files", Bytes(maxEnv)), "the environment has %s", Bytes(size))
+	}
+	return nil
+}
 
 func (c Config) validateCache() error {
 	if c.Cache == nil {
@@ -259,88 +277,13 @@ func (c Config) validateCache() error {
 			return Errorf(CodeInvalid, "cache.ttl has the route %q, which the function has not", clip(string(r))).
 				WithHint("write it as in routes, or /fn for what comes to /fn/{name}")
 		}
-		if m, _ := r.Parts(); m != "" && m != "GET" && m != "HEAD" {
+		if m, _, _ := r.Parts(); m != "" && m != "GET" && m != "HEAD" {
 			return Errorf(CodeInvalid, "cache.ttl has the route %q, whose responses are never kept", clip(string(r))).
 				WithHint("only responses to GET and HEAD requests are")
 		}
 		if ttl < 0 || time.Duration(ttl) > MaxCacheTTL {
 			return Errorf(CodeInvalid, "cache.ttl %s of %q is out of range", ttl, clip(string(r))).
 				WithHint("the longest is %s", Duration(MaxCacheTTL))
-		}
-	}
-	return nil
-}
-
-// Route is "METHOD /path" or "/path" (any method). The path may have
-// parameters for one segment ("/users/{id}") and, at its end, for the rest
-// ("/files/{path...}"). A specific route wins over a general one; two of which
-// neither is more specific conflict. The rules are those of net/http.ServeMux.
-type Route string
-
-// Parts returns the method ("" for any) and the path.
-func (r Route) Parts() (method, path string) {
-	if m, p, ok := strings.Cut(string(r), " "); ok {
-		return m, strings.TrimLeft(p, " ")
-	}
-	return "", string(r)
-}
-
-// ReservedPaths belong to Hearth; a route may not lie at or below them.
-func ReservedPaths() []string {
-	return []string{"/fn", "/v1", "/healthz", "/readyz", "/openapi.json", "/openapi.yaml", "/docs", "/schemas", "/metrics", "/ui"}
-}
-
-// Validate checks the form of the route, not whether it is free.
-// Errors: CodeInvalid.
-func (r Route) Validate() error {
-	method, path := r.Parts()
-	bad := func(why string) error {
-		return Errorf(CodeInvalid, "route %q is not valid: %s", clip(string(r)), why).
-			WithHint("write for example: GET /hello/{who} or /files/{path...}")
-	}
-	if method != "" && !regexp.MustCompile(`^[A-Z]{1,20}$`).MatchString(method) {
-		return bad("the method must be in capital letters")
-	}
-	if method == "CONNECT" {
-		return bad("the method CONNECT cannot be routed")
-	}
-	if !strings.HasPrefix(path, "/") {
-		return bad("the path must start with /")
-	}
-	if len(r) > 1024 {
-		return bad("it is longer than 1024 bytes")
-	}
-	names := map[string]bool{}
-	segments := strings.Split(path[1:], "/")
-	for i, s := range segments {
-		last := i == len(segments)-1
-		switch {
-		case s == "" && !last, s == ".", s == "..":
-			return bad("it has an empty segment, . or ..")
-		case strings.HasPrefix(s, "{") && strings.HasSuffix(s, "}"):
-			name, rest := strings.CutSuffix(s[1:len(s)-1], "...")
-			if name == "$" && !rest && last {
-				continue
-			}
-			if !envRE.MatchString(name) {
-				return bad("a parameter's name must be a word")
-			}
-			if rest && !last {
-				return bad("{" + name + "...} must be at the end")
-			}
-			if names[name] {
-				return bad("the parameter " + name + " is given twice")
-			}
-			names[name] = true
-		case strings.ContainsAny(s, "{}"):
-			return bad("a parameter must be a whole segment")
-		case strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '?' || c == '#' }):
-			return bad("it contains a space, ?, # or a control character")
-		}
-	}
-	for _, p := range ReservedPaths() {
-		if path == p || strings.HasPrefix(path, p+"/") {
-			return bad(p + " belongs to Hearth")
 		}
 	}
 	return nil

@@ -16,11 +16,14 @@ import (
 type Function struct {
 	// Name is unique in an installation; see ValidateName.
 	Name string `json:"name"`
-	// Live is the number of the version that answers calls.
+	// Live is the number of the version that answers calls; if they are split, of
+	// that with the greatest share.
 	Live int `json:"live"`
-	// Config is the configuration of the live version, defaults filled in.
+	// Split are the shares of calls in percent by version; nil while one has all.
+	Split Weights `json:"split,omitempty"`
+	// Config is the configuration of version Live, defaults filled in.
 	Config Config `json:"config"`
-	// Artifact is the digest of the live version's code.
+	// Artifact is the digest of version Live's code.
 	Artifact string `json:"artifact"`
 	// Generation counts the changes of this function, starting at 1. It is
 	// the ETag of the management API.
@@ -149,7 +152,7 @@ type LogLine struct {
 
 // EventRequest calls a function with a JSON event.
 type EventRequest struct {
-	Function string
+	Target Target
 	// Event is JSON; empty means null.
 	Event io.Reader
 	// Size is the length of Event in bytes, -1 when unknown.

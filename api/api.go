@@ -29,15 +29,15 @@ type Catalog interface {
 	// CreateFunction makes the function v.Function with v as its first, live
 	// version. Errors: CodeConflict if the name is taken.
 	CreateFunction(ctx context.Context, v hearth.Version) (hearth.Function, hearth.Version, error)
-	// AddVersion makes v the live version of v.Function, which must be at
-	// ifGeneration. Errors: CodeNotFound, CodeConflict.
-	AddVersion(ctx context.Context, v hearth.Version, ifGeneration int64) (hearth.Function, hearth.Version, error)
+	// AddVersion adds v to v.Function, which must be at ifGeneration, and makes it
+	// live if that is asked for. Errors: CodeNotFound, CodeConflict.
+	AddVersion(ctx context.Context, v hearth.Version, live bool, ifGeneration int64) (hearth.Function, hearth.Version, error)
 	// DeleteFunction removes the function with its versions and records; it must
 	// be at ifGeneration. Errors: CodeNotFound, CodeConflict.
 	DeleteFunction(ctx context.Context, name string, ifGeneration int64) error
 }
 
-// Versions reads the versions of functions.
+// Versions keeps the versions of functions.
 type Versions interface {
 	// NextNumber returns the number that the next version of the function will
 	// get. The function need not exist.
@@ -47,6 +47,12 @@ type Versions interface {
 	// Versions returns at most limit versions with numbers below before, newest
 	// first; 0 means from the newest.
 	Versions(ctx context.Context, function string, before, limit int) ([]hearth.Version, error)
+	// DeleteVersion removes a version. Errors: CodeNotFound, CodeConflict if an
+	// alias or a release needs it.
+	DeleteVersion(ctx context.Context, function string, number int) error
+	// PruneVersions removes the versions but the newest keep that nothing needs, and
+	// returns them.
+	PruneVersions(ctx context.Context, function string, keep int) ([]hearth.Version, error)
 }
 
 // Artifacts keeps artifacts by their digest.
@@ -65,6 +71,8 @@ type Verifier interface {
 	// call, under v.Incarnation. Errors: CodeFunction if the code cannot be
 	// loaded.
 	Verify(ctx context.Context, v *hearth.Version) error
+	// Admit lets a version that was retired have instances again.
+	Admit(incarnation string)
 	// Retire ends the instances of a version that no more calls will reach, after
 	// the calls they have.
 	Retire(incarnation string)
@@ -73,9 +81,9 @@ type Verifier interface {
 // Router knows which routes lead to which function; package gateway implements
 // it.
 type Router interface {
-	// CheckRoutes tells whether the function may have these routes besides
-	// those of all other functions. Errors: CodeConflict.
-	CheckRoutes(function string, routes []hearth.Route) error
+	// CheckRoutes tells whether an alias of the function may have these routes
+	// besides those of all others. Errors: CodeConflict.
+	CheckRoutes(function, alias string, routes []hearth.Route) error
 	// Reload reads the catalog. When it returns, calls reach what is in it, and
 	// the instances of versions that none reaches any more are being retired.
 	Reload(ctx context.Context) error
@@ -121,6 +129,7 @@ type Health interface {
 // default are required.
 type Deps struct {
 	Catalog     Catalog
+	Aliases     Aliases
 	Versions    Versions
 	Artifacts   Artifacts
 	Builder     Builder
@@ -133,6 +142,7 @@ type Deps struct {
 	Invocations Invocations
 	Drivers     Drivers
 	Health      Health
+	Traffic     Traffic
 	Logger      *slog.Logger
 	// Version is that of Hearth, for the OpenAPI document; default "dev".
 	Version string
@@ -144,16 +154,20 @@ type Deps struct {
 	// AllowedHosts are names in the Host header under which management is
 	// served besides localhost and loopback addresses.
 	AllowedHosts []string
+	// KeepVersions is how many of the newest versions of a function are kept besides
+	// those that are needed; default 20.
+	KeepVersions int
 	// Draining is closed when the server begins to shut down; it ends followed
 	// logs and events. nil means never.
 	Draining <-chan struct{}
 }
 
-// server is the API at work.
-type server struct {
+// API serves the management API. Its releases by steps proceed while Run runs.
+type API struct {
 	Deps
 	huma huma.API
 	mux  *http.ServeMux
+	http http.Handler
 
 	// commit serialises changes of the catalog and the routes that follow it.
 	commit sync.Mutex
@@ -168,9 +182,9 @@ type server struct {
 // maxUploads is how many artifacts are unpacked at the same time; others wait.
 const maxUploads = 4
 
-// New returns the handler of /v1, /openapi.json, /openapi.yaml, /docs, /healthz
-// and /readyz. Other paths get a 404 problem.
-func New(d Deps) http.Handler {
+// New returns the API. It serves /v1, /openapi.json, /openapi.yaml, /docs,
+// /healthz and /readyz; other paths get a 404 problem.
+func New(d Deps) *API {
 	if d.Version == "" {
 		d.Version = "dev"
 	}
@@ -178,7 +192,10 @@ func New(d Deps) http.Handler {
 		d.MaxEvent = 6 << 20
 	}
 	d.Limits = d.Limits.WithDefaults()
-	s := &server{
+	if d.KeepVersions <= 0 {
+		d.KeepVersions = 20
+	}
+	s := &API{
 		Deps: d, mux: http.NewServeMux(),
 		deploys: locks{held: map[string]*lock{}},
 		uploads: make(chan struct{}, maxUploads),
@@ -187,6 +204,8 @@ func New(d Deps) http.Handler {
 	s.huma = newHuma(s)
 	s.registerFunctions()
 	s.registerVersions()
+	s.registerAliases()
+	s.registerReleases()
 	s.registerInstances()
 	s.registerPool()
 	s.registerArtifacts()
@@ -194,11 +213,15 @@ func New(d Deps) http.Handler {
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()
-	return s.guard(http.HandlerFunc(s.route))
+	s.http = s.guard(http.HandlerFunc(s.route))
+	return s
 }
 
+// ServeHTTP implements http.Handler.
+func (s *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.http.ServeHTTP(w, r) }
+
 // route serves r, or a problem where net/http would answer in plain text.
-func (s *server) route(w http.ResponseWriter, r *http.Request) {
+func (s *API) route(w http.ResponseWriter, r *http.Request) {
 	h, pattern := s.mux.Handler(r)
 	if pattern != "" {
 		s.mux.ServeHTTP(w, r)

@@ -21,7 +21,7 @@ type artifactBody struct {
 	Bytes  int64  `json:"bytes" doc:"Size of the files together"`
 }
 
-func (s *server) registerArtifacts() {
+func (s *API) registerArtifacts() {
 	binary := func() *huma.MediaType {
 		return &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}
 	}
@@ -44,7 +44,7 @@ func (s *server) registerArtifacts() {
 	}, s.uploadArtifact)
 }
 
-func (s *server) uploadArtifact(w http.ResponseWriter, r *http.Request) error {
+func (s *API) uploadArtifact(w http.ResponseWriter, r *http.Request) error {
 	format, err := formatOf(r.Header.Get("Content-Type"))
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (s *server) uploadArtifact(w http.ResponseWriter, r *http.Request) error {
 }
 
 // store keeps what fill writes as an artifact. It waits for one of the slots.
-func (s *server) store(ctx context.Context, slots chan struct{}, fill func(dir string) (build.Summary, error)) (build.Summary, error) {
+func (s *API) store(ctx context.Context, slots chan struct{}, fill func(dir string) (build.Summary, error)) (build.Summary, error) {
 	select {
 	case slots <- struct{}{}:
 		defer func() { <-slots }()

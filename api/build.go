@@ -62,7 +62,7 @@ func (src source) version(v hearth.Version) hearth.Version {
 
 // source stores the code of a deploy, unless it is there, and checks it. was is
 // the live version, nil if there is none.
-func (s *server) source(ctx context.Context, d deployment, was *hearth.Version, language, handler string) (src source, err error) {
+func (s *API) source(ctx context.Context, d deployment, was *hearth.Version, language, handler string) (src source, err error) {
 	switch {
 	case d.code == nil && was.Source != "":
 		src.digest = was.Source
@@ -102,7 +102,7 @@ func (s *server) source(ctx context.Context, d deployment, was *hearth.Version, 
 }
 
 // build installs the dependencies of src for v and returns the artifact.
-func (s *server) build(ctx context.Context, v hearth.Version, src source, rt driver.Runtime, fresh bool) (string, error) {
+func (s *API) build(ctx context.Context, v hearth.Version, src source, rt driver.Runtime, fresh bool) (string, error) {
 	p := progressOf(ctx)
 	p.step(stepBuild, "installing the dependencies of %s for %s on %s", src.manifest, rt.Name, v.Config.Isolation)
 	log := &installerLog{to: p}

@@ -33,6 +33,7 @@ type deployment struct {
 	ifNew     bool // If-None-Match: *
 	mustBeNew bool // POST
 	fresh     bool // installs dependencies anew
+	preview   bool // the new version does not become live
 }
 
 // deploy makes a version, starts it for real and, if that works, makes it live.
@@ -43,7 +44,7 @@ type deployment struct {
 // Deploys of one function wait for each other, so that the number a version is
 // verified with is the one it is committed with. Only the commit itself is
 // serialised over all functions: there routes are checked again.
-func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
+func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err := hearth.ValidateName(d.name); err != nil {
 		return deployed{}, err
 	}
@@ -73,7 +74,7 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	if err := s.Router.CheckRoutes(d.name, config.Routes); err != nil {
+	if err := s.checkRoutes(d.name, hearth.Live, config.Routes); err != nil {
 		return deployed{}, err
 	}
 	src, err := s.source(ctx, d, was, rt.Language, config.Handler)
@@ -110,11 +111,11 @@ func (s *server) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	f, err := s.commitVersion(ctx, v, old)
+	f, err := s.commitVersion(ctx, v, old, old == nil || !d.preview)
 	if err != nil {
 		return deployed{}, err
 	}
-	return deployed{function: f, warnings: v.Warnings, created: old == nil}, nil
+	return deployed{function: f, version: v.Number, warnings: v.Warnings, created: old == nil}, nil
 }
 
 // moves says where a version runs otherwise than the one before it, "" if it
@@ -139,7 +140,7 @@ func moves(from, to hearth.Config) string {
 
 // current returns the function as it is, nil if there is none, after checking
 // the conditions of d.
-func (s *server) current(ctx context.Context, d deployment) (*hearth.Function, error) {
+func (s *API) current(ctx context.Context, d deployment) (*hearth.Function, error) {
 	f, err := s.Catalog.Function(ctx, d.name)
 	var old *hearth.Function
 	switch {
@@ -169,7 +170,7 @@ func (s *server) current(ctx context.Context, d deployment) (*hearth.Function, e
 // resolve decides what depends on the host: the driver, the exact runtime and
 // the egress policy. It also returns the runtime and warnings about what the
 // host cannot enforce.
-func (s *server) resolve(ctx context.Context, c hearth.Config) (hearth.Config, driver.Runtime, []string, error) {
+func (s *API) resolve(ctx context.Context, c hearth.Config) (hearth.Config, driver.Runtime, []string, error) {
 	info, rt, err := s.place(ctx, c)
 	if err != nil {
 		return c, rt, nil, err
@@ -218,7 +219,7 @@ func remedy(info driver.Info, words ...string) string {
 // place finds the driver and the runtime of a configuration. What was missing
 // at the last probe may have been installed since, so it is looked for again.
 // Errors: those of findDriver and findRuntime.
-func (s *server) place(ctx context.Context, c hearth.Config) (info driver.Info, rt driver.Runtime, err error) {
+func (s *API) place(ctx context.Context, c hearth.Config) (info driver.Info, rt driver.Runtime, err error) {
 	find := func(all []driver.Info) error {
 		if info, err = findDriver(all, c.Isolation, c.Runtime); err == nil {
 			rt, err = findRuntime(info, c.Runtime)
@@ -336,6 +337,9 @@ func sameConfig(a, b hearth.Config) bool {
 		if len(c.Routes) == 0 {
 			c.Routes = nil
 		}
+		if len(c.CORS) == 0 {
+			c.CORS = nil
+		}
 		if c.Cache != nil && len(c.Cache.TTL) == 0 {
 			c.Cache = &hearth.Cache{Authorized: c.Cache.Authorized}
 		}
@@ -345,7 +349,7 @@ func sameConfig(a, b hearth.Config) bool {
 }
 
 // verify numbers v and starts it.
-func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, error) {
+func (s *API) verify(ctx context.Context, v hearth.Version) (hearth.Version, error) {
 	number, err := s.Versions.NextNumber(ctx, v.Function)
 	if err != nil {
 		return v, err
@@ -368,23 +372,36 @@ func (s *server) verify(ctx context.Context, v hearth.Version) (hearth.Version, 
 	return v, nil
 }
 
-// commitVersion makes v live in place of old. From here on it does not matter
+// commitVersion stores v and, if live is true, makes it so in place of old. From here on it does not matter
 // whether the client still waits: half a deploy is worse than one nobody saw.
-func (s *server) commitVersion(ctx context.Context, v hearth.Version, old *hearth.Function) (hearth.Function, error) {
+func (s *API) commitVersion(ctx context.Context, v hearth.Version, old *hearth.Function, live bool) (hearth.Function, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	f, err := s.storeVersion(ctx, v, old)
+	f, err := s.storeVersion(ctx, v, old, live)
 	if err != nil {
 		s.Verifier.Retire(v.Incarnation)
 		return f, err
 	}
-	return f, s.reload(ctx)
+	if live {
+		s.Traffic.Unwatch(f.Name) // no release by steps runs any more
+	}
+	if err := s.reload(ctx); err != nil {
+		return f, err
+	}
+	gone, err := s.Versions.PruneVersions(ctx, f.Name, s.KeepVersions)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "old versions remain until the next deploy", "function", f.Name, "err", err)
+	}
+	for _, v := range gone {
+		s.Verifier.Retire(v.Incarnation)
+	}
+	return f, nil
 }
 
 // reload makes calls follow the catalog.
-func (s *server) reload(ctx context.Context) error {
+func (s *API) reload(ctx context.Context) error {
 	if err := s.Router.Reload(ctx); err != nil {
 		return &hearth.Error{
 			Code: hearth.CodeUnavailable, Message: "the change is stored, but calls do not follow it yet",
@@ -395,20 +412,20 @@ func (s *server) reload(ctx context.Context) error {
 }
 
 // storeVersion writes v to the catalog.
-func (s *server) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Function) (f hearth.Function, err error) {
-	if err := s.Router.CheckRoutes(v.Function, v.Config.Routes); err != nil {
+func (s *API) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Function, live bool) (f hearth.Function, err error) {
+	if err := s.checkRoutes(v.Function, hearth.Live, v.Config.Routes); err != nil {
 		return f, err
 	}
 	if old == nil {
 		f, _, err = s.Catalog.CreateFunction(ctx, v)
 	} else {
-		f, _, err = s.Catalog.AddVersion(ctx, v, old.Generation)
+		f, _, err = s.Catalog.AddVersion(ctx, v, live, old.Generation)
 	}
 	return f, err
 }
 
 // remove deletes a function.
-func (s *server) remove(ctx context.Context, name string, match condition) error {
+func (s *API) remove(ctx context.Context, name string, match condition) error {
 	unlock, err := s.deploys.lock(ctx, name)
 	if err != nil {
 		return err

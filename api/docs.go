@@ -17,7 +17,7 @@ var docsCSS []byte
 
 // registerDocs serves the OpenAPI document, made once from the operations
 // registered so far, and the pages that show it.
-func (s *server) registerDocs() {
+func (s *API) registerDocs() {
 	doc := s.huma.OpenAPI()
 	asJSON, err := json.Marshal(doc)
 	if err != nil {

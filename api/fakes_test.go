@@ -58,6 +58,7 @@ type host struct {
 	left     chan struct{}
 	ready    error
 	draining chan struct{}
+	traffic  telemetry.Traffic
 }
 
 func newHost(t testing.TB, change ...func(*api.Deps)) *host {
@@ -98,7 +99,7 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 		{Name: "docker", Missing: []driver.Problem{{What: "no daemon", Remedy: "apt-get install docker.io"}}},
 	}
 	d := api.Deps{
-		Catalog: h.store, Versions: h.store, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
+		Catalog: h.store, Aliases: h.store, Versions: h.store, Traffic: &h.traffic, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
 		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
 		Logger: logger, Version: "1.2.3", Draining: h.draining,
 	}
@@ -156,6 +157,8 @@ func (p *pool) Verify(ctx context.Context, v *hearth.Version) error {
 	return verify(ctx, v)
 }
 
+func (p *pool) Admit(string) {}
+
 func (p *pool) Retire(incarnation string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -180,7 +183,7 @@ func (p *pool) Watch(ctx context.Context) (hearth.PoolStatus, <-chan hearth.Inst
 	return p.Status(), p.changes
 }
 
-func (g *gateway) CheckRoutes(function string, routes []hearth.Route) error {
+func (g *gateway) CheckRoutes(function, _ string, routes []hearth.Route) error {
 	if g.routes == nil {
 		return nil
 	}

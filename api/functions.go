@@ -44,6 +44,7 @@ type functionItem struct {
 type functionBody struct {
 	hearth.Function
 	URL      string   `json:"url" doc:"Path under which the function answers" example:"/fn/hello/"`
+	Deployed int      `json:"deployed,omitempty" doc:"Number of the version that this request made; missing if it made none"`
 	Warnings []string `json:"warnings" doc:"What of the configuration this host cannot enforce"`
 }
 
@@ -78,6 +79,7 @@ type createInput struct {
 
 type putInput struct {
 	Name        string `path:"name" doc:"Name of the function" example:"hello"`
+	Preview     bool   `query:"preview" doc:"Make the version without making it live: it answers at /fn/NAME@VERSION/ only"`
 	Fresh       bool   `query:"fresh" doc:"Install dependencies anew, whatever was installed before"`
 	IfMatch     string `header:"If-Match" doc:"Only if the function has this ETag"`
 	IfNoneMatch string `header:"If-None-Match" doc:"* means: only if there is no such function yet"`
@@ -93,7 +95,7 @@ type deleteInput struct {
 const eventsText = "With Accept: " + ndjson + " the answer tells how it goes: a JSON object on each line, the last one with the type result or error. " +
 	"What is refused before anything was begun is answered as without it."
 
-func (s *server) registerFunctions() {
+func (s *API) registerFunctions() {
 	register(s, huma.Operation{
 		OperationID: "create-function", Method: http.MethodPost, Path: "/v1/functions", Tags: []string{"Functions"},
 		Summary: "Create a function",
@@ -106,6 +108,7 @@ func (s *server) registerFunctions() {
 		Summary: "Create a function or give it a new version",
 		Description: "Answers 201 for a new function and 200 for an existing one. The configuration replaces the old one as a whole; without code the function keeps its code. " +
 			"If neither code nor configuration differ, no new version is made and the function is returned as it is. Until the new version can be loaded, the old one goes on answering. " +
+			"With preview it goes on after that, too, and the new version answers under its own URL until it is released. " +
 			eventsText,
 		MaxBodyBytes: maxBody, DefaultStatus: http.StatusOK, Middlewares: huma.Middlewares{s.streamed},
 		Responses: map[string]*huma.Response{"201": {
@@ -131,7 +134,7 @@ func (s *server) registerFunctions() {
 	}, s.deleteFunction)
 }
 
-func (s *server) createFunction(ctx context.Context, in *createInput) (*functionOutput, error) {
+func (s *API) createFunction(ctx context.Context, in *createInput) (*functionOutput, error) {
 	res, err := s.deploy(ctx, deployment{
 		name: in.Body.Name, config: in.Body.Config, code: in.Body.Code, mustBeNew: true, fresh: in.Fresh,
 	})
@@ -141,7 +144,7 @@ func (s *server) createFunction(ctx context.Context, in *createInput) (*function
 	return res.output(), nil
 }
 
-func (s *server) putFunction(ctx context.Context, in *putInput) (*functionOutput, error) {
+func (s *API) putFunction(ctx context.Context, in *putInput) (*functionOutput, error) {
 	match, err := parseETag(in.IfMatch)
 	if err != nil {
 		return nil, err
@@ -152,7 +155,7 @@ func (s *server) putFunction(ctx context.Context, in *putInput) (*functionOutput
 	}
 	res, err := s.deploy(ctx, deployment{
 		name: in.Name, config: in.Body.Config, code: in.Body.Code,
-		match: match, ifNew: in.IfNoneMatch != "", fresh: in.Fresh,
+		match: match, ifNew: in.IfNoneMatch != "", fresh: in.Fresh, preview: in.Preview,
 	})
 	if err != nil {
 		return nil, err
@@ -160,7 +163,7 @@ func (s *server) putFunction(ctx context.Context, in *putInput) (*functionOutput
 	return res.output(), nil
 }
 
-func (s *server) listFunctions(ctx context.Context, in *listInput) (*functionListOutput, error) {
+func (s *API) listFunctions(ctx context.Context, in *listInput) (*functionListOutput, error) {
 	// One more than asked for tells whether there is a next page.
 	list, err := s.Catalog.Functions(ctx, in.After, in.Limit+1)
 	if err != nil {
@@ -177,7 +180,7 @@ func (s *server) listFunctions(ctx context.Context, in *listInput) (*functionLis
 	return out, nil
 }
 
-func (s *server) getFunction(ctx context.Context, in *nameInput) (*functionOutput, error) {
+func (s *API) getFunction(ctx context.Context, in *nameInput) (*functionOutput, error) {
 	f, err := s.function(ctx, in.Name)
 	if err != nil {
 		return nil, err
@@ -189,7 +192,7 @@ func (s *server) getFunction(ctx context.Context, in *nameInput) (*functionOutpu
 	return deployed{function: f, warnings: v.Warnings}.output(), nil
 }
 
-func (s *server) deleteFunction(ctx context.Context, in *deleteInput) (*struct{}, error) {
+func (s *API) deleteFunction(ctx context.Context, in *deleteInput) (*struct{}, error) {
 	match, err := parseETag(in.IfMatch)
 	if err != nil {
 		return nil, err
@@ -198,7 +201,7 @@ func (s *server) deleteFunction(ctx context.Context, in *deleteInput) (*struct{}
 }
 
 // function returns the function. Errors: CodeNotFound with a hint.
-func (s *server) function(ctx context.Context, name string) (hearth.Function, error) {
+func (s *API) function(ctx context.Context, name string) (hearth.Function, error) {
 	f, err := s.Catalog.Function(ctx, name)
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
 		return f, (&hearth.Error{
@@ -213,6 +216,7 @@ func urlOf(f hearth.Function) string { return "/fn/" + f.Name + "/" }
 // deployed is a function after a deploy.
 type deployed struct {
 	function hearth.Function
+	version  int // that was made; 0 if none was
 	warnings []string
 	created  bool
 }
@@ -221,7 +225,7 @@ func (d deployed) output() *functionOutput {
 	out := &functionOutput{
 		Status: http.StatusOK,
 		ETag:   etag(d.function.Generation),
-		Body:   functionBody{Function: d.function, URL: urlOf(d.function), Warnings: d.warnings},
+		Body:   functionBody{Function: d.function, URL: urlOf(d.function), Deployed: d.version, Warnings: d.warnings},
 	}
 	if out.Body.Warnings == nil {
 		out.Body.Warnings = []string{}

@@ -36,7 +36,7 @@ func proxied(r *http.Request) string {
 //   - browsers may not send requests from pages of other origins.
 //
 // Health is open to all.
-func (s *server) guard(next http.Handler) http.Handler {
+func (s *API) guard(next http.Handler) http.Handler {
 	cross := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := &tracked{ResponseWriter: rw}
@@ -71,7 +71,7 @@ func (s *server) guard(next http.Handler) http.Handler {
 }
 
 // admit lets in who may manage. Errors: CodeDenied.
-func (s *server) admit(r *http.Request) error {
+func (s *API) admit(r *http.Request) error {
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !addr.Addr().Unmap().IsLoopback() {
 		return hearth.Errorf(hearth.CodeDenied, "management is only possible from the machine that Hearth runs on").
 			WithHint("use the CLI there, or an SSH tunnel: ssh -L 8080:127.0.0.1:8080 HOST")

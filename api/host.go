@@ -26,7 +26,7 @@ type healthBody struct {
 
 type healthOutput struct{ Body healthBody }
 
-func (s *server) registerHost() {
+func (s *API) registerHost() {
 	register(s, huma.Operation{
 		OperationID: "list-drivers", Method: http.MethodGet, Path: "/v1/drivers", Tags: []string{"Host"},
 		Summary:     "What each isolation technology can do on this host, or what it lacks",

@@ -222,7 +222,7 @@ func TestInvoke(t *testing.T) {
 	}
 	var v map[string]int
 	a := h.do("POST", "/v1/functions/hello/invocations", ` {"k": 1} `).json(200, &v)
-	if v["a"] != 1 || event != `{"k": 1}` || got.Function != "hello" || got.Size != 8 {
+	if v["a"] != 1 || event != `{"k": 1}` || got.Target != "hello" || got.Size != 8 {
 		t.Errorf("got %v, event %q, %+v", v, event, got)
 	}
 	want := map[string]string{

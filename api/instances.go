@@ -24,7 +24,7 @@ type evictOutput struct {
 	}
 }
 
-func (s *server) registerInstances() {
+func (s *API) registerInstances() {
 	register(s, huma.Operation{
 		OperationID: "evict-instances", Method: http.MethodDelete, Path: "/v1/functions/{name}/instances", Tags: []string{"Instances"},
 		Summary:     "Destroy the idle instances of a function",

@@ -39,7 +39,7 @@ type invocationInput struct {
 
 type invocationOutput struct{ Body hearth.Invocation }
 
-func (s *server) registerInvocations() {
+func (s *API) registerInvocations() {
 	register(s, huma.Operation{
 		OperationID: "list-invocations", Method: http.MethodGet, Path: "/v1/functions/{name}/invocations", Tags: []string{"Invocations"},
 		Summary: "List the calls of a function, newest first",
@@ -61,7 +61,7 @@ func (s *server) registerInvocations() {
 		Description: "The body is the event, any JSON value; without a body it is null. The answer is the handler's value as JSON. " +
 			"Server-Timing tells where the time went, in milliseconds; for answers over 64 KiB its run comes in a trailer.",
 		Parameters: []*huma.Param{{
-			Name: "name", In: "path", Required: true, Description: "Name of the function", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello",
+			Name: "name", In: "path", Required: true, Description: "Name of the function, or NAME@ALIAS or NAME@VERSION", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello",
 		}},
 		RequestBody: &huma.RequestBody{
 			Description: "The event, at most " + hearth.Bytes(s.MaxEvent).String(),
@@ -80,7 +80,7 @@ func (s *server) registerInvocations() {
 	}, s.invoke)
 }
 
-func (s *server) listInvocations(ctx context.Context, in *invocationsInput) (*invocationListOutput, error) {
+func (s *API) listInvocations(ctx context.Context, in *invocationsInput) (*invocationListOutput, error) {
 	if _, err := s.function(ctx, in.Name); err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func (s *server) listInvocations(ctx context.Context, in *invocationsInput) (*in
 	return out, nil
 }
 
-func (s *server) getInvocation(ctx context.Context, in *invocationInput) (*invocationOutput, error) {
+func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocationOutput, error) {
 	i, err := s.Invocations.Invocation(ctx, in.ID)
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
 		return nil, (&hearth.Error{
@@ -111,14 +111,14 @@ func (s *server) getInvocation(ctx context.Context, in *invocationInput) (*invoc
 }
 
 // invoke serves POST /v1/functions/{name}/invocations.
-func (s *server) invoke(w http.ResponseWriter, r *http.Request) error {
+func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 	event, err := s.readEvent(r)
 	if err != nil {
 		return err
 	}
 	a := &answer{w: w}
 	inv, err := s.Invoker.InvokeEvent(r.Context(), hearth.EventRequest{
-		Function: r.PathValue("name"), Event: bytes.NewReader(event), Size: int64(len(event)),
+		Target: hearth.Target(r.PathValue("name")), Event: bytes.NewReader(event), Size: int64(len(event)),
 	}, a, func(i hearth.Invocation) { a.record = i })
 	if inv.ID != "" {
 		a.record = inv
@@ -148,7 +148,7 @@ func (s *server) invoke(w http.ResponseWriter, r *http.Request) error {
 }
 
 // readEvent returns the event, nil for null.
-func (s *server) readEvent(r *http.Request) ([]byte, error) {
+func (s *API) readEvent(r *http.Request) ([]byte, error) {
 	tooLarge := func() error {
 		return withStatus(http.StatusRequestEntityTooLarge,
 			hearth.Errorf(hearth.CodeInvalid, "the event is larger than %s", hearth.Bytes(s.MaxEvent)).

@@ -24,7 +24,7 @@ type logList struct {
 	Lines []hearth.LogLine `json:"lines" doc:"Oldest first"`
 }
 
-func (s *server) registerLogs() {
+func (s *API) registerLogs() {
 	zero, most := 0.0, float64(maxTail)
 	s.registerRaw(huma.Operation{
 		OperationID: "read-logs", Method: http.MethodGet, Path: "/v1/functions/{name}/logs", Tags: []string{"Logs"},
@@ -45,7 +45,7 @@ func (s *server) registerLogs() {
 	}, s.readLogs)
 }
 
-func (s *server) readLogs(w http.ResponseWriter, r *http.Request) error {
+func (s *API) readLogs(w http.ResponseWriter, r *http.Request) error {
 	tail, follow, err := logQuery(r.URL.Query())
 	if err != nil {
 		return err
@@ -105,7 +105,7 @@ func onlyQuery(q url.Values, known ...string) error {
 }
 
 // followLogs streams lines until the client goes away or the server drains.
-func (s *server) followLogs(w http.ResponseWriter, r *http.Request, function string, tail int) error {
+func (s *API) followLogs(w http.ResponseWriter, r *http.Request, function string, tail int) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	out := newEvents(w)

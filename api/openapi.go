@@ -19,10 +19,12 @@ import (
 
 // newHuma makes the huma API on s.mux. Its built-in pages are off: they load
 // scripts from elsewhere, and its errors become problems.
-func newHuma(s *server) huma.API {
+func newHuma(s *API) huma.API {
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Duration](), reflect.TypeFor[durationSchema]())
 	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Bytes](), reflect.TypeFor[bytesSchema]())
+	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Rate](), reflect.TypeFor[rateSchema]())
+	registry.RegisterTypeAlias(reflect.TypeFor[hearth.Weights](), reflect.TypeFor[weightsSchema]())
 	// huma forgets where it is in a body when a key has a dot, as file names do.
 	// Maps are left to the JSON decoder, whose errors decode translates.
 	registry.RegisterTypeAlias(reflect.TypeFor[map[string]string](), reflect.TypeFor[stringsSchema]())
@@ -138,7 +140,7 @@ func problems(ctx huma.Context, status string, v any) (any, error) {
 
 // register adds an operation whose bodies are JSON. Errors of h become
 // problems.
-func register[I, O any](s *server, op huma.Operation, h func(context.Context, *I) (*O, error)) {
+func register[I, O any](s *API, op huma.Operation, h func(context.Context, *I) (*O, error)) {
 	s.document(&op)
 	huma.Register(s.huma, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := h(ctx, in)
@@ -153,7 +155,7 @@ func register[I, O any](s *server, op huma.Operation, h func(context.Context, *I
 
 // registerRaw adds an operation that reads and writes streams itself; op holds
 // all of its documentation but the errors.
-func (s *server) registerRaw(op huma.Operation, h func(http.ResponseWriter, *http.Request) error) {
+func (s *API) registerRaw(op huma.Operation, h func(http.ResponseWriter, *http.Request) error) {
 	s.document(&op)
 	s.huma.OpenAPI().AddOperation(&op)
 	s.mux.HandleFunc(op.Method+" "+op.Path, func(w http.ResponseWriter, r *http.Request) {
@@ -164,7 +166,7 @@ func (s *server) registerRaw(op huma.Operation, h func(http.ResponseWriter, *htt
 }
 
 // document adds the answer for errors to an operation.
-func (s *server) document(op *huma.Operation) {
+func (s *API) document(op *huma.Operation) {
 	if op.Responses == nil {
 		op.Responses = map[string]*huma.Response{}
 	}
@@ -193,7 +195,7 @@ func statuses() string {
 }
 
 // schemaOf returns a reference to the schema of T.
-func schemaOf[T any](s *server) *huma.Schema {
+func schemaOf[T any](s *API) *huma.Schema {
 	return s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[T](), true, "")
 }
 
@@ -233,5 +235,31 @@ func (bytesSchema) Schema(huma.Registry) *huma.Schema {
 		Description: "A size: a number with B, KiB, MiB, GiB or TiB (powers of 1024) or KB, MB, GB or TB (powers of 1000)",
 		Pattern:     `^[0-9]+(\.[0-9]+)? ?([KMGT]i?)?B$`,
 		Examples:    []any{"128MiB", "1GiB"},
+	}
+}
+
+// rateSchema stands for hearth.Rate in the document.
+type rateSchema struct{}
+
+// Schema implements huma.SchemaProvider.
+func (rateSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type:        huma.TypeString,
+		Description: "A number of events in a second (/s), minute (/m) or hour (/h)",
+		Pattern:     `^[0-9]+(\.[0-9]+)? ?/ ?[smh]$`,
+		Examples:    []any{"100/s", "30/m"},
+	}
+}
+
+// weightsSchema stands for hearth.Weights in the document.
+type weightsSchema struct{}
+
+// Schema implements huma.SchemaProvider.
+func (weightsSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type:        huma.TypeObject,
+		Description: `Shares of calls in percent by version number, together 100, such as {"7": 90, "8": 10}`,
+		// As an extension it is in the document, but huma does not look at it.
+		Extensions: map[string]any{"additionalProperties": map[string]any{"type": "integer"}},
 	}
 }

@@ -139,11 +139,15 @@ func TestOpenAPIStructure(t *testing.T) {
 	}
 	slices.Sort(ops)
 	want := []string{
-		"DELETE /v1/functions/{name}", "DELETE /v1/functions/{name}/instances", "GET /healthz", "GET /readyz", "GET /v1/drivers", "GET /v1/functions",
-		"GET /v1/functions/{name}", "GET /v1/functions/{name}/instances", "GET /v1/functions/{name}/invocations", "GET /v1/functions/{name}/logs",
+		"DELETE /v1/functions/{name}", "DELETE /v1/functions/{name}/aliases/{alias}", "DELETE /v1/functions/{name}/instances",
+		"DELETE /v1/functions/{name}/versions/{number}", "GET /healthz", "GET /readyz", "GET /v1/drivers", "GET /v1/functions",
+		"GET /v1/functions/{name}", "GET /v1/functions/{name}/aliases", "GET /v1/functions/{name}/instances",
+		"GET /v1/functions/{name}/invocations", "GET /v1/functions/{name}/logs", "GET /v1/functions/{name}/releases",
 		"GET /v1/functions/{name}/versions", "GET /v1/functions/{name}/versions/{number}", "GET /v1/invocations/{id}",
 		"GET /v1/pool", "GET /v1/pool/events",
-		"POST /v1/artifacts", "POST /v1/functions", "POST /v1/functions/{name}/invocations", "PUT /v1/functions/{name}",
+		"POST /v1/artifacts", "POST /v1/functions", "POST /v1/functions/{name}/invocations", "POST /v1/functions/{name}/releases",
+		"POST /v1/functions/{name}/releases/{id}/abort", "POST /v1/functions/{name}/releases/{id}/finish",
+		"POST /v1/functions/{name}/rollback", "PUT /v1/functions/{name}", "PUT /v1/functions/{name}/aliases/{alias}",
 	}
 	if d := cmp.Diff(want, ops); d != "" {
 		t.Errorf("operations (-want +got):\n%s", d)

@@ -35,7 +35,7 @@ type functionInstances struct {
 
 type functionInstancesOutput struct{ Body functionInstances }
 
-func (s *server) registerPool() {
+func (s *API) registerPool() {
 	register(s, huma.Operation{
 		OperationID: "get-pool", Method: http.MethodGet, Path: "/v1/pool", Tags: []string{"Pool"},
 		Summary:     "What instances there are and why",
@@ -62,7 +62,7 @@ func (s *server) registerPool() {
 	}, s.listInstances)
 }
 
-func (s *server) getPool(ctx context.Context, in *poolInput) (*poolOutput, error) {
+func (s *API) getPool(ctx context.Context, in *poolInput) (*poolOutput, error) {
 	if in.Function == "" {
 		return &poolOutput{Body: s.Pool.Status()}, nil
 	}
@@ -72,7 +72,7 @@ func (s *server) getPool(ctx context.Context, in *poolInput) (*poolOutput, error
 	return &poolOutput{Body: only(s.Pool.Status(), in.Function)}, nil
 }
 
-func (s *server) listInstances(ctx context.Context, in *nameInput) (*functionInstancesOutput, error) {
+func (s *API) listInstances(ctx context.Context, in *nameInput) (*functionInstancesOutput, error) {
 	f, err := s.function(ctx, in.Name)
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func only(st hearth.PoolStatus, function string) hearth.PoolStatus {
 
 // watchPool streams changes until the client goes away, the server drains, or
 // the client has missed some.
-func (s *server) watchPool(w http.ResponseWriter, r *http.Request) error {
+func (s *API) watchPool(w http.ResponseWriter, r *http.Request) error {
 	if err := onlyQuery(r.URL.Query()); err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (s *server) watchPool(w http.ResponseWriter, r *http.Request) error {
 
 // ending tells whether a stream ends because the client left or the server
 // drains.
-func (s *server) ending(ctx context.Context) bool {
+func (s *API) ending(ctx context.Context) bool {
 	select {
 	case <-s.Draining:
 		return true

@@ -75,7 +75,7 @@ func (e *statusError) Unwrap() error { return e.err }
 
 // problemOf returns err as a problem and logs what the client does not get to
 // see of it.
-func (s *server) problemOf(ctx context.Context, err error) *problem {
+func (s *API) problemOf(ctx context.Context, err error) *problem {
 	var p *problem
 	if errors.As(err, &p) {
 		return p
@@ -114,11 +114,11 @@ func visible(e *hearth.Error) string {
 }
 
 // fail answers r with err.
-func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (s *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	s.send(w, s.problemOf(r.Context(), err))
 }
 
-func (s *server) send(w http.ResponseWriter, p *problem) {
+func (s *API) send(w http.ResponseWriter, p *problem) {
 	h := w.Header()
 	h.Del("Content-Length")
 	h.Set("Content-Type", p.ContentType(""))
@@ -242,7 +242,7 @@ func ctxErrorOf(err error) error {
 }
 
 // recoverPanic answers a request whose handler panicked.
-func (s *server) recoverPanic(w http.ResponseWriter, r *http.Request) {
+func (s *API) recoverPanic(w http.ResponseWriter, r *http.Request) {
 	v := recover()
 	if v == nil {
 		return

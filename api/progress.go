@@ -73,7 +73,7 @@ type progress struct {
 }
 
 // streamed is a middleware that answers with events if the client accepts them.
-func (s *server) streamed(ctx huma.Context, next func(huma.Context)) {
+func (s *API) streamed(ctx huma.Context, next func(huma.Context)) {
 	r, w := humago.Unwrap(ctx)
 	if !acceptsEvents(r) {
 		next(ctx)
@@ -220,7 +220,7 @@ func (l *installerLog) close() {
 }
 
 // documentEvents adds the answer with events to a documented operation.
-func (s *server) documentEvents(op *huma.Operation) {
+func (s *API) documentEvents(op *huma.Operation) {
 	ok := op.Responses["200"]
 	if ok == nil {
 		ok = &huma.Response{Description: "How it goes, if the client accepts " + ndjson}

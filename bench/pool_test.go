@@ -170,11 +170,11 @@ func TestSeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	versions, err := s.Live(t.Context())
-	if err != nil || len(versions) != 3 {
-		t.Fatalf("%d functions, %v", len(versions), err)
+	deployed, err := s.Deployments(t.Context())
+	if err != nil || len(deployed) != 3 {
+		t.Fatalf("%d functions, %v", len(deployed), err)
 	}
-	v := versions[2]
+	v := deployed[2].Versions[1]
 	code, err := s.ArtifactDir(v.Artifact)
 	if err != nil || v.Function != crowdFunction(2) || len(v.Config.Routes) != 1 || v.Config.Validate() != nil {
 		t.Errorf("%+v, %v", v, err)

@@ -20,6 +20,8 @@ type DeployOptions struct {
 	Override func(*Manifest)
 	// New refuses to deploy over a function that exists.
 	New bool
+	// Preview makes a version without making it live.
+	Preview bool
 	// NoCache installs dependencies anew, whatever was installed before.
 	NoCache bool
 	// OnEvent is told how the deploy goes, one call after the other; may be nil.
@@ -41,7 +43,7 @@ const (
 	StageBuilt     Stage = "built"     // they are installed; Cached is known
 	StageStart     Stage = "start"     // the server loads the version and tries it
 	StageUnchanged Stage = "unchanged" // nothing differs from the live version
-	StageDone      Stage = "done"      // the version is live
+	StageDone      Stage = "done"      // the version answers calls
 )
 
 // Event is the progress of a deploy.
@@ -108,6 +110,9 @@ func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Fu
 	in := functionInput{Config: m.Config, Code: &Code{Artifact: artifact.Digest}}
 	if opts.New {
 		r.method, r.path, in.Name = http.MethodPost, []string{"v1", "functions"}, m.Name
+	}
+	if opts.Preview {
+		r.query.Set("preview", "true")
 	}
 	if opts.NoCache {
 		r.query.Set("fresh", "true")

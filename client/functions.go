@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/hearthrun/hearth"
 )
@@ -16,15 +15,16 @@ type Function struct {
 	hearth.Function
 	// URL is where the function answers HTTP requests.
 	URL string `json:"url"`
+	// Deployed is the number of the version that the request made; 0 if it made
+	// none.
+	Deployed int `json:"deployed,omitempty"`
 	// Warnings tell what of the configuration the host cannot enforce.
 	Warnings []string `json:"warnings,omitempty"`
 }
 
 // located makes f's URL absolute: the server tells it as a path.
 func (c *Client) located(f Function) Function {
-	if u, err := url.Parse(f.URL); err == nil && f.URL != "" && !u.IsAbs() {
-		f.URL = strings.TrimRight(c.URL(), "/") + u.EscapedPath()
-	}
+	f.URL = c.absolute(f.URL)
 	return f
 }
 
@@ -139,19 +139,6 @@ func (c *Client) DeleteFunction(ctx context.Context, name string, generation int
 		method: http.MethodDelete, path: []string{"v1", "functions", name}, header: ifMatch(generation),
 	}, nil)
 	return err
-}
-
-// Versions returns up to limit versions (0: the server's choice) of a function,
-// newest first, with numbers below before (0: all). Errors: CodeNotFound.
-func (c *Client) Versions(ctx context.Context, name string, limit, before int) ([]hearth.Version, error) {
-	var out struct {
-		Versions []hearth.Version `json:"versions"`
-	}
-	_, err := c.call(ctx, request{
-		method: http.MethodGet, path: []string{"v1", "functions", name, "versions"},
-		query: page(limit, "before", strconv.Itoa(before)),
-	}, &out)
-	return out.Versions, err
 }
 
 // Invocations returns up to limit records of calls (0: the server's choice) of

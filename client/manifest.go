@@ -180,7 +180,7 @@ func (p parser) manifest(n *yaml.Node) (Manifest, error) {
 }
 
 // dependent are the keys whose values must fit those of others.
-var dependent = map[string]bool{"instance_concurrency": true, "warm": true, "cache": true}
+var dependent = map[string]bool{"instance_concurrency": true, "warm": true, "cache": true, "cors": true}
 
 // keys reads keys and values into a struct and returns the keys' lines. within is
 // the key that they are below, with a dot, for errors.
@@ -237,8 +237,12 @@ func (p parser) value(name string, key, value *yaml.Node, field reflect.Value) e
 		_, err := p.keys(name+".", value, field)
 		return err
 	case reflect.Map:
-		if err := p.unique(name, value); err != nil {
+		elem := field.Type().Elem()
+		if err := p.unique(name, value, elem); err != nil {
 			return err
+		}
+		if elem.Kind() == reflect.Struct {
+			return p.structs(name, value, field)
 		}
 	case reflect.Int:
 		if value.Tag != "!!int" {
@@ -258,13 +262,33 @@ func (p parser) value(name string, key, value *yaml.Node, field reflect.Value) e
 	}
 }
 
-// unique refuses a key that is twice in a map such as env.
-func (p parser) unique(name string, value *yaml.Node) error {
+// structs reads a map whose values are keys and values themselves, such as cors.
+func (p parser) structs(name string, value *yaml.Node, field reflect.Value) error {
+	field.Set(reflect.MakeMap(field.Type()))
+	for i := 0; i < len(value.Content); i += 2 {
+		k, v := value.Content[i], value.Content[i+1]
+		elem := reflect.New(field.Type().Elem()).Elem()
+		if _, err := p.keys(name+"."+clip(k.Value)+".", v, elem); err != nil {
+			return err
+		}
+		field.SetMapIndex(reflect.ValueOf(k.Value).Convert(field.Type().Key()), elem)
+	}
+	return nil
+}
+
+// unique refuses a key that is twice in a map such as env, and values that have
+// not the form for elem.
+func (p parser) unique(name string, value *yaml.Node, elem reflect.Type) error {
+	form, hint := "texts as keys and values", "write NAME: text"
+	kind := yaml.ScalarNode
+	if elem.Kind() == reflect.Struct {
+		form, hint, kind = "keys and values below each name", "see hearth config check --help", yaml.MappingNode
+	}
 	lines := map[string]int{}
 	for i := 0; i < len(value.Content); i += 2 {
 		k, v := value.Content[i], value.Content[i+1]
-		if k.Kind != yaml.ScalarNode || v.Kind != yaml.ScalarNode {
-			return p.err(k.Line, "write NAME: text", "%s must have texts as keys and values", name)
+		if k.Kind != yaml.ScalarNode || v.Kind != kind {
+			return p.err(k.Line, hint, "%s must have %s", name, form)
 		}
 		if before := lines[k.Value]; before > 0 {
 			return p.err(k.Line, "remove one of them", "%s: %q was already given in line %d", name, clip(k.Value), before)

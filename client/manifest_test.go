@@ -91,7 +91,7 @@ func TestManifestErrors(t *testing.T) {
 		"runtime: python\n":                         {"f: the function has no name"},
 		"name: Hello\nruntime: python\n":            {`f:1: function name "Hello" is not valid`},
 		ok + "memroy: 1GiB\n":                       {`f:3: unknown key "memroy"`, `did you mean "memory"?`},
-		ok + "quux: 1\n":                            {`unknown key "quux"`, "the keys are cache, concurrency, cpu,"},
+		ok + "quux: 1\n":                            {`unknown key "quux"`, "the keys are cache, concurrency, cors, cpu,"},
 		ok + "Timeout: 1s\n":                        {`did you mean "timeout"?`},
 		ok + "name: b\n":                            {"f:3: name was already given in line 1"},
 		ok + "env:\n  A: 1\n  A: 2\n":               {`f:5: env: "A" was already given in line 4`},

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -34,15 +35,21 @@ type Instance struct {
 type Pool interface {
 	// Do lends an instance of v to fn.
 	Do(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error
-	// SetLive tells which versions answer calls now; the instances of others end
-	// after their calls.
+	// SetLive tells which versions answer calls now; the instances of those that
+	// did and do no more end after their calls.
 	SetLive(versions []hearth.Version)
+	// Admit lets a version that was retired have instances again.
+	Admit(incarnation string)
+	// Retire ends the instances of a version after their calls.
+	Retire(incarnation string)
 }
 
 // Catalog tells what is deployed.
 type Catalog interface {
-	// Live returns the live version of every function.
-	Live(ctx context.Context) ([]hearth.Version, error)
+	// Deployments returns every function with its aliases and their versions.
+	Deployments(ctx context.Context) ([]hearth.Deployment, error)
+	// Version returns one version. Errors: CodeNotFound.
+	Version(ctx context.Context, function string, number int) (hearth.Version, error)
 }
 
 // Recorder takes the records of calls; it must not block.
@@ -65,7 +72,8 @@ type Config struct {
 	Recorder Recorder
 	Logs     Logs
 	Logger   *slog.Logger
-	// MaxRequest and MaxResponse bound bodies in bytes; defaults 32 MiB and 1 GiB.
+	// MaxRequest and MaxResponse bound bodies in bytes where a function's own limits
+	// do not; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
 	// SpoolDir is where long request bodies are kept while they arrive; default
 	// is the system's directory for temporary files. MaxSpool bounds all of them
@@ -76,15 +84,19 @@ type Config struct {
 	// have a cache, MaxCached the body of one; defaults 64 MiB and 1 MiB. One
 	// function can use a quarter of MaxCache.
 	MaxCache, MaxCached int64
+	// Managed tells that a host belongs to management, whatever routes say; default
+	// is that none does.
+	Managed func(host string) bool
 }
 
 // Gateway answers calls. Its methods may be called from many goroutines.
 type Gateway struct {
-	cfg    Config
-	spool  spool
-	cache  *cache
-	reload sync.Mutex
-	table  atomic.Pointer[table]
+	cfg      Config
+	spool    spool
+	cache    *cache
+	previews previews
+	reload   sync.Mutex
+	table    atomic.Pointer[table]
 }
 
 var _ hearth.Invoker = (*Gateway)(nil)
@@ -116,37 +128,59 @@ func New(cfg Config) *Gateway {
 func (g *Gateway) Reload(ctx context.Context) error {
 	g.reload.Lock()
 	defer g.reload.Unlock()
-	versions, err := g.cfg.Catalog.Live(ctx)
+	deployed, err := g.cfg.Catalog.Deployments(ctx)
 	if err != nil {
 		return err
 	}
-	next, err := newTable(versions)
+	old := g.table.Load()
+	next, err := newTable(deployed, old)
 	if err != nil {
 		return err
 	}
-	old := g.table.Swap(next)
-	g.cfg.Pool.SetLive(versions)
-	for name, v := range old.functions {
-		if n := next.functions[name]; n == nil || n.Incarnation != v.Incarnation {
-			g.cache.retire(v.Incarnation)
+	g.table.Store(next)
+	var versions []hearth.Version
+	for i := range deployed {
+		f := next.functions[deployed[i].Function]
+		for _, a := range f.all() {
+			for _, p := range a.portions {
+				versions = append(versions, *p.version)
+			}
 		}
 	}
+	g.cfg.Pool.SetLive(versions)
+	for incarnation := range old.incarnations {
+		if _, ok := next.incarnations[incarnation]; !ok {
+			g.cache.retire(incarnation)
+		}
+	}
+	g.endPreviews(next)
 	return nil
 }
 
-// CheckRoutes tells whether the function could have these routes beside those
-// of all others. Errors: CodeConflict naming the other function.
-func (g *Gateway) CheckRoutes(function string, routes []hearth.Route) error {
-	return g.table.Load().check(function, routes)
+// CheckRoutes tells whether an alias of a function could have these routes
+// beside those of all others. Errors: CodeConflict naming the owner of another.
+func (g *Gateway) CheckRoutes(function, alias string, routes []hearth.Route) error {
+	return g.table.Load().check(function, alias, routes)
 }
 
-// Live returns the version of a function that answers calls.
-// Errors: CodeNotFound.
-func (g *Gateway) Live(function string) (*hearth.Version, error) {
-	if v := g.table.Load().functions[function]; v != nil {
-		return v, nil
+// OwnsHost tells whether a request's host is that of a route: then all of its
+// paths belong to functions.
+func (g *Gateway) OwnsHost(host string) bool { return g.ownsHost(g.table.Load(), host) }
+
+// Incarnations returns those of all versions of a function that may have
+// instances. Errors: CodeNotFound.
+func (g *Gateway) Incarnations(function string) ([]string, error) {
+	f := g.table.Load().functions[function]
+	if f == nil {
+		return nil, noFunction(function)
 	}
-	return nil, noFunction(function)
+	list := g.previews.of(function)
+	for _, a := range f.all() {
+		for _, p := range a.portions {
+			list = append(list, p.version.Incarnation)
+		}
+	}
+	return list, nil
 }
 
 // invoke runs one call with the function's deadline. It fills rec.
@@ -240,18 +274,21 @@ func deadline(ctx context.Context, v *hearth.Version, now time.Time) (context.Co
 // InvokeEvent implements hearth.Invoker.
 func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error) {
 	now := time.Now()
-	v, err := g.Live(r.Function)
+	a, v, err := g.resolve(ctx, g.table.Load(), r.Target)
 	if err != nil {
 		return hearth.Invocation{}, err
+	}
+	if a != nil {
+		v = a.any()
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
 	rec := g.newRecord(v, hearth.KindEvent, now)
 	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent}
 	if r.Event != nil {
-		body, err := io.ReadAll(io.LimitReader(r.Event, g.cfg.MaxRequest+1))
-		if err == nil && int64(len(body)) > g.cfg.MaxRequest {
-			err = tooLarge(g.cfg.MaxRequest)
+		body, err := io.ReadAll(io.LimitReader(r.Event, g.maxRequest(v)+1))
+		if err == nil && int64(len(body)) > g.maxRequest(v) {
+			err = tooLarge(g.maxRequest(v))
 		}
 		if err != nil {
 			return rec, err
@@ -263,7 +300,7 @@ func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 		d.SetWriteDeadline(end)               //nolint:errcheck // a connection without deadlines is a test's
 		defer d.SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
 	}
-	sink := &eventSink{w: w, rec: &rec, started: started, begin: time.Now(), limit: g.cfg.MaxResponse}
+	sink := &eventSink{w: w, rec: &rec, started: started, begin: time.Now(), limit: g.maxResponse(v)}
 	err = blame(g.invoke(ctx, v, call, &rec, sink), end)
 	if err == nil {
 		rec.Status = 200
@@ -314,6 +351,15 @@ func clientError(err error) error {
 		return nil
 	}
 	return &hearth.Error{Code: hearth.CodeCanceled, Message: "the caller went away", Err: err}
+}
+
+// maxRequest and maxResponse bound the bodies of a version in bytes.
+func (g *Gateway) maxRequest(v *hearth.Version) int64 {
+	return cmp.Or(int64(v.Config.Limits.Request), g.cfg.MaxRequest)
+}
+
+func (g *Gateway) maxResponse(v *hearth.Version) int64 {
+	return cmp.Or(int64(v.Config.Limits.Response), g.cfg.MaxResponse)
 }
 
 func tooLarge(limit int64) error {

@@ -22,9 +22,28 @@ func versionWith(name string, routes ...hearth.Route) hearth.Version {
 	return hearth.Version{Function: name, Number: 1, Incarnation: name, Config: hearth.Config{Routes: routes}.WithDefaults()}
 }
 
+// fakeCatalog has the live versions of functions.
 type fakeCatalog []hearth.Version
 
-func (f *fakeCatalog) Live(context.Context) ([]hearth.Version, error) { return *f, nil }
+func (f *fakeCatalog) Deployments(context.Context) ([]hearth.Deployment, error) {
+	var list []hearth.Deployment
+	for _, v := range *f {
+		list = append(list, hearth.Deployment{
+			Function: v.Function, Versions: map[int]*hearth.Version{v.Number: &v},
+			Aliases: []hearth.Alias{{Name: hearth.Live, Versions: hearth.Weights{v.Number: 100}}},
+		})
+	}
+	return list, nil
+}
+
+func (f *fakeCatalog) Version(_ context.Context, function string, number int) (hearth.Version, error) {
+	for _, v := range *f {
+		if v.Function == function && v.Number == number {
+			return v, nil
+		}
+	}
+	return hearth.Version{}, hearth.Errorf(hearth.CodeNotFound, "function %s has no version %d", function, number)
+}
 
 // fakePool refuses calls, telling for which function.
 type fakePool struct{ live []string }
@@ -39,6 +58,9 @@ func (f *fakePool) SetLive(versions []hearth.Version) {
 		f.live = append(f.live, v.Incarnation)
 	}
 }
+
+func (*fakePool) Admit(string)  {}
+func (*fakePool) Retire(string) {}
 
 type nowhere struct{}
 
@@ -238,14 +260,14 @@ func TestCheckRoutes(t *testing.T) {
 		{"a", "/a/b/{y}", ""}, // its own routes are replaced
 		{"b", "GET /same", "a"},
 	} {
-		err := g.CheckRoutes(c.function, []hearth.Route{c.route})
+		err := g.CheckRoutes(c.function, hearth.Live, []hearth.Route{c.route})
 		if (err != nil) != (c.owner != "") {
 			t.Errorf("%s %s: %v", c.function, c.route, err)
 		} else if err != nil && (hearth.ErrorCode(err) != hearth.CodeConflict || !strings.Contains(err.Error(), "of function "+c.owner)) {
 			t.Errorf("%s %s: %v", c.function, c.route, err)
 		}
 	}
-	if err := g.CheckRoutes("new", []hearth.Route{"/n/{a}/c", "/n/b/{c}"}); hearth.ErrorCode(err) != hearth.CodeConflict {
+	if err := g.CheckRoutes("new", hearth.Live, []hearth.Route{"/n/{a}/c", "/n/b/{c}"}); hearth.ErrorCode(err) != hearth.CodeConflict {
 		t.Errorf("two routes of one function: %v", err)
 	}
 }
@@ -394,9 +416,8 @@ func FuzzRoute(f *testing.F) {
 		if r.Validate() != nil {
 			return
 		}
-		v := versionWith("f")
 		table := emptyTable()
-		if err := table.add(r, &v); err != nil {
+		if err := table.add(ownedRoute{"f", hearth.Live, r}, &endpoint{}); err != nil {
 			t.Fatalf("a valid route is refused: %q: %v", route, err)
 		}
 		pathParams(r, path)

@@ -42,6 +42,7 @@ type exchange struct {
 	wrote      bool
 	stream     bool // the body's length was not known at the start
 	bounded    bool // writes have a deadline
+	cors       bool // the function's own headers about CORS do not count
 	event      []byte
 	body       []byte
 }
@@ -60,7 +61,7 @@ func (x *exchange) recycle() {
 // ServeHTTP answers /fn/{name}/… and custom routes.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
-	t, err := g.table.Load().match(r)
+	t, err := g.match(r)
 	if err != nil {
 		writeError(w, r, nil, err)
 		return
@@ -69,13 +70,26 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t.redirect.ServeHTTP(w, r)
 		return
 	}
+	if t.cors != nil {
+		t.cors.HandlerFunc(w, r)
+		if t.preflight {
+			return
+		}
+	}
+	if t.version == nil {
+		var cookie string
+		if t.version, r, cookie = t.alias.pick(r); cookie != "" {
+			w.Header().Add("Set-Cookie", cookie)
+		}
+	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
 	x := exchanges.Get().(*exchange)
 	defer x.recycle()
-	x.w, x.r, x.end, x.limit = w, r, end, g.cfg.MaxResponse
+	x.w, x.r, x.end, x.limit = w, r, end, g.maxResponse(t.version)
 	x.rec = g.newRecord(t.version, hearth.KindHTTP, now)
 	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
+	x.cors = t.cors != nil
 	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
 
 	var kept *entry
@@ -107,6 +121,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (g *Gateway) call(ctx context.Context, x *exchange, t *target, now time.Time) error {
 	if x.fill != nil {
 		defer x.fill.end()
+	}
+	if t.alias != nil {
+		if err := t.alias.allow(now); err != nil {
+			return err
+		}
 	}
 	counted, free, err := g.readBody(x, t.version, x.end)
 	defer free()
@@ -150,8 +169,9 @@ func (g *Gateway) readBody(x *exchange, v *hearth.Version, end time.Time) (count
 	if n == 0 || x.r.Body == nil || x.r.Body == http.NoBody {
 		return nil, free, nil
 	}
-	if n > g.cfg.MaxRequest {
-		return nil, free, tooLarge(g.cfg.MaxRequest)
+	limit := g.maxRequest(v)
+	if n > limit {
+		return nil, free, tooLarge(limit)
 	}
 	rc := http.NewResponseController(x.w)
 	// A little later, so that at the deadline the call is cancelled first.
@@ -167,7 +187,7 @@ func (g *Gateway) readBody(x *exchange, v *hearth.Version, end time.Time) (count
 		x.call.Body, x.rec.BytesIn = x.body, n
 		return nil, free, nil
 	}
-	counted = &countingReader{r: x.r.Body, limit: g.cfg.MaxRequest}
+	counted = &countingReader{r: x.r.Body, limit: limit}
 	if v.RequestStream {
 		rc.EnableFullDuplex() //nolint:errcheck // HTTP/2 always is
 		x.call.Rest = counted
@@ -281,7 +301,7 @@ func (x *exchange) run() time.Duration {
 func (x *exchange) writeHead(length int) {
 	h := x.w.Header()
 	for _, kv := range x.head.Headers {
-		if dropResponseHeader(kv[0]) || kv[0] == "server-timing" && claimsTimings(kv[1]) {
+		if dropResponseHeader(kv[0]) || x.cors && corsHeader(kv[0]) || kv[0] == "server-timing" && claimsTimings(kv[1]) {
 			continue
 		}
 		h.Add(kv[0], kv[1])
@@ -336,6 +356,7 @@ func setHeaders(h http.Header, rec *hearth.Invocation) {
 		start = "cached"
 	}
 	h["Hearth-Invocation-Id"] = []string{rec.ID}
+	h["Hearth-Version"] = []string{strconv.Itoa(rec.Version)}
 	h["Hearth-Start"] = []string{start}
 	if rec.ColdReason != "" {
 		h["Hearth-Cold-Reason"] = []string{string(rec.ColdReason)}

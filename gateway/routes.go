@@ -1,155 +1,277 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
 	"regexp"
-	"slices"
 	"strings"
+
+	"github.com/rs/cors"
 
 	"github.com/hearthrun/hearth"
 )
 
 // table is what is deployed, as the gateway needs it. It never changes.
 type table struct {
-	functions map[string]*hearth.Version
-	mux       *http.ServeMux // custom routes
+	functions map[string]*function
+	// anyHost has the routes without a host, hosts those with one, by the host.
+	anyHost *http.ServeMux
+	hosts   map[string]*http.ServeMux
+	routes  []ownedRoute
+	// incarnations are those of all versions in it.
+	incarnations map[string]struct{}
 }
 
-// endpoint is what the mux has under a custom route. It is found, not called.
+// ownedRoute is a route and whose it is.
+type ownedRoute struct {
+	function, alias string
+	route           hearth.Route
+}
+
+// owner says whose the route is.
+func (o ownedRoute) owner() string {
+	if o.alias == hearth.Live {
+		return "function " + o.function
+	}
+	return "alias " + o.alias + " of function " + o.function
+}
+
+// endpoint is what a mux has under a route. It is found, not called.
 type endpoint struct {
-	version *hearth.Version
-	route   hearth.Route
+	alias *alias
+	route hearth.Route
+	key   string
+	cors  *cors.Cors // nil if none is configured
 }
 
 func (*endpoint) ServeHTTP(http.ResponseWriter, *http.Request) {}
 
 func emptyTable() *table {
-	return &table{functions: map[string]*hearth.Version{}, mux: http.NewServeMux()}
+	return &table{
+		functions: map[string]*function{}, anyHost: http.NewServeMux(), hosts: map[string]*http.ServeMux{},
+		incarnations: map[string]struct{}{},
+	}
 }
 
-func newTable(versions []hearth.Version) (*table, error) {
+// newTable makes a table of what is deployed; old is the one before.
+func newTable(deployed []hearth.Deployment, old *table) (*table, error) {
 	t := emptyTable()
-	for i := range versions {
-		v := &versions[i]
-		t.functions[v.Function] = v
-		for _, r := range v.Config.Routes {
-			if err := t.add(r, v); err != nil {
-				return nil, err
+	for i := range deployed {
+		d := &deployed[i]
+		f, err := newFunction(d, old.functions[d.Function])
+		if err != nil {
+			return nil, err
+		}
+		t.functions[d.Function] = f
+		for name, a := range f.all() {
+			for _, s := range a.portions {
+				t.incarnations[s.version.Incarnation] = struct{}{}
+			}
+			for _, r := range a.routes {
+				e := &endpoint{alias: a, route: r, key: routeKey(r), cors: newCORS(a.main().Config, r)}
+				if err := t.add(ownedRoute{d.Function, name, r}, e); err != nil {
+					return nil, err
+				}
 			}
 		}
 	}
 	return t, nil
 }
 
-// add registers a route; the mux's own conflict rules decide.
-func (t *table) add(r hearth.Route, v *hearth.Version) (err error) {
+// mux returns the mux of a route's host, made if there is none, and the route as
+// that mux knows it.
+func (t *table) mux(r hearth.Route) (*http.ServeMux, string) {
+	method, host, path := r.Parts()
+	pattern := strings.TrimPrefix(method+" "+path, " ")
+	if host == "" {
+		return t.anyHost, pattern
+	}
+	if t.hosts[host] == nil {
+		t.hosts[host] = http.NewServeMux()
+	}
+	return t.hosts[host], pattern
+}
+
+// add registers a route; the mux's own conflict rules decide. Errors:
+// CodeConflict naming the owner of the other route.
+func (t *table) add(o ownedRoute, e *endpoint) (err error) {
+	mux, pattern := t.mux(o.route)
 	defer func() {
 		if p := recover(); p != nil {
-			err = routeConflict(r, fmt.Sprint(p))
+			err = t.conflict(o, fmt.Sprint(p))
 		}
 	}()
-	t.mux.Handle(string(r), &endpoint{v, r})
+	mux.Handle(pattern, e)
+	t.routes = append(t.routes, o)
 	return nil
 }
 
 var conflictRE = regexp.MustCompile(`conflicts with pattern "([^"]*)"`)
 
-func routeConflict(r hearth.Route, panicked string) error {
+func (t *table) conflict(o ownedRoute, panicked string) error {
 	m := conflictRE.FindStringSubmatch(panicked)
 	if m == nil {
-		return hearth.Errorf(hearth.CodeInvalid, "route %q is not valid: %s", r, panicked)
+		return hearth.Errorf(hearth.CodeInvalid, "route %q is not valid: %s", o.route, panicked)
 	}
-	return &conflictError{route: r, with: hearth.Route(m[1])}
-}
-
-// conflictError is turned into a hearth.Error by check, which knows the owner.
-type conflictError struct{ route, with hearth.Route }
-
-func (e *conflictError) Error() string {
-	return fmt.Sprintf("route %q conflicts with %q", e.route, e.with)
-}
-
-func (t *table) check(function string, routes []hearth.Route) error {
-	trial := emptyTable()
-	for name, v := range t.functions {
-		if name == function {
-			continue
-		}
-		for _, r := range v.Config.Routes {
-			if err := trial.add(r, v); err != nil {
-				return err
-			}
+	_, host, _ := o.route.Parts()
+	for _, other := range t.routes {
+		method, h, path := other.route.Parts()
+		if h == host && strings.TrimPrefix(method+" "+path, " ") == m[1] {
+			return hearth.Errorf(hearth.CodeConflict, "route %q conflicts with %q of %s", o.route, other.route, other.owner()).
+				WithHint("change one of them so that they differ, or one is more specific than the other")
 		}
 	}
-	own := &hearth.Version{Function: function}
+	return hearth.Errorf(hearth.CodeConflict, "route %q conflicts with %q", o.route, m[1])
+}
+
+// check tells whether an alias could have these routes in place of its own.
+func (t *table) check(function, alias string, routes []hearth.Route) error {
+	hosts := map[string]bool{}
 	for _, r := range routes {
-		err := trial.add(r, own)
-		c, ok := err.(*conflictError) //nolint:errorlint // add returns it bare
-		if !ok {
-			if err != nil {
-				return err
-			}
+		_, host, _ := r.Parts()
+		hosts[host] = true
+	}
+	trial := emptyTable()
+	for _, o := range t.routes {
+		if _, host, _ := o.route.Parts(); !hosts[host] || o.function == function && o.alias == alias {
 			continue
 		}
-		owner := function
-		for name, v := range t.functions {
-			if name != function && slices.Contains(v.Config.Routes, c.with) {
-				owner = name
-			}
+		if err := trial.add(o, &endpoint{}); err != nil {
+			return err
 		}
-		return hearth.Errorf(hearth.CodeConflict, "route %q conflicts with %q of function %s", c.route, c.with, owner).
-			WithHint("change one of them so that they differ, or one is more specific than the other")
+	}
+	for _, r := range routes {
+		if err := trial.add(ownedRoute{function, alias, r}, &endpoint{}); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
+// ownsHost tells whether a request's host is that of a route.
+func (g *Gateway) ownsHost(t *table, host string) bool {
+	exact, wild := g.muxes(t, host)
+	return exact != nil || wild != nil
+}
+
+// muxes returns the routes of a request's host and of "*." and its parent; nil if
+// there are none.
+func (g *Gateway) muxes(t *table, host string) (exact, wild *http.ServeMux) {
+	if len(t.hosts) == 0 || g.cfg.Managed != nil && g.cfg.Managed(host) {
+		return nil, nil
+	}
+	host = hostName(host)
+	exact = t.hosts[host]
+	if _, parent, ok := strings.Cut(host, "."); ok {
+		wild = t.hosts["*."+parent]
+	}
+	return exact, wild
+}
+
+// hostName returns the host of a Host header as routes write it.
+func hostName(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		host = host[:i]
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
 // target is where a request goes.
 type target struct {
+	alias   *alias // nil for a version that was named
 	version *hearth.Version
 	route   hearth.Route // hearth.AllCalls for /fn/{name}
+	cors    *cors.Cors   // nil if none is configured
 	// path is the path as the function sees it, prefix what was cut off.
 	path, prefix string
 	routeKey     string
 	params       [][2]string
+	// preflight is true for a CORS preflight request, which cors answers.
+	preflight bool
 	// redirect answers instead of a function: to the clean form of a path.
 	redirect http.Handler
 }
 
-// match finds the function for a request.
-func (t *table) match(r *http.Request) (target, error) {
+// match finds the function for a request. If it names a version that is in no
+// alias, the target has neither alias nor version.
+func (g *Gateway) match(r *http.Request) (target, error) {
+	t := g.table.Load()
 	if r.Method == http.MethodConnect {
 		// A 2xx answer to it would have no body and begin a tunnel.
 		return target{}, hearth.Errorf(hearth.CodeInvalid, "the method CONNECT cannot be used: Hearth is no proxy").
 			WithHint("send the request to the function's URL with another method")
 	}
+	exact, wild := g.muxes(t, r.Host)
 	escaped := r.URL.EscapedPath()
-	if rest, ok := strings.CutPrefix(escaped, "/fn/"); ok {
-		name, _, _ := strings.Cut(rest, "/")
-		v := t.functions[name]
-		if v == nil {
-			return target{}, noFunction(name)
-		}
-		path := rest[len(name):]
-		if path == "" {
-			path = "/"
-		}
-		return target{version: v, route: hearth.AllCalls, path: path, prefix: "/fn/" + name, routeKey: "$default"}, nil
+	if rest, ok := strings.CutPrefix(escaped, "/fn/"); ok && exact == nil && wild == nil {
+		return g.matchCall(r.Context(), t, r, rest)
 	}
-	h, pattern := t.mux.Handler(r)
-	e, ok := h.(*endpoint)
-	if !ok && pattern != "" {
-		return target{redirect: h}, nil
-	}
-	if !ok {
-		err := hearth.Errorf(hearth.CodeNotFound, "no function has the route %s %s", r.Method, r.URL.Path)
-		if methods := allowed(h, r); methods != "" {
-			return target{}, err.WithHint("this path answers to %s", methods)
+	if wanted := preflightFor(r); wanted != "" {
+		asked := *r
+		asked.Method = wanted
+		for _, mux := range []*http.ServeMux{exact, wild, t.anyHost} {
+			e := find(mux, &asked)
+			if e == nil {
+				continue
+			}
+			if e.cors != nil {
+				return target{cors: e.cors, preflight: true}, nil
+			}
+			break
 		}
-		return target{}, err.WithHint("functions answer at /fn/NAME/ and at their routes; hearth list shows them, and /docs describes the management API")
 	}
-	return target{version: e.version, route: e.route, path: escaped, routeKey: routeKey(e.route), params: pathParams(e.route, escaped)}, nil
+	var h http.Handler
+	for _, mux := range []*http.ServeMux{exact, wild, t.anyHost} {
+		if mux == nil {
+			continue
+		}
+		var pattern string
+		h, pattern = mux.Handler(r)
+		if e, ok := h.(*endpoint); ok {
+			return target{alias: e.alias, route: e.route, cors: e.cors, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
+		}
+		if pattern != "" {
+			return target{redirect: h}, nil
+		}
+	}
+	err := hearth.Errorf(hearth.CodeNotFound, "no function has the route %s %s", r.Method, r.URL.Path)
+	if methods := allowed(h, r); methods != "" {
+		return target{}, err.WithHint("this path answers to %s", methods)
+	}
+	return target{}, err.WithHint("functions answer at /fn/NAME/ and at their routes; hearth list shows them, and /docs describes the management API")
+}
+
+// find returns the endpoint of a request in mux, nil if there is none.
+func find(mux *http.ServeMux, r *http.Request) *endpoint {
+	if mux == nil {
+		return nil
+	}
+	h, _ := mux.Handler(r)
+	e, _ := h.(*endpoint)
+	return e
+}
+
+// matchCall finds the target of /fn/{target}/….
+func (g *Gateway) matchCall(ctx context.Context, t *table, r *http.Request, rest string) (target, error) {
+	name, _, _ := strings.Cut(rest, "/")
+	path := rest[len(name):]
+	if path == "" {
+		path = "/"
+	}
+	a, v, err := g.resolve(ctx, t, hearth.Target(name))
+	if err != nil {
+		return target{}, err
+	}
+	to := target{alias: a, version: v, route: hearth.AllCalls, path: path, prefix: "/fn/" + name, routeKey: "$default"}
+	if a != nil {
+		to.cors = a.cors
+	} else {
+		to.cors = newCORS(v.Config, hearth.AllCalls)
+	}
+	to.preflight = to.cors != nil && preflightFor(r) != ""
+	return to, nil
 }
 
 // allowed returns the methods that the mux's own answer names, "" if it names
@@ -168,7 +290,7 @@ func (w headerOnly) Write(p []byte) (int, error) { return len(p), nil }
 func (w headerOnly) WriteHeader(int)             {}
 
 func routeKey(r hearth.Route) string {
-	method, path := r.Parts()
+	method, _, path := r.Parts()
 	if method == "" {
 		method = "ANY"
 	}
@@ -178,7 +300,7 @@ func routeKey(r hearth.Route) string {
 // pathParams returns the values of the route's parameters in a path that it
 // matches, percent-decoded.
 func pathParams(r hearth.Route, escaped string) [][2]string {
-	_, pattern := r.Parts()
+	_, _, pattern := r.Parts()
 	if !strings.Contains(pattern, "{") {
 		return nil
 	}

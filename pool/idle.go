@@ -113,8 +113,8 @@ func (p *Pool) planLocked(g *group, now time.Time) {
 			p.lookAt(g, g.function.lastEnd.Add(next))
 		}
 	}
-	if g.function.keep != nil {
-		p.lookAt(g, g.function.keep.next(now))
+	if g.keep != nil {
+		p.lookAt(g, g.keep.next(now))
 	}
 }
 

@@ -329,10 +329,7 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 		if _, ok := p.live[v.Incarnation]; ok {
 			continue
 		}
-		delete(p.retired, v.Incarnation) // it was live before
-		if g := p.groups[v.Incarnation]; g != nil {
-			g.retired = false
-		}
+		p.readmitLocked(v.Incarnation) // it may have been live before
 		p.stockLocked(v).demand.touch(now)
 		old := replaced[v.Function]
 		if v.Config.Warm.Min == 0 && old == nil {
@@ -343,7 +340,6 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 			g.load, g.service = old.load, old.service
 			g.load.Set(now, len(g.waiters)+g.inFlight)
 		}
-		p.keepLocked(g)
 		starting = append(starting, g)
 	}
 	old := p.live
@@ -370,18 +366,19 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 	p.wakeUp()
 }
 
-// keepLocked reads what the group's version wants to be kept ready.
-func (p *Pool) keepLocked(g *group) {
-	g.function.keep = nil
-	if g.version.Config.Warm.Min == 0 {
-		return
+// Admit lets a version that was retired have instances again, as one that is
+// called by its number.
+func (p *Pool) Admit(incarnation string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.readmitLocked(incarnation)
+}
+
+func (p *Pool) readmitLocked(incarnation string) {
+	delete(p.retired, incarnation)
+	if g := p.groups[incarnation]; g != nil && !p.closed {
+		g.retired = false
 	}
-	keep, err := newSchedule(g.version.Config.Warm)
-	if err != nil { // Verify has refused it, unless an older Hearth deployed it
-		p.cfg.Logger.Warn("nothing is kept warm", "function", g.version.Function, "version", g.version.Number, "err", err)
-		return
-	}
-	g.function.keep = keep
 }
 
 // Retire lets the instances of an incarnation finish their calls, and those

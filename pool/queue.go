@@ -45,6 +45,7 @@ type group struct {
 	failures   int            // starts that failed, or instances that died at once, since the last call
 	retryAt    time.Time      // no start ahead of calls before
 	absent     hearth.ColdReason
+	keep       *schedule // while it is live; nil if nothing is kept ready
 }
 
 // function is what is remembered of a function across its versions and the times
@@ -53,7 +54,6 @@ type function struct {
 	groups  int            // that refer to it
 	learner policy.Learner // nil before the first call
 	lastEnd time.Time      // of its last call
-	keep    *schedule      // nil if nothing is kept ready
 	memory  int64          // the most an instance was seen to use, in bytes
 	calls   int64
 	colds   map[hearth.ColdReason]int64
@@ -88,6 +88,12 @@ func (p *Pool) groupLocked(v *hearth.Version) *group {
 		p.functions[v.Function] = f
 	}
 	g := &group{version: *v, function: f, retired: retired, per: max(1, v.Config.InstanceConcurrency), absent: hearth.ColdFirst}
+	if v.Config.Warm.Min > 0 {
+		var err error
+		if g.keep, err = newSchedule(v.Config.Warm); err != nil { // Verify has refused it, unless an older Hearth deployed it
+			p.cfg.Logger.Warn("nothing is kept warm", "function", v.Function, "version", v.Number, "err", err)
+		}
+	}
 	if f.incarnation == v.Incarnation && f.absent != "" {
 		g.absent = f.absent
 	}

@@ -69,10 +69,10 @@ func (p *Pool) limitsLocked(g *group, now time.Time) policy.Limits {
 
 // minLocked is how many instances are kept ready whether or not there are calls.
 func (p *Pool) minLocked(g *group, now time.Time) int {
-	if _, live := p.live[g.version.Incarnation]; !live || g.function.keep == nil {
+	if _, live := p.live[g.version.Incarnation]; !live || g.keep == nil {
 		return 0
 	}
-	return min(g.function.keep.min(now), g.max())
+	return min(g.keep.min(now), g.max())
 }
 
 // windowsLocked are when the group is kept warm after its last call.
@@ -155,7 +155,7 @@ func (p *Pool) whyStarted(g *group, inst *instance, now time.Time) string {
 		}
 		return fmt.Sprintf("%d calls waited", len(g.waiters))
 	case g.total() <= p.minLocked(g, now): // with this one
-		return g.function.keep.why
+		return g.keep.why
 	case g.active():
 		return "all others were busy"
 	}
@@ -335,7 +335,7 @@ func (p *Pool) expectsLocked(g *group) bool {
 	if _, live := p.live[g.version.Incarnation]; !live || p.closed {
 		return false
 	}
-	if g.function.keep != nil {
+	if g.keep != nil {
 		return true
 	}
 	end := g.function.lastEnd

@@ -31,11 +31,12 @@ type instances struct {
 }
 
 func (i instances) Evict(function string) (int, error) {
-	v, err := i.gateway.Live(function)
-	if err != nil {
-		return 0, err
+	incarnations, err := i.gateway.Incarnations(function)
+	n := 0
+	for _, incarnation := range incarnations {
+		n += i.pool.Evict(incarnation)
 	}
-	return i.pool.Evict(v.Incarnation), nil
+	return n, err
 }
 
 // artifacts is the store as the API sees it.

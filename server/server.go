@@ -55,6 +55,9 @@ type Config struct {
 	// defaults 1,000,000 and 7 days.
 	KeepInvocations    int
 	KeepInvocationsFor time.Duration
+	// KeepVersions is how many of the newest versions of a function are kept besides
+	// those that aliases and releases need; default 20.
+	KeepVersions int
 
 	// MemoryBudget is what all instances together are expected to use at most, in
 	// bytes; default three quarters of the memory that this process may have.
@@ -147,6 +150,7 @@ type Server struct {
 	probes   *probes
 	pool     *pool.Pool
 	gateway  *gateway.Gateway
+	api      *api.API
 	http     *http.Server
 	ready    chan struct{} // closed when calls are served
 	draining chan struct{} // closed when Run's context has ended
@@ -211,6 +215,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.gateway = gateway.New(gateway.Config{
 		SpoolDir: spool,
 		Pool:     lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
+		Managed: func(host string) bool { return api.ManagementHost(host, s.cfg.AllowedHosts) },
 	})
 	s.http = &http.Server{
 		Handler:           lastAnswers(readOut(s.handler()), s.draining),
@@ -240,9 +245,11 @@ func listen(ctx context.Context, addr string) (*listener, error) {
 
 // handler splits management from calls.
 func (s *Server) handler() http.Handler {
-	management := api.New(api.Deps{
+	s.api = api.New(api.Deps{
 		Catalog:     s.store,
+		Aliases:     s.store,
 		Versions:    s.store,
+		Traffic:     &s.recorder.Traffic,
 		Artifacts:   artifacts{s.store},
 		Builder:     builds{s.builder, s.drivers},
 		Verifier:    s.pool,
@@ -259,10 +266,15 @@ func (s *Server) handler() http.Handler {
 		Draining:    s.draining,
 
 		AllowedHosts: s.cfg.AllowedHosts,
+		KeepVersions: s.cfg.KeepVersions,
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.gateway.OwnsHost(r.Host) {
+			s.gateway.ServeHTTP(w, r)
+			return
+		}
 		if managed(r.URL.Path) {
-			management.ServeHTTP(w, r)
+			s.api.ServeHTTP(w, r)
 			return
 		}
 		if api.ManagementHost(r.Host, s.cfg.AllowedHosts) {
@@ -310,6 +322,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
+	s.wg.Go(func() { s.api.Run(background) })
 
 	if s.debug != nil {
 		debug := debugServer()

@@ -22,7 +22,7 @@ const maxPage = 1000
 // Errors: CodeInvalid for a bad name or digest, CodeNotFound for an artifact
 // that is not there, CodeConflict if the name or a route is taken.
 func (s *Store) CreateFunction(ctx context.Context, v hearth.Version) (hearth.Function, hearth.Version, error) {
-	return s.addVersion(ctx, v, func(tx *sql.Tx) (int64, error) {
+	return s.addVersion(ctx, v, true, func(tx *sql.Tx) (int64, error) {
 		if _, err := readGeneration(ctx, tx, v.Function); err == nil {
 			return 0, hearth.Errorf(hearth.CodeConflict, "function %s exists already", v.Function).
 				WithHint("update it, or choose another name")
@@ -33,22 +33,22 @@ func (s *Store) CreateFunction(ctx context.Context, v hearth.Version) (hearth.Fu
 	})
 }
 
-// AddVersion adds v to the function v.Function and makes it live. The function
-// must be at ifGeneration, unless that is 0. It sets and returns the same as
-// CreateFunction.
+// AddVersion adds v to the function v.Function and, if live is true, gives it all
+// calls of hearth.Live. The function must be at ifGeneration, unless that is 0. It
+// sets and returns the same as CreateFunction.
 //
 // Errors: CodeInvalid for a bad name or digest, CodeNotFound for a missing
 // function or artifact, CodeConflict if the generation is another or a route
 // is taken.
-func (s *Store) AddVersion(ctx context.Context, v hearth.Version, ifGeneration int64) (hearth.Function, hearth.Version, error) {
-	return s.addVersion(ctx, v, func(tx *sql.Tx) (int64, error) {
+func (s *Store) AddVersion(ctx context.Context, v hearth.Version, live bool, ifGeneration int64) (hearth.Function, hearth.Version, error) {
+	return s.addVersion(ctx, v, live, func(tx *sql.Tx) (int64, error) {
 		return checkGeneration(ctx, tx, v.Function, ifGeneration)
 	})
 }
 
-// addVersion inserts a version and makes it live. check returns the current
-// generation, 0 to create the function.
-func (s *Store) addVersion(ctx context.Context, v hearth.Version, check func(tx *sql.Tx) (int64, error)) (f hearth.Function, _ hearth.Version, err error) {
+// addVersion inserts a version and makes it live if that is asked for. check
+// returns the current generation, 0 to create the function.
+func (s *Store) addVersion(ctx context.Context, v hearth.Version, live bool, check func(tx *sql.Tx) (int64, error)) (f hearth.Function, _ hearth.Version, err error) {
 	fail := func(err error) (hearth.Function, hearth.Version, error) {
 		return hearth.Function{}, hearth.Version{}, err
 	}
@@ -93,12 +93,11 @@ func (s *Store) addVersion(ctx context.Context, v hearth.Version, check func(tx 
 			return err
 		}
 		now := v.CreatedAt.UnixMicro()
-		if generation == 0 {
+		if generation == 0 { // what follows makes it 1
 			_, err = tx.ExecContext(ctx, `INSERT INTO functions (name, first, live, generation, created_at, updated_at)
-				VALUES (?, ?, ?, 1, ?, ?)`, v.Function, v.Number, v.Number, now, now)
-		} else {
-			_, err = tx.ExecContext(ctx, `UPDATE functions SET live = ?, generation = generation + 1, updated_at = ?
-				WHERE name = ?`, v.Number, now, v.Function)
+				VALUES (?, ?, ?, 0, ?, ?)`, v.Function, v.Number, v.Number, now, now)
+		} else if !live {
+			_, err = tx.ExecContext(ctx, `UPDATE functions SET generation = generation + 1, updated_at = ? WHERE name = ?`, now, v.Function)
 		}
 		if err != nil {
 			return err
@@ -108,8 +107,10 @@ func (s *Store) addVersion(ctx context.Context, v hearth.Version, check func(tx 
 		if err != nil {
 			return err
 		}
-		if err := replaceRoutes(ctx, tx, v.Function, v.Config.Routes); err != nil {
-			return err
+		if live {
+			if err := makeLive(ctx, tx, v); err != nil {
+				return err
+			}
 		}
 		f, err = scanFunction(tx.QueryRowContext(ctx, selectFunction+` WHERE f.name = ?`, v.Function))
 		return err
@@ -120,22 +121,46 @@ func (s *Store) addVersion(ctx context.Context, v hearth.Version, check func(tx 
 	return f, v, nil
 }
 
-// replaceRoutes gives the function exactly these routes.
-func replaceRoutes(ctx context.Context, tx *sql.Tx, function string, routes []hearth.Route) error {
-	if _, err := tx.ExecContext(ctx, `DELETE FROM routes WHERE function = ?`, function); err != nil {
+// makeLive gives a new version all calls of hearth.Live.
+func makeLive(ctx context.Context, tx *sql.Tx, v hearth.Version) error {
+	a, err := scanAlias(tx.QueryRowContext(ctx, selectAlias+` WHERE function = ? AND name = ?`, v.Function, hearth.Live))
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	r := hearth.Release{
+		Function: v.Function, Kind: hearth.ReleaseDeploy, State: hearth.ReleaseDone,
+		To: v.Number, StartedAt: v.CreatedAt, StepAt: v.CreatedAt, EndedAt: &v.CreatedAt,
+	}
+	if err == nil {
+		r.From = a.Main()
+	}
+	a.Name, a.Versions, a.UpdatedAt = hearth.Live, hearth.Weights{v.Number: 100}, v.CreatedAt
+	if err := putAlias(ctx, tx, v.Function, a); err != nil {
+		return err
+	}
+	return putRelease(ctx, tx, &r)
+}
+
+// replaceRoutes gives an alias exactly these routes.
+func replaceRoutes(ctx context.Context, tx *sql.Tx, function, alias string, routes []hearth.Route) error {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM routes WHERE function = ? AND alias = ?`, function, alias); err != nil {
 		return err
 	}
 	for _, r := range routes {
 		text := canonicalRoute(r)
-		var other string
-		err := tx.QueryRowContext(ctx, `INSERT INTO routes (route, function) VALUES (?, ?)
-			ON CONFLICT (route) DO UPDATE SET function = function RETURNING function`, text, function).Scan(&other)
+		var other, otherAlias string
+		err := tx.QueryRowContext(ctx, `INSERT INTO routes (route, function, alias) VALUES (?, ?, ?)
+			ON CONFLICT (route) DO UPDATE SET function = function RETURNING function, alias`, text, function, alias).Scan(&other, &otherAlias)
 		if err != nil {
 			return err
 		}
-		if other != function {
-			return hearth.Errorf(hearth.CodeConflict, "route %q belongs to function %s", text, other).
-				WithHint("remove the route from one of the two functions")
+		if other != function || otherAlias != alias {
+			owner := "function " + other
+			if otherAlias != hearth.Live {
+				owner = "alias " + otherAlias + " of " + owner
+			}
+			return hearth.Errorf(hearth.CodeConflict, "route %q belongs to %s", text, owner).
+				WithHint("remove the route from one of the two")
 		}
 	}
 	return nil
@@ -143,11 +168,11 @@ func replaceRoutes(ctx context.Context, tx *sql.Tx, function string, routes []he
 
 // canonicalRoute writes a route in the one way in which it is compared.
 func canonicalRoute(r hearth.Route) string {
-	method, path := r.Parts()
+	method, host, path := r.Parts()
 	if method == "" {
-		return path
+		return host + path
 	}
-	return method + " " + path
+	return method + " " + host + path
 }
 
 // Function returns a function. Errors: CodeNotFound.
@@ -206,7 +231,7 @@ const cleanupTimeout = 30 * time.Second
 func (s *Store) Version(ctx context.Context, name string, number int) (hearth.Version, error) {
 	v, err := scanVersion(s.catalog.read.QueryRowContext(ctx, selectVersion+` WHERE v.function = ? AND v.number = ?`, name, number))
 	if errors.Is(err, sql.ErrNoRows) {
-		return hearth.Version{}, hearth.Errorf(hearth.CodeNotFound, "function %s has no version %d", name, number)
+		return hearth.Version{}, noVersion(name, number)
 	}
 	return v, dbError(ctx, err, "read a version")
 }
@@ -227,16 +252,10 @@ func (s *Store) Versions(ctx context.Context, name string, before, limit int) (o
 	return out, err
 }
 
-// Live returns the live version of every function, by name: what the gateway
-// serves.
-func (s *Store) Live(ctx context.Context) ([]hearth.Version, error) {
-	rows, err := s.catalog.read.QueryContext(ctx, selectVersion+` JOIN functions f ON f.name = v.function AND f.live = v.number ORDER BY f.name`)
-	return collect(ctx, rows, err, "list live versions", scanVersion)
-}
-
 const (
-	selectFunction = `SELECT f.name, f.live, f.generation, f.created_at, f.updated_at, v.config, v.artifact
-		FROM functions f JOIN versions v ON v.function = f.name AND v.number = f.live`
+	selectFunction = `SELECT f.name, f.live, f.generation, f.created_at, f.updated_at, v.config, v.artifact, a.versions
+		FROM functions f JOIN versions v ON v.function = f.name AND v.number = f.live
+		JOIN aliases a ON a.function = f.name AND a.name = 'live'`
 	selectVersion = `SELECT v.function, v.number, v.incarnation, v.config, v.artifact, v.warnings, v.created_at, v.request_stream, v.source FROM versions v`
 )
 
@@ -245,13 +264,16 @@ type row interface{ Scan(dest ...any) error }
 
 func scanFunction(r row) (f hearth.Function, err error) {
 	var created, updated int64
-	var config []byte
-	if err := r.Scan(&f.Name, &f.Live, &f.Generation, &created, &updated, &config, &f.Artifact); err != nil {
+	var config, versions []byte
+	if err := r.Scan(&f.Name, &f.Live, &f.Generation, &created, &updated, &config, &f.Artifact, &versions); err != nil {
 		return hearth.Function{}, err
 	}
 	f.CreatedAt, f.UpdatedAt = fromMicros(created), fromMicros(updated)
-	if err := json.Unmarshal(config, &f.Config); err != nil {
+	if err := errors.Join(json.Unmarshal(config, &f.Config), json.Unmarshal(versions, &f.Split)); err != nil {
 		return hearth.Function{}, fmt.Errorf("configuration of function %s: %w", f.Name, err)
+	}
+	if len(f.Split) == 1 {
+		f.Split = nil
 	}
 	return f, nil
 }

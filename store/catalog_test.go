@@ -18,7 +18,7 @@ func TestNumbersAndRecordsOfADeletedFunction(t *testing.T) {
 	ctx := t.Context()
 	d := artifact(t, s, "x")
 	create(t, s, version("f", d, "/f"))
-	if _, _, err := s.AddVersion(ctx, version("f", d, "/f"), 0); err != nil {
+	if _, _, err := s.AddVersion(ctx, version("f", d, "/f"), true, 0); err != nil {
 		t.Fatal(err)
 	}
 	record := func(id string, version int) {
@@ -71,18 +71,18 @@ func TestRoutesAreTakenOnce(t *testing.T) {
 		t.Fatalf("a failed create used up number %d", v.Number)
 	}
 	// A route is free when the live version does not have it any more.
-	_, _, err = s.AddVersion(ctx, version("b", d, "/y"), 0)
+	_, _, err = s.AddVersion(ctx, version("b", d, "/y"), true, 0)
 	wantCode(t, err, hearth.CodeConflict, "/y", "function a")
-	if _, _, err := s.AddVersion(ctx, version("a", d, "GET /x"), 0); err != nil {
+	if _, _, err := s.AddVersion(ctx, version("a", d, "GET /x"), true, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.AddVersion(ctx, version("b", d, "/y"), 0); err != nil {
+	if _, _, err := s.AddVersion(ctx, version("b", d, "/y"), true, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.DeleteFunction(ctx, "b", 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.AddVersion(ctx, version("a", d, "/y"), 0); err != nil {
+	if _, _, err := s.AddVersion(ctx, version("a", d, "/y"), true, 0); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -95,7 +95,7 @@ func TestPages(t *testing.T) {
 		create(t, s, version(fmt.Sprint("f", i), d))
 	}
 	for range 4 {
-		if _, _, err := s.AddVersion(ctx, version("f0", d), 0); err != nil {
+		if _, _, err := s.AddVersion(ctx, version("f0", d), true, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -130,7 +130,7 @@ func TestPages(t *testing.T) {
 	if d := cmp.Diff([]int{5, 4, 3, 2, 1}, numbers); d != "" {
 		t.Error(d)
 	}
-	if live, err := s.Live(ctx); err != nil || len(live) != 5 || live[0].Number != 5 {
+	if live, err := liveVersions(ctx, s); err != nil || len(live) != 5 || live[0].Number != 5 {
 		t.Errorf("live %v %v", live, err)
 	}
 }
@@ -149,7 +149,7 @@ func TestBadVersions(t *testing.T) {
 	cancel()
 	_, _, err = s.CreateFunction(canceled, version("f", d))
 	wantCode(t, err, hearth.CodeCanceled)
-	_, err = s.Live(canceled)
+	_, err = s.Deployments(canceled)
 	wantCode(t, err, hearth.CodeCanceled)
 	wantCode(t, s.AppendInvocations(canceled, []hearth.Invocation{{ID: "x"}}), hearth.CodeCanceled)
 	if fs, err := s.Functions(ctx, "", 0); err != nil || len(fs) != 0 {
@@ -176,7 +176,7 @@ func TestConcurrentDeploys(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				switch _, _, err := s.AddVersion(ctx, version("f", d), f.Generation); hearth.ErrorCode(err) {
+				switch _, _, err := s.AddVersion(ctx, version("f", d), true, f.Generation); hearth.ErrorCode(err) {
 				case "":
 					won.Add(1)
 				case hearth.CodeConflict:
@@ -195,7 +195,7 @@ func TestConcurrentDeploys(t *testing.T) {
 					return
 				default:
 				}
-				live, err := s.Live(ctx)
+				live, err := liveVersions(ctx, s)
 				if err != nil || len(live) != 1 || live[0].Number < last {
 					t.Errorf("after %d: %v %v", last, live, err)
 					return

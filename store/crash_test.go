@@ -67,7 +67,7 @@ func crashDeploy(ctx context.Context, s *store.Store, name string) error {
 	if _, err := g.Commit(ctx, d); err != nil {
 		return err
 	}
-	_, v, err := s.AddVersion(ctx, version(name, d), 0)
+	_, v, err := s.AddVersion(ctx, version(name, d), true, 0)
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
 		_, v, err = s.CreateFunction(ctx, version(name, d))
 	}

@@ -106,7 +106,7 @@ func BenchmarkAddVersion(b *testing.B) {
 	d := artifact(b, s, "x")
 	create(b, s, version("f", d))
 	for b.Loop() {
-		if _, _, err := s.AddVersion(b.Context(), version("f", d), 0); err != nil {
+		if _, _, err := s.AddVersion(b.Context(), version("f", d), true, 0); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -67,6 +67,8 @@ type Recorder struct {
 	jobs chan chan<- error  // Flush and Close
 	done chan struct{}      // closed when the goroutine has ended
 	stop context.CancelFunc // ends sink calls when Close gives up
+	// Traffic sees every record that is taken.
+	Traffic Traffic
 
 	budget           atomic.Int64 // successes that may be recorded now
 	skipped, dropped atomic.Int64
@@ -116,6 +118,7 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 // Record takes the record of a call that has ended. It never blocks on the
 // sink. After Close it drops the record.
 func (r *Recorder) Record(v hearth.Invocation) {
+	r.Traffic.count(&v)
 	failed := v.ErrorCode != ""
 	if !failed && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
 		r.skipped.Add(1)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,14 +21,15 @@ type overrides struct {
 
 func (a *app) deployCmd() *cobra.Command {
 	var o overrides
-	var onlyNew, noCache bool
+	var onlyNew, noCache, preview bool
 	cmd := &cobra.Command{
 		Use:   "deploy [DIR]",
 		Short: "Deploy the function in a directory",
 		Long: `Deploy uploads the code in DIR (default: the current directory) as a new
 version of the function its hearth.yaml describes, waits until that version
 answers calls, and prints its URL. If it fails, the version that was live stays
-live.
+live; with --preview it does so in any case, and the new version answers at a URL
+of its own.
 
 --isolation and --env hold for this deploy only; the next one without them takes
 what hearth.yaml says, so what is to stay belongs there. A runtime without a
@@ -42,6 +44,7 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 		Example: `  hearth deploy hello
   hearth deploy . --name hello-staging --env STAGE=staging
   hearth deploy . --isolation docker
+  hearth deploy . --preview && hearth release hello --canary 10%
   hearth deploy . --no-cache -o json`,
 		Args:              oneAtMost,
 		ValidArgsFunction: completeDir,
@@ -62,7 +65,8 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 			f, err := c.Deploy(cmd.Context(), dir, client.DeployOptions{
 				New:      onlyNew,
 				NoCache:  noCache,
-				OnEvent:  a.progress(),
+				Preview:  preview,
+				OnEvent:  a.progress(preview),
 				Override: func(m *client.Manifest) { o.apply(m, env) },
 			})
 			if err != nil {
@@ -74,7 +78,11 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 			if a.json() {
 				return a.printJSON(f)
 			}
-			_, err = fmt.Fprintln(a.stdout, printable(f.URL))
+			url := f.URL
+			if preview && f.Deployed > 0 && f.Deployed != f.Live {
+				url = strings.TrimSuffix(url, "/") + "@" + strconv.Itoa(f.Deployed) + "/"
+			}
+			_, err = fmt.Fprintln(a.stdout, printable(url))
 			return err
 		},
 	}
@@ -82,6 +90,7 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 	cmd.Flags().StringVar(&o.isolation, "isolation", "", "isolation technology instead of that in hearth.yaml")
 	cmd.Flags().StringArrayVar(&o.env, "env", nil, "environment variable `NAME=VALUE` besides those in hearth.yaml (repeatable)")
 	cmd.Flags().BoolVar(&onlyNew, "new", false, "fail if the function exists")
+	cmd.Flags().BoolVar(&preview, "preview", false, "do not make the new version live: it answers at NAME@VERSION only, until hearth release")
 	cmd.Flags().BoolVar(&noCache, "no-cache", false, "install dependencies anew, whatever was installed before")
 	return a.talks(a.prints(cmd))
 }
@@ -112,9 +121,9 @@ func parseEnv(flag string, list []string) (map[string]string, error) {
 	return env, nil
 }
 
-// progress prints how a deploy goes; if a program reads the result, only what an
+// progress prints how a deploy, or one of a preview, goes; if a program reads the result, only what an
 // installer of dependencies says.
-func (a *app) progress() func(client.Event) {
+func (a *app) progress(preview bool) func(client.Event) {
 	return func(e client.Event) {
 		if a.json() && e.Stage != client.StageLog {
 			return
@@ -129,7 +138,11 @@ func (a *app) progress() func(client.Event) {
 			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "    "+printable(text)))
 			return
 		case client.StageDone:
-			text = a.colour(a.stderr, green, "live after "+e.Took.Round(time.Millisecond).String())
+			what := "live after "
+			if preview {
+				what = "answers after "
+			}
+			text = a.colour(a.stderr, green, what+e.Took.Round(time.Millisecond).String())
 			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), text)
 			return
 		}

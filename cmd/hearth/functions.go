@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
 )
 
 func (a *app) listCmd() *cobra.Command {
@@ -45,7 +46,7 @@ func (a *app) listCmd() *cobra.Command {
 			}
 			rows := [][]string{{"NAME", "VERSION", "RUNTIME", "ISOLATION", "UPDATED", "URL"}}
 			for _, f := range fs {
-				rows = append(rows, []string{f.Name, strconv.Itoa(f.Live), f.Config.Runtime, f.Config.Isolation, ago(f.UpdatedAt, time.Now()), f.URL})
+				rows = append(rows, []string{f.Name, liveVersions(f), f.Config.Runtime, f.Config.Isolation, ago(f.UpdatedAt, time.Now()), f.URL})
 			}
 			return a.printTable(rows)
 		},
@@ -77,7 +78,7 @@ func (a *app) getCmd() *cobra.Command {
 			pairs := [][2]string{
 				{"name", f.Name},
 				{"url", f.URL},
-				{"version", strconv.Itoa(f.Live)},
+				{"version", liveVersions(f)},
 				{"artifact", f.Artifact},
 				{"created", f.CreatedAt.Local().Format(time.DateTime)},
 				{"updated", f.UpdatedAt.Local().Format(time.DateTime)},
@@ -94,18 +95,28 @@ func (a *app) getCmd() *cobra.Command {
 func (a *app) deleteCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
-		Use:     "delete NAME",
+		Use:     "delete NAME[@VERSION]",
 		Aliases: []string{"rm"},
-		Short:   "Delete a function",
-		Long: `Delete removes a function with all its versions. Calls that are running end
-normally. On a terminal it asks first; otherwise it needs --yes.`,
+		Short:   "Delete a function, or one version of it",
+		Long: `Delete removes a function with all its versions, or, as NAME@VERSION, one version
+to which no alias leads. Calls that are running end normally. On a terminal it
+asks first; otherwise it needs --yes.`,
 		Example: `  hearth delete hello
-  hearth delete hello --yes`,
+  hearth delete hello --yes
+  hearth delete hello@3 --yes`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			name, number, err := versionOf(args[0])
+			if err != nil {
+				return err
+			}
 			if !yes {
-				if err := a.confirm("Delete the function " + args[0] + " with all its versions?"); err != nil {
+				question := "Delete the function " + name + " with all its versions?"
+				if number > 0 {
+					question = fmt.Sprintf("Delete version %d of the function %s?", number, name)
+				}
+				if err := a.confirm(question); err != nil {
 					return err
 				}
 			}
@@ -114,7 +125,12 @@ normally. On a terminal it asks first; otherwise it needs --yes.`,
 				return err
 			}
 			defer c.Close()
-			if err := c.DeleteFunction(cmd.Context(), args[0], 0); err != nil {
+			if number > 0 {
+				err = c.DeleteVersion(cmd.Context(), name, number)
+			} else {
+				err = c.DeleteFunction(cmd.Context(), name, 0)
+			}
+			if err != nil {
 				return err
 			}
 			fmt.Fprintf(a.stderr, "Deleted %s\n", args[0])
@@ -123,6 +139,18 @@ normally. On a terminal it asks first; otherwise it needs --yes.`,
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return a.talks(cmd)
+}
+
+// versionOf reads NAME or NAME@VERSION; the number of the former is 0.
+func versionOf(arg string) (name string, number int, err error) {
+	name, alias, number, err := hearth.Target(arg).Parts()
+	if err != nil {
+		return "", 0, err
+	}
+	if alias != "" || number == 0 && name != arg {
+		return "", 0, &usageError{fmt.Errorf("%q is no version\n\nremove an alias with hearth alias delete %s %s", arg, name, alias)}
+	}
+	return name, number, nil
 }
 
 // confirm asks a question on the terminal; nil means yes.
@@ -140,6 +168,14 @@ func (a *app) confirm(question string) error {
 		return hearth.Errorf(hearth.CodeCanceled, "nothing was deleted")
 	}
 	return nil
+}
+
+// liveVersions writes which versions answer calls.
+func liveVersions(f client.Function) string {
+	if f.Split == nil {
+		return strconv.Itoa(f.Live)
+	}
+	return f.Split.String()
 }
 
 // configPairs lists a configuration for people.
@@ -172,6 +208,16 @@ func configPairs(c hearth.Config) [][2]string {
 		}
 		for _, r := range slices.Sorted(maps.Keys(c.Cache.TTL)) {
 			pairs = append(pairs, [2]string{"cache.ttl", string(r) + " " + c.Cache.TTL[r].String()})
+		}
+	}
+	for _, r := range slices.Sorted(maps.Keys(c.CORS)) {
+		pairs = append(pairs, [2]string{"cors", string(r) + " " + strings.Join(c.CORS[r].Origins, " ")})
+	}
+	if l := c.Limits; l != (hearth.Limits{}) {
+		for _, p := range [][2]string{{"limits.request", l.Request.String()}, {"limits.response", l.Response.String()}, {"limits.rate", l.Rate.String()}, {"limits.burst", strconv.Itoa(l.Burst)}} {
+			if !strings.HasPrefix(p[1], "0") {
+				pairs = append(pairs, p)
+			}
 		}
 	}
 	if c.Egress != "" {

@@ -1,0 +1,93 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hearthrun/hearth"
+)
+
+// canaryInterval is how often releases by steps are looked at.
+const canaryInterval = time.Second
+
+// Run lets releases by steps proceed until ctx ends. Those that ran when the
+// server stopped go on with the step at which they were; its calls are counted
+// anew.
+func (s *API) Run(ctx context.Context) {
+	tick := time.NewTicker(canaryInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		list, err := s.Aliases.RunningReleases(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				s.Logger.ErrorContext(ctx, "releases do not proceed", "err", err)
+			}
+			continue
+		}
+		for _, r := range list {
+			if err := s.proceed(ctx, r); err != nil && ctx.Err() == nil {
+				s.Logger.ErrorContext(ctx, "a release does not proceed", "function", r.Function, "release", r.ID, "err", err)
+			}
+		}
+	}
+}
+
+// proceed does what a release needs now.
+func (s *API) proceed(ctx context.Context, r hearth.Release) error {
+	fresh, ok := s.Traffic.Traffic(r.Function, r.To)
+	if !ok {
+		s.Traffic.Watch(r.Function, r.From, r.To)
+		return nil
+	}
+	old, _ := s.Traffic.Traffic(r.Function, r.From)
+	if fresh.Calls < int64(r.Canary.MinCalls) {
+		return nil // nothing can be said yet
+	}
+	conditions, err := hearth.ParseConditions(r.Canary.RollbackOn)
+	if err != nil {
+		return err
+	}
+	for _, c := range conditions {
+		if why, breaks := c.Breaks(fresh, old); breaks {
+			return s.advance(ctx, r, func(f hearth.Function) error {
+				_, err := s.end(ctx, f, r, hearth.ReleaseRolledBack, why)
+				return err
+			})
+		}
+	}
+	if time.Since(r.StepAt) < time.Duration(r.Canary.Step) {
+		return nil
+	}
+	return s.advance(ctx, r, func(f hearth.Function) error {
+		if r.Step+1 == len(r.Canary.Shares) {
+			_, err := s.end(ctx, f, r, hearth.ReleaseDone, fmt.Sprintf("no condition of %s held", r.Canary.RollbackOn))
+			if hearth.ErrorCode(err) != hearth.CodeConflict {
+				return err
+			}
+			// Its routes were free when it began.
+			_, back := s.end(ctx, f, r, hearth.ReleaseRolledBack, err.Error())
+			return errors.Join(err, back)
+		}
+		r.Step, r.StepAt = r.Step+1, time.Now()
+		_, err := s.shift(ctx, f, r, split(r))
+		return err
+	})
+}
+
+// advance runs fn unless the release has ended meanwhile.
+func (s *API) advance(ctx context.Context, r hearth.Release, fn func(hearth.Function) error) error {
+	return s.change(ctx, r.Function, condition{}, func(ctx context.Context, f hearth.Function) error {
+		now, err := s.running(ctx, f)
+		if err != nil || now == nil || now.ID != r.ID {
+			return err
+		}
+		return fn(f)
+	})
+}

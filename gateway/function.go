@@ -1,0 +1,260 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/textproto"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rs/cors"
+	"golang.org/x/time/rate"
+
+	"github.com/hearthrun/hearth"
+)
+
+// function is a function in the table.
+type function struct {
+	generation int64
+	live       *alias
+	others     map[string]*alias // the other aliases; nil if there are none
+}
+
+// all returns the aliases with their names.
+func (f *function) all() iter.Seq2[string, *alias] {
+	return func(yield func(string, *alias) bool) {
+		if !yield(hearth.Live, f.live) {
+			return
+		}
+		for name, a := range f.others {
+			if !yield(name, a) {
+				return
+			}
+		}
+	}
+}
+
+// alias is an alias in the table.
+type alias struct {
+	// portions has the newest version first, so that while its share grows callers
+	// who stay only ever move to it.
+	portions []portion
+	header   string // by which callers stay; empty for none
+	cookie   string // the same
+	routes   []hearth.Route
+	cors     *cors.Cors    // of /fn/{name}; nil if none is configured
+	limit    *rate.Limiter // of calls over HTTP; nil if there is none
+}
+
+// portion is a version and the end of its share, in percent.
+type portion struct {
+	version *hearth.Version
+	end     int
+}
+
+// newFunction returns what the table has of a function; old is what it had before,
+// nil if nothing.
+func newFunction(d *hearth.Deployment, old *function) (*function, error) {
+	f := &function{generation: d.Generation}
+	for _, a := range d.Aliases {
+		made, err := newAlias(d, a)
+		if err != nil {
+			return nil, err
+		}
+		if a.Name == hearth.Live {
+			f.live = made
+			continue
+		}
+		if f.others == nil {
+			f.others = map[string]*alias{}
+		}
+		f.others[a.Name] = made
+	}
+	if f.live == nil {
+		return nil, hearth.Errorf(hearth.CodeInternal, "function %s has no version that is live", d.Function)
+	}
+	limit := newLimiter(f.live.main().Config.Limits)
+	if old != nil && limit != nil && old.live.limit != nil && old.live.limit.Limit() == limit.Limit() && old.live.limit.Burst() == limit.Burst() {
+		limit = old.live.limit // a deploy is no reason for another burst
+	}
+	for _, a := range f.all() {
+		a.limit = limit
+	}
+	return f, nil
+}
+
+func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
+	made := &alias{routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
+	if a.Sticky == hearth.StickyCookie {
+		made.cookie = "hearth_" + d.Function + "_" + a.Name
+	}
+	end := 0
+	for _, n := range a.Versions.Numbers() {
+		v := d.Versions[n]
+		if v == nil {
+			return nil, hearth.Errorf(hearth.CodeInternal, "alias %s of function %s leads to version %d, which does not exist", a.Name, d.Function, n)
+		}
+		if len(a.Env) > 0 {
+			with := v.WithEnv(a.Env)
+			v = &with
+		}
+		end += a.Versions[n]
+		made.portions = append(made.portions, portion{v, end})
+	}
+	if len(made.portions) == 0 {
+		return nil, hearth.Errorf(hearth.CodeInternal, "alias %s of function %s has no version", a.Name, d.Function)
+	}
+	config := made.main().Config
+	if a.Name == hearth.Live {
+		made.routes = config.Routes
+	}
+	made.cors = newCORS(config, hearth.AllCalls)
+	return made, nil
+}
+
+// main returns the version with the greatest share.
+func (a *alias) main() *hearth.Version {
+	begin, most, main := 0, 0, a.portions[0].version
+	for _, s := range a.portions {
+		if s.end-begin >= most {
+			most, main = s.end-begin, s.version
+		}
+		begin = s.end
+	}
+	return main
+}
+
+// split tells whether calls go to several versions.
+func (a *alias) split() bool { return len(a.portions) > 1 }
+
+// at returns the version that has the point of the whole, 0 to 99.
+func (a *alias) at(point int) *hearth.Version {
+	for _, s := range a.portions {
+		if point < s.end {
+			return s.version
+		}
+	}
+	return a.portions[len(a.portions)-1].version
+}
+
+// pick decides which version answers a request. The returned cookie, if it is not
+// empty, is to be set. A cookie by which the caller stays is taken out of r,
+// which is returned: the function does not get to see it.
+func (a *alias) pick(r *http.Request) (_ *hearth.Version, _ *http.Request, cookie string) {
+	if !a.split() {
+		return a.portions[0].version, r, ""
+	}
+	switch {
+	case a.header != "" && r.Header.Get(a.header) != "":
+		return a.at(pointOf(r.Header.Get(a.header))), r, ""
+	case a.cookie != "":
+		point, r, ok := takePoint(r, a.cookie)
+		if !ok {
+			point = rand.IntN(100)
+			// For as long as the browser runs, and not for scripts.
+			cookie = a.cookie + "=" + strconv.Itoa(point) + "; Path=/; HttpOnly; SameSite=Lax"
+		}
+		return a.at(point), r, cookie
+	}
+	return a.any(), r, ""
+}
+
+// any decides which version has a call of nobody in particular.
+func (a *alias) any() *hearth.Version {
+	if !a.split() {
+		return a.portions[0].version
+	}
+	return a.at(rand.IntN(100))
+}
+
+// pointOf returns the point of a caller's key. It is the same in all processes.
+func pointOf(key string) int {
+	sum := sha256.Sum256([]byte(key))
+	return (int(sum[0])<<16 | int(sum[1])<<8 | int(sum[2])) % 100
+}
+
+// takePoint returns the point in the named cookie, and the request without it.
+func takePoint(r *http.Request, name string) (point int, _ *http.Request, ok bool) {
+	cookies := r.CookiesNamed(name)
+	if len(cookies) == 0 {
+		return 0, r, false
+	}
+	point, err := strconv.Atoi(cookies[0].Value)
+	bare := r.WithContext(r.Context()) // handlers must not change the request
+	bare.Header = maps.Clone(r.Header)
+	var lines []string
+	for _, line := range r.Header["Cookie"] {
+		kept := slices.DeleteFunc(strings.Split(line, ";"), func(c string) bool {
+			n, _, _ := strings.Cut(strings.TrimSpace(c), "=")
+			return n == name
+		})
+		if len(kept) > 0 {
+			lines = append(lines, strings.TrimSpace(strings.Join(kept, ";")))
+		}
+	}
+	if bare.Header["Cookie"] = lines; len(lines) == 0 {
+		delete(bare.Header, "Cookie")
+	}
+	return point, bare, err == nil && point >= 0 && point < 100
+}
+
+// resolve finds what a target names: an alias, or a version. Errors:
+// CodeNotFound.
+func (g *Gateway) resolve(ctx context.Context, t *table, to hearth.Target) (*alias, *hearth.Version, error) {
+	if f := t.functions[string(to)]; f != nil {
+		return f.live, nil, nil
+	}
+	name, qualifier, number, err := to.Parts()
+	f := t.functions[name]
+	switch {
+	case f == nil:
+		return nil, nil, noFunction(name)
+	case err != nil:
+		return nil, nil, err
+	case number > 0:
+		v, err := g.preview(ctx, f, name, number)
+		return nil, v, err
+	case qualifier == "":
+		return f.live, nil, nil
+	}
+	if a := f.others[qualifier]; a != nil {
+		return a, nil, nil
+	}
+	return nil, nil, hearth.Errorf(hearth.CodeNotFound, "function %s has no alias %s", name, qualifier).
+		WithHint("hearth alias list %s shows them", name)
+}
+
+// allow counts a call. Errors: CodeExhausted when too many come.
+func (a *alias) allow(now time.Time) error {
+	if a.limit == nil {
+		return nil
+	}
+	r := a.limit.ReserveN(now, 1)
+	wait := r.DelayFrom(now)
+	if wait == 0 {
+		return nil
+	}
+	r.CancelAt(now)
+	e := hearth.Errorf(hearth.CodeExhausted, "the function is called more often than its limit of %s allows", hearth.Rate(a.limit.Limit())).
+		WithHint("call it less often; its owner can raise limits.rate in hearth.yaml")
+	e.RetryAfter = wait
+	return e
+}
+
+// newLimiter returns what bounds the rate of calls, nil if nothing does.
+func newLimiter(l hearth.Limits) *rate.Limiter {
+	if l.Rate == 0 {
+		return nil
+	}
+	burst := l.Burst
+	if burst == 0 {
+		burst = max(1, int(l.Rate))
+	}
+	return rate.NewLimiter(rate.Limit(l.Rate), burst)
+}
