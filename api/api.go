@@ -191,6 +191,7 @@ func New(d Deps) http.Handler {
 	s.registerPool()
 	s.registerArtifacts()
 	s.registerInvocations()
+	s.registerExamples()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()

@@ -139,7 +139,7 @@ func TestOpenAPIStructure(t *testing.T) {
 	}
 	slices.Sort(ops)
 	want := []string{
-		"DELETE /v1/functions/{name}", "DELETE /v1/functions/{name}/instances", "GET /healthz", "GET /readyz", "GET /v1/drivers", "GET /v1/functions",
+		"DELETE /v1/functions/{name}", "DELETE /v1/functions/{name}/instances", "GET /healthz", "GET /readyz", "GET /v1/drivers", "GET /v1/examples", "GET /v1/functions",
 		"GET /v1/functions/{name}", "GET /v1/functions/{name}/instances", "GET /v1/functions/{name}/invocations", "GET /v1/functions/{name}/logs",
 		"GET /v1/functions/{name}/versions", "GET /v1/functions/{name}/versions/{number}", "GET /v1/invocations/{id}",
 		"GET /v1/pool", "GET /v1/pool/events",
