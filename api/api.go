@@ -186,7 +186,9 @@ func New(d Deps) http.Handler {
 	}
 	s.huma = newHuma(s)
 	s.registerFunctions()
+	s.registerPlan()
 	s.registerVersions()
+	s.registerSource()
 	s.registerInstances()
 	s.registerPool()
 	s.registerArtifacts()

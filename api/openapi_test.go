@@ -141,9 +141,9 @@ func TestOpenAPIStructure(t *testing.T) {
 	want := []string{
 		"DELETE /v1/functions/{name}", "DELETE /v1/functions/{name}/instances", "GET /healthz", "GET /readyz", "GET /v1/drivers", "GET /v1/examples", "GET /v1/functions",
 		"GET /v1/functions/{name}", "GET /v1/functions/{name}/instances", "GET /v1/functions/{name}/invocations", "GET /v1/functions/{name}/logs",
-		"GET /v1/functions/{name}/versions", "GET /v1/functions/{name}/versions/{number}", "GET /v1/invocations/{id}",
+		"GET /v1/functions/{name}/versions", "GET /v1/functions/{name}/versions/{number}", "GET /v1/functions/{name}/versions/{number}/source", "GET /v1/invocations/{id}",
 		"GET /v1/pool", "GET /v1/pool/events",
-		"POST /v1/artifacts", "POST /v1/functions", "POST /v1/functions/{name}/invocations", "PUT /v1/functions/{name}",
+		"POST /v1/artifacts", "POST /v1/functions", "POST /v1/functions/{name}/invocations", "POST /v1/functions/{name}/plan", "PUT /v1/functions/{name}",
 	}
 	if d := cmp.Diff(want, ops); d != "" {
 		t.Errorf("operations (-want +got):\n%s", d)
