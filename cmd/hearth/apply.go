@@ -43,6 +43,9 @@ it; the text of hearth.yaml does not count, only what it says.`,
   hearth apply -f functions --dry-run --exit-code   # 20 if anything differs`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(paths) == 0 {
+				return &usageError{errors.New("which files?\n\nsay -f PATH, a directory with functions in it")}
+			}
 			if exitCode && !dryRun {
 				return &usageError{errors.New("--exit-code belongs to --dry-run\n\nwithout it, what differs is deployed")}
 			}
@@ -86,7 +89,7 @@ it; the text of hearth.yaml does not count, only what it says.`,
 	cmd.Flags().BoolVar(&opts.Prune, "prune", false, "delete functions of the set that are not in the files")
 	cmd.Flags().StringVar(&opts.Set, "set", "default", "name of the set that the functions belong to")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask before functions are deleted")
-	if err := errors.Join(cmd.MarkFlagRequired("file"), cmd.MarkFlagDirname("file")); err != nil {
+	if err := cmd.MarkFlagDirname("file"); err != nil {
 		panic(err) // the flag exists: it was just made
 	}
 	return a.talks(a.prints(cmd))

@@ -35,6 +35,9 @@ The values of environment variables are written as they are.`,
 			return a.completeName(cmd, nil, typed)
 		},
 		RunE: func(cmd *cobra.Command, names []string) error {
+			if dir == "" {
+				return &usageError{errors.New("where to?\n\nsay -f DIR, a directory for the functions")}
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -82,7 +85,7 @@ The values of environment variables are written as they are.`,
 	}
 	cmd.Flags().StringVarP(&dir, "file", "f", "", "directory to write to")
 	cmd.Flags().BoolVar(&force, "force", false, "write also into a directory that is not empty")
-	if err := errors.Join(cmd.MarkFlagRequired("file"), cmd.MarkFlagDirname("file")); err != nil {
+	if err := cmd.MarkFlagDirname("file"); err != nil {
 		panic(err) // the flag exists: it was just made
 	}
 	return a.talks(a.prints(cmd))
