@@ -162,7 +162,7 @@ func settingChanges(from, to hearth.Config) []hearth.SettingChange {
 }
 
 // settings flattens a configuration to keys with dots and their values as text;
-// lists and what may be any JSON are JSON.
+// empty texts, lists and what may be any JSON are JSON.
 func settings(c hearth.Config) map[string]string {
 	out := map[string]string{}
 	var add func(key string, v any)
@@ -176,7 +176,7 @@ func settings(c hearth.Config) map[string]string {
 			}
 			return
 		}
-		if s, ok := v.(string); ok {
+		if s, ok := v.(string); ok && s != "" {
 			out[key] = s
 			return
 		}
