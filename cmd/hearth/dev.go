@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,11 +51,18 @@ both are objects on standard output, one a line: their type is "reload", "error"
 			if err != nil {
 				return err
 			}
+			// Whoever closes the terminal or the pipe wants an end as clean as after
+			// Ctrl-C.
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+			defer stop()
+			signal.Ignore(syscall.SIGPIPE)
+			ctx, unread := context.WithCancel(ctx)
+			defer unread()
 			d := &dev{
-				app: a, dir: dir, keep: keep, made: map[string]int64{}, out: &devOutput{app: a},
+				app: a, dir: dir, keep: keep, made: map[string]int64{}, out: &devOutput{app: a, unread: unread},
 				override: func(m *client.Manifest) { o.apply(m, env) },
 			}
-			return d.run(cmd.Context(), cmd.Flags().Changed("url"), dataDir)
+			return d.run(ctx, cmd.Flags().Changed("url"), dataDir)
 		},
 	}
 	cmd.Flags().StringVar(&o.name, "name", "", "name of the function instead of that in hearth.yaml")

@@ -14,7 +14,9 @@ import (
 // object a line. Its methods may be called from many goroutines.
 type devOutput struct {
 	*app
-	mu sync.Mutex
+	// unread is called when nobody reads standard output any more.
+	unread func()
+	mu     sync.Mutex
 }
 
 // devEvent is one line of hearth dev -o json.
@@ -39,7 +41,9 @@ func (o *devOutput) write(e devEvent, text func(now string)) {
 	defer o.mu.Unlock()
 	e.Time = time.Now()
 	if o.json() {
-		_ = json.NewEncoder(o.stdout).Encode(e) // who closed it does not want it
+		if json.NewEncoder(o.stdout).Encode(e) != nil {
+			o.unread()
+		}
 		return
 	}
 	text(o.colour(o.stderr, dim, e.Time.Format(time.TimeOnly)))
@@ -104,14 +108,19 @@ func (o *devOutput) end(name, text string) {
 }
 
 // line shows a line of the function's log.
-func (o *devOutput) line(l hearth.LogLine) error {
+func (o *devOutput) line(l hearth.LogLine) (err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.json() {
-		return json.NewEncoder(o.stdout).Encode(struct {
+		err = json.NewEncoder(o.stdout).Encode(struct {
 			Type string `json:"type"`
 			hearth.LogLine
 		}{"log", l})
+	} else {
+		err = o.printLine(l)
 	}
-	return o.printLine(l)
+	if err != nil {
+		o.unread()
+	}
+	return err
 }

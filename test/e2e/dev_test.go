@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -32,6 +34,7 @@ func TestDev(t *testing.T) {
 	}
 	t.Run("tree", func(t *testing.T) { testDevTree(t, in, bin) })
 	t.Run("existing", func(t *testing.T) { testDevExisting(t, in, bin) })
+	t.Run("unread", func(t *testing.T) { testDevUnread(t, in, bin) })
 	t.Run("own server", func(t *testing.T) { testDevOwnServer(t, bin) })
 	t.Run("wrong", func(t *testing.T) { testDevWrong(t, bin) })
 }
@@ -50,6 +53,7 @@ type devRun struct {
 	cmd    *exec.Cmd
 	events chan devEvent // closed when it has ended
 	temp   string        // its TMPDIR
+	out    io.Closer     // its standard output, as read here
 	url    string        // of the function
 }
 
@@ -64,6 +68,7 @@ func dev(t *testing.T, bin, dir string, args ...string) *devRun {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.out = out
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -109,13 +114,21 @@ func (r *devRun) next(kind string) devEvent {
 	}
 }
 
-// interrupt is Ctrl-C. It checks that hearth dev ends with 0, and that nothing
-// remains of it.
-func (r *devRun) interrupt() {
+// interrupt is Ctrl-C.
+func (r *devRun) interrupt() { r.signal(os.Interrupt) }
+
+// signal sends a signal and checks the end.
+func (r *devRun) signal(s os.Signal) {
 	r.t.Helper()
-	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
+	if err := r.cmd.Process.Signal(s); err != nil {
 		r.t.Fatal(err)
 	}
+	r.ended()
+}
+
+// ended checks that hearth dev ends with 0, and that nothing remains of it.
+func (r *devRun) ended() {
+	r.t.Helper()
 	for e := range r.events {
 		r.t.Logf("%+v", e)
 	}
@@ -316,11 +329,25 @@ func testDevOwnServer(t *testing.T, bin string) {
 	if left, err := os.ReadDir(r.temp); err != nil || len(left) != 1 {
 		t.Errorf("its temporary directory has %v, %v", left, err)
 	}
-	r.interrupt()
+	r.signal(syscall.SIGHUP)                                                                                         // the terminal was closed
 	if c, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(r.url, "http://"), "/fn/own/")); err == nil { //nolint:noctx // loopback
 		c.Close()
 		t.Error("its server goes on")
 	}
+}
+
+// testDevUnread ends dev when nobody reads it any more.
+func testDevUnread(t *testing.T, in *installation, bin string) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"hearth.yaml": "name: unread\nruntime: python\n", "main.py": "def handler(e, c):\n    return 1\n"})
+	r := dev(t, bin, dir, "--url", in.url)
+	r.next("reload")
+	if err := r.out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, map[string]string{"main.py": "def handler(e, c):\n    return 2\n"})
+	r.ended()
+	want(t, in.do("GET", "/v1/functions/unread", nil), 404, "not_found")
 }
 
 // testDevWrong refuses to start where nothing can come of it.
