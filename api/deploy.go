@@ -69,6 +69,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 			return deployed{}, err
 		}
 		was = &v
+		config.Labels = keepLabels(was.Config.Labels, config.Labels)
 	}
 	config, rt, warnings, err := s.resolve(ctx, config)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
@@ -22,6 +23,9 @@ type DeployOptions struct {
 	New bool
 	// Preview makes a version without making it live.
 	Preview bool
+	// Generation, if it is not 0, refuses to deploy unless the function has that
+	// generation.
+	Generation int64
 	// NoCache installs dependencies anew, whatever was installed before.
 	NoCache bool
 	// OnEvent is told how the deploy goes, one call after the other; may be nil.
@@ -67,7 +71,8 @@ type Event struct {
 // If it fails, the version that was live stays so. Errors: those of
 // LoadManifest, Pack, UploadArtifact and PutFunction; CodeInvalid with the
 // installer's message if dependencies cannot be installed; CodeConflict with
-// opts.New if the function exists. When ctx ends, the server gives up too.
+// opts.New if the function exists, and if it has another generation than
+// opts.Generation. When ctx ends, the server gives up too.
 func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Function, error) {
 	began := time.Now()
 	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
@@ -107,6 +112,7 @@ func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Fu
 		method: http.MethodPut, path: []string{"v1", "functions", m.Name}, query: url.Values{},
 		header: http.Header{"Accept": {ndjson + ", application/json"}},
 	}
+	maps.Copy(r.header, ifMatch(opts.Generation))
 	in := functionInput{Config: m.Config, Code: &Code{Artifact: artifact.Digest}}
 	if opts.New {
 		r.method, r.path, in.Name = http.MethodPost, []string{"v1", "functions"}, m.Name

@@ -13,8 +13,9 @@ const IgnoreName = ".hearthignore"
 // maxIgnore bounds the ignore file.
 const maxIgnore = 256 << 10
 
-// alwaysIgnored is never part of a function.
-const alwaysIgnored = ".git/\n.hg/\n.svn/\n__pycache__/\n.venv/\n.DS_Store\n"
+// alwaysIgnored is never part of a function. The last four are what editors keep
+// beside a file while it is edited: Vim's swap files, Emacs' locks and copies.
+const alwaysIgnored = ".git/\n.hg/\n.svn/\n__pycache__/\n.venv/\n.DS_Store\n.*.sw[a-p]\n.#*\n\\#*#\n*~\n"
 
 // pattern is one line of an ignore file. The rules are those of .gitignore:
 // the last pattern that matches decides, "!" takes back, "/" at the end means

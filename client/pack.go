@@ -45,7 +45,8 @@ type entry struct {
 // Pack writes the files of dir as a tar.gz to w and returns their number. The
 // same files always give the same bytes: owner, times and all permissions but
 // the executable bit are left out. It leaves out what .hearthignore lists, and
-// always .git, .hg, .svn, .venv, __pycache__ and .DS_Store. Symbolic links are
+// always .git, .hg, .svn, .venv, __pycache__, .DS_Store and what editors keep beside
+// a file, such as main.py~ or .main.py.swp. Symbolic links are
 // kept if they stay inside dir. Errors: CodeInvalid for a link that leaves dir,
 // a file that is neither file nor directory nor link, or too much data.
 func Pack(dir string, w io.Writer, opts PackOptions) (int, error) {

@@ -40,7 +40,7 @@ on the server, inside a sandbox of the function's isolation and runtime. The sam
 lock file is installed once; --no-cache does it again.
 
 What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
-.svn, .venv and __pycache__ always are.`,
+.svn, .venv, __pycache__ and what editors keep beside a file always are.`,
 		Example: `  hearth deploy hello
   hearth deploy . --name hello-staging --env STAGE=staging
   hearth deploy . --isolation docker

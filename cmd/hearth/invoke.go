@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,28 +17,45 @@ import (
 )
 
 func (a *app) invokeCmd() *cobra.Command {
-	var data string
+	var data, named string
 	var verbose bool
+	var example hearth.ExampleOptions
 	cmd := &cobra.Command{
 		Use:   "invoke NAME",
 		Short: "Call a function with a JSON event",
 		Long: `Invoke calls a function with a JSON event and writes its answer, and only
-that, to standard output as it comes. Without --data the event is null.
+that, to standard output as it comes. The event is what --data says, or what
+--event names: a file, or a typical event such as that of an HTTP request, whose
+--method, --path and body (--data) can be given. "hearth events" lists them.
+Without either it is null.
 
 When the function's own code fails, its error and stack go to standard error and
 the exit code is 9; other exit codes mean that Hearth could not do the call.`,
 		Example: `  hearth invoke hello --data '{"name":"you"}'
-  hearth invoke hello --data @event.json -v
+  hearth invoke hello --event event.json -v
+  hearth invoke hello --event example:http --path '/hello?name=you'
+  hearth invoke hello --event example:webhook --data '{"action":"closed"}'
   echo '[1,2]' | hearth invoke hello --data -`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			event, err := a.event(data)
+			event, err := a.event(data, cmd.Flags().Changed("event"))
 			if err != nil {
 				return err
 			}
 			if f, ok := event.(io.Closer); ok {
 				defer f.Close()
+			}
+			if named != "" {
+				example.Function, example.Time = args[0], time.Now()
+				if event, err = a.namedEvent(named, event, example); err != nil {
+					return err
+				}
+				if f, ok := event.(io.Closer); ok {
+					defer f.Close()
+				}
+			} else if example.Method != "" || example.Path != "" {
+				return &usageError{errors.New("--method and --path belong to an example of an HTTP request\n\nadd --event example:http")}
 			}
 			c, err := a.client()
 			if err != nil {
@@ -54,13 +73,19 @@ the exit code is 9; other exit codes mean that Hearth could not do the call.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&data, "data", "d", "", "the event: JSON, `@FILE`, or - for standard input")
+	cmd.Flags().StringVarP(&data, "data", "d", "", "the event: JSON, `@FILE`, or - for standard input; with --event example:http the body")
+	cmd.Flags().StringVar(&named, "event", "", "the event: `FILE`, - for standard input, or example:NAME")
+	requestFlags(cmd, &example)
+	if err := cmd.RegisterFlagCompletionFunc("event", completeEvent); err != nil {
+		panic(err) // the flag exists: it was just made
+	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the invocation's id and timings on standard error")
 	return a.talks(cmd)
 }
 
-// event opens what --data means; nil is no event.
-func (a *app) event(data string) (io.Reader, error) {
+// event opens what --data means; nil is no event. Unless text will do, data on the
+// command line must be JSON.
+func (a *app) event(data string, text bool) (io.Reader, error) {
 	switch {
 	case data == "":
 		return nil, nil
@@ -74,7 +99,7 @@ func (a *app) event(data string) (io.Reader, error) {
 		return f, nil
 	}
 	var v any
-	if err := json.Unmarshal([]byte(data), &v); err != nil {
+	if err := json.Unmarshal([]byte(data), &v); err != nil && !text {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "--data is not JSON: %w", err).
 			WithHint(`write for example --data '{"name":"you"}', or @FILE, or - for standard input`)
 	}

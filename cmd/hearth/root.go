@@ -73,7 +73,11 @@ Exit codes: 0 success, 1 other errors, 2 wrong usage` + exitCodes() + `.`,
 		&cobra.Group{ID: "functions", Title: "Functions:"},
 		&cobra.Group{ID: "server", Title: "Server and host:"},
 	)
-	for _, c := range []*cobra.Command{a.initCmd(), a.deployCmd(), a.invokeCmd(), a.listCmd(), a.getCmd(), a.versionsCmd(), a.aliasCmd(), a.releaseCmd(), a.releasesCmd(), a.rollbackCmd(), a.deleteCmd(), a.logsCmd(), a.configCmd()} {
+	for _, c := range []*cobra.Command{
+		a.initCmd(), a.deployCmd(), a.devCmd(), a.invokeCmd(), a.eventsCmd(), a.listCmd(), a.getCmd(),
+		a.versionsCmd(), a.aliasCmd(), a.releaseCmd(), a.releasesCmd(), a.rollbackCmd(),
+		a.deleteCmd(), a.logsCmd(), a.applyCmd(), a.exportCmd(), a.configCmd(),
+	} {
 		c.GroupID = "functions"
 		root.AddCommand(c)
 	}
@@ -102,6 +106,9 @@ func exitCodes() string {
 func (a *app) report(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return 0
+	}
+	if errors.Is(err, errDifferent) {
+		return exitDifferent
 	}
 	var usage *usageError
 	if errors.As(err, &usage) {
