@@ -39,6 +39,9 @@ type Config struct {
 	Warm Warm `json:"warm,omitzero" yaml:"warm,omitempty" doc:"What is kept ready ahead of calls"`
 	// Cache keeps responses to GET requests; nil keeps none.
 	Cache *Cache `json:"cache,omitempty" yaml:"cache,omitempty" doc:"Keeps responses to GET requests and answers with them"`
+	// Websocket bounds the WebSockets of a handler that takes them; nil means the
+	// defaults.
+	Websocket *Websocket `json:"websocket,omitempty" yaml:"websocket,omitempty" doc:"Limits of the WebSockets of a handler that takes them"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -72,6 +75,50 @@ type Cache struct {
 	Authorized bool `json:"authorized,omitempty" yaml:"authorized,omitempty" doc:"Keep responses to requests with Authorization or Cookie too, for whoever sends the same ones"`
 }
 
+// Websocket bounds WebSockets once they are accepted; until then Config.Timeout
+// does. Zero values mean the defaults.
+type Websocket struct {
+	// IdleTimeout is how long no message may pass in either direction.
+	IdleTimeout Duration `json:"idle_timeout,omitempty" yaml:"idle_timeout,omitempty" doc:"How long no message may pass in either direction before the connection is closed" example:"10m"`
+	// MaxDuration is how long one may be open.
+	MaxDuration Duration `json:"max_duration,omitempty" yaml:"max_duration,omitempty" doc:"How long a connection may be open" example:"2h"`
+	// MaxMessage bounds a message in either direction.
+	MaxMessage Bytes `json:"max_message,omitempty" yaml:"max_message,omitempty" doc:"Greatest size of a message in either direction" example:"1MiB"`
+}
+
+// WithDefaults returns w, which may be nil, with every empty field set.
+func (w *Websocket) WithDefaults() Websocket {
+	var out Websocket
+	if w != nil {
+		out = *w
+	}
+	if out.IdleTimeout == 0 {
+		out.IdleTimeout = Duration(DefaultSocketIdle)
+	}
+	if out.MaxDuration == 0 {
+		out.MaxDuration = Duration(DefaultSocketDuration)
+	}
+	if out.MaxMessage == 0 {
+		out.MaxMessage = DefaultMessage
+	}
+	return out
+}
+
+func (w Websocket) validate() error {
+	bad := func(hint, format string, args ...any) error {
+		return Errorf(CodeInvalid, format, args...).WithHint("%s", hint)
+	}
+	switch {
+	case w.IdleTimeout < Duration(time.Second) || time.Duration(w.IdleTimeout) > MaxSocketDuration:
+		return bad("choose between 1s and "+Duration(MaxSocketDuration).String(), "websocket.idle_timeout %s is out of range", w.IdleTimeout)
+	case w.MaxDuration < Duration(time.Second) || time.Duration(w.MaxDuration) > MaxSocketDuration:
+		return bad("choose between 1s and "+Duration(MaxSocketDuration).String(), "websocket.max_duration %s is out of range", w.MaxDuration)
+	case w.MaxMessage < 1 || w.MaxMessage > MaxMessage:
+		return bad("choose at most "+Bytes(MaxMessage).String(), "websocket.max_message %s is out of range", w.MaxMessage)
+	}
+	return nil
+}
+
 // Egress is what a function may connect to.
 type Egress string
 
@@ -96,12 +143,18 @@ const (
 	MinCPU             = 0.05
 	MaxCPU             = 256
 	DefaultConcurrency = 16
-	MaxConcurrency     = 1000
+	MaxConcurrency     = 10_000
 	MaxCacheTTL        = 365 * 24 * time.Hour
-	maxCall            = 64 << 10
-	maxEnv             = 64 << 10
-	maxLabels          = 64
-	maxRoutes          = 100
+	// Of Websocket.
+	DefaultSocketIdle     = 10 * time.Minute
+	DefaultSocketDuration = 2 * time.Hour
+	MaxSocketDuration     = 24 * time.Hour
+	DefaultMessage        = 1 << 20
+	MaxMessage            = 64 << 20
+	maxCall               = 64 << 10
+	maxEnv                = 64 << 10
+	maxLabels             = 64
+	maxRoutes             = 100
 )
 
 // WithDefaults returns c with every empty field but Runtime and Egress set.
@@ -127,6 +180,10 @@ func (c Config) WithDefaults() Config {
 	if c.InstanceConcurrency == 0 {
 		c.InstanceConcurrency = 1
 	}
+	if c.Websocket != nil {
+		w := c.Websocket.WithDefaults()
+		c.Websocket = &w
+	}
 	return c
 }
 
@@ -136,6 +193,10 @@ func (c Config) Clone() Config {
 	c.Routes = append([]Route(nil), c.Routes...)
 	if c.Cache != nil {
 		c.Cache = &Cache{TTL: maps.Clone(c.Cache.TTL), Authorized: c.Cache.Authorized}
+	}
+	if c.Websocket != nil {
+		w := *c.Websocket
+		c.Websocket = &w
 	}
 	return c
 }
@@ -213,6 +274,11 @@ func (c Config) Validate() error {
 	}
 	if err := c.validateCache(); err != nil {
 		return err
+	}
+	if c.Websocket != nil {
+		if err := c.Websocket.validate(); err != nil {
+			return err
+		}
 	}
 	size := 0
 	for k, v := range c.Env {

@@ -34,6 +34,8 @@ type Instance struct {
 type Pool interface {
 	// Do lends an instance of v to fn.
 	Do(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error
+	// Hold is Do for a call that lasts for as long as its client stays connected.
+	Hold(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error
 	// SetLive tells which versions answer calls now; the instances of others end
 	// after their calls.
 	SetLive(versions []hearth.Version)
@@ -76,6 +78,12 @@ type Config struct {
 	// have a cache, MaxCached the body of one; defaults 64 MiB and 1 MiB. One
 	// function can use a quarter of MaxCache.
 	MaxCache, MaxCached int64
+	// Ping is how long the client of a WebSocket may be silent before it is asked
+	// for a sign of life, and has as long to give one; default 30 s.
+	Ping time.Duration
+	// MaxMessages bounds in bytes what is kept of messages of WebSockets that are
+	// not complete, beyond 64 KiB of each; default 256 MiB.
+	MaxMessages int64
 }
 
 // Gateway answers calls. Its methods may be called from many goroutines.
@@ -85,6 +93,8 @@ type Gateway struct {
 	cache  *cache
 	reload sync.Mutex
 	table  atomic.Pointer[table]
+
+	sockets sockets
 }
 
 var _ hearth.Invoker = (*Gateway)(nil)
@@ -106,6 +116,12 @@ func New(cfg Config) *Gateway {
 	if cfg.MaxCached == 0 {
 		cfg.MaxCached = 1 << 20
 	}
+	if cfg.Ping == 0 {
+		cfg.Ping = 30 * time.Second
+	}
+	if cfg.MaxMessages == 0 {
+		cfg.MaxMessages = 256 << 20
+	}
 	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
 	g.table.Store(emptyTable())
 	return g
@@ -126,6 +142,7 @@ func (g *Gateway) Reload(ctx context.Context) error {
 	}
 	old := g.table.Swap(next)
 	g.cfg.Pool.SetLive(versions)
+	g.sockets.close(func(function string) bool { return next.functions[function] == nil }, "the function was deleted")
 	for name, v := range old.functions {
 		if n := next.functions[name]; n == nil || n.Incarnation != v.Incarnation {
 			g.cache.retire(v.Incarnation)
