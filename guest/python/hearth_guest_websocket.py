@@ -135,9 +135,10 @@ class WebSocket:
             buf = self._buf
             have = len(buf)
             if have >= HEAD:
-                end = HEAD + int.from_bytes(buf[1:HEAD], "big")
-                if buf[0] not in (TEXT, BINARY, CLOSE):
-                    g.protocol_error("a WebSocket message of kind %d" % buf[0])
+                n = int.from_bytes(buf[1:HEAD], "big")
+                end = HEAD + n
+                if buf[0] not in (TEXT, BINARY, CLOSE) or n > max(self._max, 125) or buf[0] == CLOSE and n < 2:
+                    g.protocol_error("a WebSocket message of kind %d and %d bytes" % (buf[0], n))
                 if have >= end:
                     kind, payload = buf[0], bytes(buf[HEAD:end])
                     if have == end:
@@ -167,8 +168,6 @@ class WebSocket:
         try:
             if kind == TEXT:
                 return str(payload, "utf-8")
-            if len(payload) < 2:
-                g.protocol_error("the close of a WebSocket has no code")
             self.close_reason = str(payload[2:], "utf-8")
         except UnicodeDecodeError:
             g.protocol_error("text of a WebSocket that is not UTF-8")

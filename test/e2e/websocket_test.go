@@ -56,6 +56,33 @@ async def handler(event, context):
     print("closed", ws.close_code, ws.close_reason)
 handler.websocket = True
 `,
+	"nodejs": `
+export const handler = async (event, context) => {
+  const ws = context.websocket;
+  const path = event.rawPath;
+  if (ws === null) return "plain";
+  if (path === "/refuse") return { statusCode: 403, headers: { "x-why": "no" }, body: "not you" };
+  if (path === "/nothing") return;
+  if (path === "/raise") throw new Error("before");
+  if (path === "/protocol") ws.accept({ subprotocol: ws.subprotocols.at(-1), headers: { "x-extra": "yes" } });
+  if (path === "/event") await ws.send(JSON.stringify({ headers: event.headers, context: event.requestContext, left: context.getRemainingTimeInMillis() }));
+  if (path === "/raise-later") {
+    await ws.send("so far");
+    throw new Error("after");
+  }
+  if (path === "/close") await ws.close(4321, "enough");
+  if (path === "/hang") await new Promise((r) => setTimeout(r, 3600_000));
+  if (path === "/flood") for (;;) await ws.send(Buffer.alloc(65536));
+  try {
+    for await (const message of ws) await ws.send(message);
+  } catch (e) {
+    if (context.signal.aborted) console.log("canceled");
+    throw e;
+  }
+  console.log("closed", ws.closeCode, ws.closeReason);
+};
+handler.websocket = true;
+`,
 }
 
 // dial opens a WebSocket of a function.
