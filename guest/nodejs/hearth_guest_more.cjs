@@ -180,7 +180,6 @@ module.exports = (g) => {
   /** Returns the head of a streamed response whose first item is given. */
   function streamHead(call, source, result, item) {
     if (!call.http) return '{}';
-    if (call.websocket !== null) call.websocket.refuse();
     if (isFetchResponse(source)) {
       const headers = [...source.headers.entries()].filter(([name]) => name !== 'set-cookie');
       // Older versions of Node.js only have them joined; dates in them have commas too.

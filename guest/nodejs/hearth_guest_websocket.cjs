@@ -62,14 +62,6 @@ module.exports = (g, { Canceled, wait, isUtf8 }) => {
       g.send(g.frame(g.RESPONSE, this.#call.sid, g.stringify(head)));
     }
 
-    /** A response is about to be sent. */
-    refuse() {
-      if (this.#accepted) {
-        throw new g.InvalidResponse('a handler that has accepted a WebSocket sends with context.websocket.send; it does not yield');
-      }
-      this.#refused = true;
-    }
-
     // ---- what comes ----
 
     /** Returns the next message, a string or Buffer; null once the connection is closed. */
@@ -182,7 +174,7 @@ module.exports = (g, { Canceled, wait, isUtf8 }) => {
       data.writeUInt32BE(payload.length, 1);
       data.set(payload, HEAD);
       const call = this.#call;
-      if (this.#tail === null && data.length <= g.CHUNK && data.length <= call.window && !this.closed && !call.complete) {
+      if (this.#tail === null && data.length <= g.CHUNK && data.length <= call.window && !this.closed && !call.complete && call.canceled === null) {
         if (kind === CLOSE) this.#closing = true;
         call.window -= data.length;
         g.send(g.frame(g.DATA, call.sid, data));
@@ -206,9 +198,10 @@ module.exports = (g, { Canceled, wait, isUtf8 }) => {
       }
       if (kind === CLOSE) this.#closing = true;
       for (let pos = 0; pos < data.length;) {
-        while (call.window <= 0) {
+        for (;;) {
           if (call.done) throw this.#gone();
           if (call.canceled !== null) throw new Canceled('the call was canceled');
+          if (call.window > 0) break;
           await wait(call);
         }
         const end = Math.min(data.length, pos + call.window, pos + BURST);

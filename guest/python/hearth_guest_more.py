@@ -217,8 +217,6 @@ def stream_head(call, result, item):
     """Returns the head of a streamed response whose first item is given."""
     if not call.http:
         return b"{}"
-    if call.websocket is not None:
-        call.websocket._refuse()
     text = isinstance(item, str)
     if result is None:
         return g.HEAD_TEXT if text else g.HEAD_BYTES
@@ -528,6 +526,8 @@ async def drive(call, result):
         if hasattr(type(result), "__await__"):
             result = await result
         if hasattr(type(result), "__aiter__"):
+            if call.websocket is not None:
+                call.websocket._refuse()
             await stream_async(call, None, result)
         elif not call.done:
             rest = g.respond(call, result)

@@ -81,9 +81,8 @@ class WebSocket:
 
     def _refuse(self):
         """A response is about to be sent."""
-        if self._accepted:
-            raise g.InvalidResponse("a handler that has accepted a WebSocket sends with context.websocket.send; it does not yield")
         self._refused = True
+        self._call.websocket = None
 
     # ---- what comes ----
 
@@ -272,7 +271,6 @@ class WebSocket:
                 raise g.InvalidResponse(
                     "the handler neither accepted the WebSocket nor returned a response that refuses it")
             self._refuse()
-            call.websocket = None
             return g.respond(call, result)
         close = getattr(result, "close", None)
         if close is not None and hasattr(result, "__next__"):
