@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -12,6 +16,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/hearthrun/hearth/server"
 )
 
 // socketFunctions are one handler in each language, which does what the path says.
@@ -46,7 +52,7 @@ async def handler(event, context):
         await asyncio.sleep(3600)
     if path == "/flood":
         while True:
-            await ws.send(b"x" * 65536)
+            await ws.send(b"x" * 1000)
     try:
         async for message in ws:
             await ws.send(message)
@@ -72,7 +78,7 @@ export const handler = async (event, context) => {
   }
   if (path === "/close") await ws.close(4321, "enough");
   if (path === "/hang") await new Promise((r) => setTimeout(r, 3600_000));
-  if (path === "/flood") for (;;) await ws.send(Buffer.alloc(65536));
+  if (path === "/flood") for (;;) await ws.send(Buffer.alloc(1000));
   try {
     for await (const message of ws) await ws.send(message);
   } catch (e) {
@@ -260,4 +266,198 @@ func TestWebSocket(t *testing.T) {
 			t.Errorf("the record: %v", rec)
 		}
 	})
+}
+
+// TestWebSocketLimits: what a client must not send, and what time brings.
+func TestWebSocketLimits(t *testing.T) {
+	in := start(t, "")
+	code := socketFunctions["python"]
+	in.deploy("ws", "python", code, fields{"timeout": "1s", "concurrency": 64, "instance_concurrency": 64, "websocket": fields{"max_message": "1KiB"}})
+	for _, c := range []struct {
+		name   string
+		kind   websocket.MessageType
+		p      string
+		code   websocket.StatusCode
+		reason string
+	}{
+		{"large", websocket.MessageBinary, strings.Repeat("x", 1025), 1009, "1KiB"},
+		{"no-text", websocket.MessageText, "\xff\xfe", 1007, "UTF-8"},
+	} {
+		conn := in.connect("/fn/ws/" + c.name)
+		exchange(t, conn, websocket.MessageBinary, bytes.Repeat([]byte("x"), 1024)) // which is allowed
+		if err := conn.Write(t.Context(), c.kind, []byte(c.p)); err != nil {
+			t.Fatal(err)
+		}
+		if code, reason := closing(t, conn); code != c.code || !strings.Contains(reason, c.reason) {
+			t.Errorf("%s: closed with %d %q", c.name, code, reason)
+		}
+		in.record("ws", "/"+c.name)
+	}
+	for name, frame := range map[string]string{
+		"unmasked":     "\x81\x01x",
+		"reserved":     "\xf1\x80\x00\x00\x00\x00",
+		"continuation": "\x80\x80\x00\x00\x00\x00",
+		"long ping":    "\x89\xfe\x00\x7e\x00\x00\x00\x00",
+		"length":       "\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00",
+		"half a code":  "\x88\x81\x00\x00\x00\x00x",
+	} {
+		conn, r := in.handshake("/fn/ws/raw", "")
+		fmt.Fprint(conn, frame)
+		conn.SetReadDeadline(time.Now().Add(20 * time.Second)) //nolint:errcheck // a net.Conn has deadlines
+		b := make([]byte, 4)
+		if _, err := io.ReadFull(r, b); err != nil || b[0] != 0x88 || int(b[2])<<8|int(b[3]) != 1002 {
+			t.Errorf("%s: %x %v", name, b, err)
+		}
+	}
+	// A client that sends with its request.
+	conn, r := in.handshake("/fn/ws/early", "\x81\x82\x00\x00\x00\x00hi")
+	conn.SetReadDeadline(time.Now().Add(20 * time.Second)) //nolint:errcheck // as above
+	b := make([]byte, 4)
+	if _, err := io.ReadFull(r, b); err != nil || string(b) != "\x81\x02hi" {
+		t.Errorf("an early message: %x %v", b, err)
+	}
+	// The timeout is that of the handshake.
+	if _, resp, err := in.dial("/fn/ws/hang", nil); err == nil || resp == nil || resp.StatusCode != 504 {
+		t.Errorf("a handshake that takes too long: %v, %v", resp, err)
+	}
+	long := in.connect("/fn/ws/long")
+	// Requests that are no valid handshake.
+	for _, header := range [][]string{{"Sec-Websocket-Version", "8"}, {"Sec-Websocket-Key", "short"}} {
+		h := []string{"Connection", "keep-alive, Upgrade", "Upgrade", "WebSocket", "Sec-Websocket-Version", "13", "Sec-Websocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="}
+		a := in.do("GET", "/fn/ws/", nil, append(h, header...)...)
+		want(t, a, 400, "invalid")
+		if a.header.Get("Sec-Websocket-Version") != "13" {
+			t.Error(a)
+		}
+	}
+	// A client that does not read holds up nobody, and is given up in the end.
+	flood, _ := in.handshake("/fn/ws/flood", "")
+	defer flood.Close()
+	exchange(t, long, websocket.MessageText, []byte("still there, after more than the timeout"))
+
+	in.deploy("idle", "python", code, fields{"websocket": fields{"idle_timeout": "1s"}})
+	c := in.connect("/fn/idle/idle")
+	if code, reason := closing(t, c); code != 1001 || !strings.Contains(reason, "1s") {
+		t.Errorf("idle: closed with %d %q", code, reason)
+	}
+	in.hasLog("idle", "closed 1001 no message passed for 1s")
+	if rec := in.record("idle", "/idle"); rec["error_code"] != nil {
+		t.Errorf("the record: %v", rec)
+	}
+	in.deploy("idle", "python", code, fields{"websocket": fields{"max_duration": "1s"}})
+	c = in.connect("/fn/idle/duration")
+	if code, reason := closing(t, c); code != 1001 || !strings.Contains(reason, "open for 1s") {
+		t.Errorf("max_duration: closed with %d %q", code, reason)
+	}
+	for _, bad := range []fields{{"idle_timeout": "1ms"}, {"max_duration": "25h"}, {"max_message": "1GiB"}, {"nonsense": 1}} {
+		if a := in.try("bad", "python", code, fields{"websocket": bad}); a.status != 400 && a.status != 422 {
+			t.Errorf("%v: %v", bad, a)
+		}
+	}
+}
+
+// handshake opens a WebSocket and leaves the rest to the caller; early is sent
+// with the request.
+func (in *installation) handshake(path, early string) (net.Conn, *bufio.Reader) {
+	in.t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(in.url, "http://"))
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	in.t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n%s", path, early)
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != 101 || resp.Header.Get("Sec-Websocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
+		in.t.Fatalf("%v, %v", resp, err)
+	}
+	return conn, r
+}
+
+// TestWebSocketsAndDeploys: a deploy drops no connection, a delete and the end of
+// the server close them in an orderly way, and the death of an instance is told.
+func TestWebSocketsAndDeploys(t *testing.T) {
+	in := start(t, "", func(c *server.Config) { c.StemCells = -1 })
+	version := func(n string) string {
+		return `
+async def handler(event, context):
+    ws = context.websocket
+    await ws.send("` + n + `")
+    async for m in ws:
+        await ws.send("` + n + ` " + m)
+    print("closed", ws.close_code, ws.close_reason)
+handler.websocket = True
+`
+	}
+	many := fields{"concurrency": 100, "instance_concurrency": 100}
+	in.deploy("f", "python", version("1"), many)
+	hello := func(c *websocket.Conn, want string) {
+		t.Helper()
+		if _, p := receive(t, c); string(p) != want {
+			t.Errorf("got %q, want %q", p, want)
+		}
+	}
+	var old []*websocket.Conn
+	for range 20 {
+		c := in.connect("/fn/f/")
+		hello(c, "1")
+		old = append(old, c)
+	}
+	in.deploy("f", "python", version("2"), many)
+	young := in.connect("/fn/f/")
+	hello(young, "2")
+	for _, c := range old {
+		if _, p := exchange(t, c, websocket.MessageText, []byte("there?")); string(p) != "1 there?" {
+			t.Errorf("an old connection: %q", p)
+		}
+	}
+	if n := len(sandboxProcesses(in.dir)); n != 4 {
+		t.Errorf("%d processes for two versions", n)
+	}
+	for _, c := range old {
+		if err := c.Close(1000, ""); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}
+	waitFor(t, "the replaced version's instance to end", func() bool { return len(sandboxProcesses(in.dir)) == 2 })
+
+	// The death of an instance.
+	c := in.connect("/fn/f/")
+	hello(c, "2")
+	for _, i := range in.pool("f").Instances {
+		killInstance(i.ID)
+	}
+	for _, c := range []*websocket.Conn{c, young} {
+		if code, _ := closing(t, c); code != 1011 {
+			t.Errorf("its instance died: closed with %d", code)
+		}
+	}
+	c = in.connect("/fn/f/")
+	hello(c, "2")
+	if a := in.do("DELETE", "/v1/functions/f", nil); a.status != 204 {
+		t.Fatal(a)
+	}
+	if code, reason := closing(t, c); code != 1001 || reason != "the function was deleted" {
+		t.Errorf("deleted: closed with %d %q", code, reason)
+	}
+	in.deploy("g", "python", version("1"), many)
+	c = in.connect("/fn/g/")
+	hello(c, "1")
+	// One whose client does not answer.
+	mute, _ := in.handshake("/fn/g/", "")
+	defer mute.Close()
+	begin := time.Now()
+	closed := make(chan websocket.StatusCode, 1)
+	go func() {
+		code, _ := closing(t, c)
+		closed <- code
+	}()
+	in.stop()
+	if took := time.Since(begin); took > 8*time.Second {
+		t.Errorf("the server took %s to end", took)
+	}
+	if code := <-closed; code != 1001 {
+		t.Errorf("the server ended: closed with %d", code)
+	}
 }
