@@ -69,6 +69,9 @@ type Config struct {
 	Logger   *slog.Logger
 	// MaxRequest and MaxResponse bound bodies in bytes; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
+	// MaxRequestStream bounds the bodies that functions read as they arrive, which
+	// take no room; default 1 GiB.
+	MaxRequestStream int64
 	// SpoolDir is where long request bodies are kept while they arrive; default
 	// is the system's directory for temporary files. MaxSpool bounds all of them
 	// together in bytes; default 1 GiB.
@@ -103,6 +106,9 @@ var _ hearth.Invoker = (*Gateway)(nil)
 func New(cfg Config) *Gateway {
 	if cfg.MaxRequest == 0 {
 		cfg.MaxRequest = 32 << 20
+	}
+	if cfg.MaxRequestStream == 0 {
+		cfg.MaxRequestStream = 1 << 30
 	}
 	if cfg.MaxResponse == 0 {
 		cfg.MaxResponse = 1 << 30

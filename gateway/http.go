@@ -154,8 +154,12 @@ func (g *Gateway) readBody(x *exchange, v *hearth.Version, end time.Time) (count
 	if n == 0 || x.r.Body == nil || x.r.Body == http.NoBody {
 		return nil, free, nil
 	}
-	if n > g.cfg.MaxRequest {
-		return nil, free, tooLarge(g.cfg.MaxRequest)
+	limit := g.cfg.MaxRequest
+	if v.RequestStream {
+		limit = g.cfg.MaxRequestStream
+	}
+	if n > limit {
+		return nil, free, tooLarge(limit)
 	}
 	rc := http.NewResponseController(x.w)
 	// A little later, so that at the deadline the call is cancelled first.
@@ -171,7 +175,7 @@ func (g *Gateway) readBody(x *exchange, v *hearth.Version, end time.Time) (count
 		x.call.Body, x.rec.BytesIn = x.body, n
 		return nil, free, nil
 	}
-	counted = &countingReader{r: x.r.Body, limit: g.cfg.MaxRequest}
+	counted = &countingReader{r: x.r.Body, limit: limit}
 	if v.RequestStream {
 		rc.EnableFullDuplex() //nolint:errcheck // HTTP/2 always is
 		x.call.Rest = counted
