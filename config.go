@@ -275,10 +275,8 @@ func (c Config) Validate() error {
 	if err := c.validateCache(); err != nil {
 		return err
 	}
-	if c.Websocket != nil {
-		if err := c.Websocket.validate(); err != nil {
-			return err
-		}
+	if err := c.Websocket.WithDefaults().validate(); err != nil {
+		return err
 	}
 	size := 0
 	for k, v := range c.Env {

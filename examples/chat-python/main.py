@@ -36,7 +36,7 @@ async def handler(event, context):
             await say(f"{name}: {message}")
     finally:
         connected.discard(ws)
-    await say(f"{name} has left")
+        await say(f"{name} has left")  # also if the connection just broke
 
 
 async def say(text):

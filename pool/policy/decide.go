@@ -89,7 +89,7 @@ func (l Limits) forQueue(o Observed) int {
 func (l Limits) forLoad(held int, load float64) int {
 	places := load / utilisation
 	if load <= 1 {
-		places = math.Ceil(load)
+		places = float64(ceil(load))
 	}
 	return ceil((float64(held) + places) / float64(l.PerInstance))
 }
