@@ -41,8 +41,11 @@ func openSocket(ctx context.Context, host, path string) (*bareSocket, error) {
 	fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", path, host)
 	resp, err := http.ReadResponse(bufio.NewReaderSize(nc, 4<<10), nil)
-	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		err = hearth.Errorf(hearth.CodeUnavailable, "a WebSocket was answered with %s", resp.Status)
+	if err == nil {
+		resp.Body.Close() //nolint:errcheck // nothing of it is read
+		if resp.StatusCode != http.StatusSwitchingProtocols {
+			err = hearth.Errorf(hearth.CodeUnavailable, "a WebSocket was answered with %s", resp.Status)
+		}
 	}
 	if err != nil {
 		nc.Close() //nolint:errcheck // it is of no use

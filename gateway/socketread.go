@@ -17,14 +17,14 @@ import (
 // may have in memory without its being counted.
 const gatherSize = 64 << 10
 
-// badFrame is what a client must not send, and the code its connection is closed
+// frameError is what a client must not send, and the code its connection is closed
 // with.
-type badFrame struct {
+type frameError struct {
 	code ws.StatusCode
 	why  string
 }
 
-func (b *badFrame) Error() string { return b.why }
+func (b *frameError) Error() string { return b.why }
 
 // read passes what the client sends to the function until the connection is
 // closed, and closes it then.
@@ -32,7 +32,7 @@ func (s *socket) read() {
 	defer close(s.ended)
 	defer s.nc.Close() //nolint:errcheck // nothing is left to send
 	code, reason, err := s.receive()
-	var bad *badFrame
+	var bad *frameError
 	switch {
 	case err == nil: // the client closes, or has answered
 		s.shut(code, reason)
@@ -62,14 +62,14 @@ func (s *socket) receive() (code uint16, reason string, err error) {
 	for {
 		h, err := ws.ReadHeader(s.r)
 		if errors.Is(err, ws.ErrHeaderLengthMSB) || errors.Is(err, ws.ErrHeaderLengthUnexpected) {
-			return 0, "", &badFrame{ws.StatusProtocolError, "a frame has no valid length"}
+			return 0, "", &frameError{ws.StatusProtocolError, "a frame has no valid length"}
 		}
 		if err != nil {
 			return 0, "", err
 		}
 		s.heard.Store(time.Now().UnixNano())
 		if err := ws.CheckHeader(h, state); err != nil {
-			return 0, "", &badFrame{ws.StatusProtocolError, err.Error()}
+			return 0, "", &frameError{ws.StatusProtocolError, err.Error()}
 		}
 		if h.OpCode.IsControl() {
 			closed, code, reason, err := s.control(h)
@@ -118,14 +118,14 @@ func (s *socket) control(h ws.Header) (closed bool, code uint16, reason string, 
 		return true, uint16(ws.StatusNoStatusRcvd), "", nil
 	}
 	if len(p) == 1 {
-		return false, 0, "", &badFrame{ws.StatusProtocolError, "a close has half a code"}
+		return false, 0, "", &frameError{ws.StatusProtocolError, "a close has half a code"}
 	}
 	code, reason = binary.BigEndian.Uint16(p), string(p[2:])
 	if !guest.ValidCloseCode(code) {
-		return false, 0, "", &badFrame{ws.StatusProtocolError, "a close has a code that is not to be sent"}
+		return false, 0, "", &frameError{ws.StatusProtocolError, "a close has a code that is not to be sent"}
 	}
 	if !utf8.ValidString(reason) {
-		return false, 0, "", &badFrame{ws.StatusInvalidFramePayloadData, "the reason of a close is not UTF-8"}
+		return false, 0, "", &frameError{ws.StatusInvalidFramePayloadData, "the reason of a close is not UTF-8"}
 	}
 	return true, code, reason, nil
 }
@@ -141,7 +141,7 @@ type gathered struct {
 // gather reads the payload of a frame.
 func (s *socket) gather(m *gathered, h ws.Header) error {
 	if h.Length > int64(s.limits.MaxMessage)-int64(len(m.buf)) {
-		return &badFrame{ws.StatusMessageTooBig, "a message has more than " + s.limits.MaxMessage.String()}
+		return &frameError{ws.StatusMessageTooBig, "a message has more than " + s.limits.MaxMessage.String()}
 	}
 	if m.buf == nil {
 		m.lent = frames.Get().(*[4 << 10]byte)
@@ -153,7 +153,7 @@ func (s *socket) gather(m *gathered, h ws.Header) error {
 		if len(m.buf)+n > gatherSize {
 			m.counted += int64(n)
 			if all.Add(int64(n)) > s.g.cfg.MaxMessages {
-				return &badFrame{ws.StatusCode(1013), "too many long messages are under way; try again later"}
+				return &frameError{ws.StatusCode(1013), "too many long messages are under way; try again later"}
 			}
 		}
 		start := len(m.buf)
@@ -171,7 +171,7 @@ func (s *socket) gather(m *gathered, h ws.Header) error {
 func (s *socket) pass(m *gathered) error {
 	defer s.drop(m)
 	if m.kind == guest.MessageText && !utf8.Valid(m.buf) {
-		return &badFrame{ws.StatusInvalidFramePayloadData, "a text message is not UTF-8"}
+		return &frameError{ws.StatusInvalidFramePayloadData, "a text message is not UTF-8"}
 	}
 	if s.isClosed() {
 		return nil // it crossed the close

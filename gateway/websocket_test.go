@@ -141,7 +141,7 @@ func TestSignOfLife(t *testing.T) {
 	}
 	defer nc.Close()
 	io.WriteString(nc, "GET /fn/f/dead HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n") //nolint:errcheck // the read tells
-	if _, err := io.Copy(io.Discard, nc); err != nil { // until it is given up
+	if _, err := io.Copy(io.Discard, nc); err != nil {                                                                                                                                        // until it is given up
 		t.Error(err)
 	}
 	for range 5 {
