@@ -39,6 +39,8 @@ type socket struct {
 	accepts  func() bool
 	answered chan struct{} // closed when the handshake is
 	broken   bool          // its answer broke off
+	// accepting takes what the HTTP server's goroutine is to do.
+	accepting chan func()
 
 	// Set by open, then constant.
 	nc     net.Conn // nil before

@@ -122,7 +122,7 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 	end := now.Add(time.Duration(t.version.Config.Timeout))
 	s := &socket{
 		g: g, version: t.version, limits: t.version.Config.Websocket.WithDefaults(),
-		x: &exchange{w: w, r: r, end: end, limit: g.cfg.MaxResponse, begin: now}, answered: make(chan struct{}),
+		x: &exchange{w: w, r: r, end: end, limit: g.cfg.MaxResponse, begin: now}, answered: make(chan struct{}), accepting: make(chan func()),
 	}
 	s.x.rec = g.newRecord(t.version, hearth.KindWebsocket, now)
 	s.x.rec.Method, s.x.rec.Path = r.Method, r.URL.Path
@@ -135,9 +135,16 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 		Event:      appendEvent(nil, r, t, s.x.rec.ID, now),
 		MaxMessage: int64(s.limits.MaxMessage), Leave: time.Duration(t.version.Config.Timeout),
 	}
-	handshake := r.Context()
-	go s.serve(handshake, call)
-	<-s.answered
+	go s.serve(r.Context(), call)
+	for {
+		select {
+		case accept := <-s.accepting:
+			accept()
+			continue
+		case <-s.answered:
+		}
+		break
+	}
 	if s.broken {
 		panic(http.ErrAbortHandler)
 	}
@@ -213,8 +220,23 @@ func (s *socket) Data(p []byte, last bool) error { return s.x.Data(p, last) }
 // Flush implements guest.SocketSink.
 func (s *socket) Flush() error { return s.x.Flush() }
 
-// Accept implements guest.SocketSink. From here on the connection is ours.
-func (s *socket) Accept(h *guest.Head, in *guest.Socket) error {
+// Accept implements guest.SocketSink. From here on the connection is ours. It
+// borrows the goroutine of the HTTP server, whose stack is large already; that of
+// the call stays small for as long as the connection is open.
+func (s *socket) Accept(h *guest.Head, in *guest.Socket) (err error) {
+	done := make(chan struct{})
+	s.accepting <- func() {
+		defer close(done)
+		err = s.accept(h, in)
+	}
+	<-done
+	if err == nil {
+		close(s.answered)
+	}
+	return err
+}
+
+func (s *socket) accept(h *guest.Head, in *guest.Socket) error {
 	x := s.x
 	header, protocol, err := acceptHeader(h, x.r)
 	if err != nil {
@@ -243,7 +265,6 @@ func (s *socket) Accept(h *guest.Head, in *guest.Socket) error {
 	// What an idle connection does not need it must not keep.
 	x.w, x.r, x.head = nil, nil, nil
 	s.open(nc, bufio.NewReaderSize(from, readSize), in)
-	close(s.answered)
 	return nil
 }
 

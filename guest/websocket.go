@@ -100,12 +100,22 @@ func appendMessageHead(b []byte, kind MessageKind, length int) []byte {
 // Its error is nil if the handler has returned; the sink knows whether it accepted
 // the connection. Errors: as Invoke.
 func (c *Conn) InvokeSocket(ctx context.Context, in *SocketCall, sink SocketSink) error {
+	m, err := c.beginSocket(ctx, in, sink)
+	if err != nil {
+		return err
+	}
+	return c.receive(ctx, &exchange{call: m.socket.up.call}, nil, m)
+}
+
+// beginSocket sends INVOKE. It is apart from InvokeSocket because that waits for as
+// long as the connection is open, and its stack with it.
+func (c *Conn) beginSocket(ctx context.Context, in *SocketCall, sink SocketSink) (*messages, error) {
 	size := len(in.Event) + len(in.ID) + 160
 	if size > maxPayload {
-		return eventTooLarge(len(in.Event))
+		return nil, eventTooLarge(len(in.Event))
 	}
 	if ctx.Err() != nil {
-		return contextError(ctx)
+		return nil, contextError(ctx)
 	}
 	call := &call{
 		id: in.ID, deadline: in.Deadline, leave: in.Leave, socket: true, credit: windowSize,
@@ -126,11 +136,10 @@ func (c *Conn) InvokeSocket(ctx context.Context, in *SocketCall, sink SocketSink
 		err = openErr
 	}
 	if err != nil {
-		return c.unread(err)
+		return nil, c.unread(err)
 	}
 	in.Event = nil // the connection may last for hours
-	m := &messages{SocketSink: sink, conn: c, socket: &Socket{upload{c, call}}, max: in.MaxMessage}
-	return c.receive(ctx, &exchange{call: call}, nil, m)
+	return &messages{SocketSink: sink, conn: c, socket: &Socket{upload{c, call}}, max: in.MaxMessage}, nil
 }
 
 // messages is the Sink of a WebSocket: it takes the messages out of the body of
