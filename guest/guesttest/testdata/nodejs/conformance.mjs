@@ -269,7 +269,13 @@ export async function* ws_yield(event, context) {
 
 export async function ws_tasks(event, context) {
   const ws = context.websocket;
-  await Promise.all([...Array(9).keys()].map((n) => ws.send(String(n).repeat(200_000))));
+  const small = async () => {
+    for (let i = 0; i < 1000; i++) {
+      await ws.send("s");
+      await new Promise(setImmediate);
+    }
+  };
+  await Promise.all([...[...Array(9).keys()].map((n) => ws.send(String(n).repeat(200_000))), small()]);
 }
 
 export async function ws_misuse(event, context) {

@@ -405,7 +405,13 @@ def ws_yield(event, context):
 
 async def ws_tasks(event, context):
     ws = context.websocket
-    await asyncio.gather(*(ws.send(str(n) * 200_000) for n in range(9)))
+
+    async def small():
+        for _ in range(1000):
+            await ws.send("s")
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(ws.send(str(n) * 200_000) for n in range(9)), small())
 
 
 async def ws_misuse(event, context):
