@@ -45,6 +45,9 @@ type Config struct {
 	CORS map[Route]CORS `json:"cors,omitempty" yaml:"cors,omitempty" doc:"Which pages of other origins may read responses, by route; /fn stands for /fn/{name}, * for all routes that are not named"`
 	// Limits bound what callers may send and how often.
 	Limits Limits `json:"limits,omitzero" yaml:"limits,omitempty" doc:"Bounds of requests and responses"`
+	// Websocket bounds the WebSockets of a handler that takes them; nil means the
+	// defaults.
+	Websocket *Websocket `json:"websocket,omitempty" yaml:"websocket,omitempty" doc:"Limits of the WebSockets of a handler that takes them"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -78,6 +81,50 @@ type Cache struct {
 	Authorized bool `json:"authorized,omitempty" yaml:"authorized,omitempty" doc:"Keep responses to requests with Authorization or Cookie too, for whoever sends the same ones"`
 }
 
+// Websocket bounds WebSockets once they are accepted; until then Config.Timeout
+// does. Zero values mean the defaults.
+type Websocket struct {
+	// IdleTimeout is how long no message may pass in either direction.
+	IdleTimeout Duration `json:"idle_timeout,omitempty" yaml:"idle_timeout,omitempty" doc:"How long no message may pass in either direction before the connection is closed" example:"10m"`
+	// MaxDuration is how long one may be open.
+	MaxDuration Duration `json:"max_duration,omitempty" yaml:"max_duration,omitempty" doc:"How long a connection may be open" example:"2h"`
+	// MaxMessage bounds a message in either direction.
+	MaxMessage Bytes `json:"max_message,omitempty" yaml:"max_message,omitempty" doc:"Greatest size of a message in either direction" example:"1MiB"`
+}
+
+// WithDefaults returns w, which may be nil, with every empty field set.
+func (w *Websocket) WithDefaults() Websocket {
+	var out Websocket
+	if w != nil {
+		out = *w
+	}
+	if out.IdleTimeout == 0 {
+		out.IdleTimeout = Duration(DefaultSocketIdle)
+	}
+	if out.MaxDuration == 0 {
+		out.MaxDuration = Duration(DefaultSocketDuration)
+	}
+	if out.MaxMessage == 0 {
+		out.MaxMessage = DefaultMessage
+	}
+	return out
+}
+
+func (w Websocket) validate() error {
+	bad := func(hint, format string, args ...any) error {
+		return Errorf(CodeInvalid, format, args...).WithHint("%s", hint)
+	}
+	switch {
+	case w.IdleTimeout < Duration(time.Second) || time.Duration(w.IdleTimeout) > MaxSocketDuration:
+		return bad("choose between 1s and "+Duration(MaxSocketDuration).String(), "websocket.idle_timeout %s is out of range", w.IdleTimeout)
+	case w.MaxDuration < Duration(time.Second) || time.Duration(w.MaxDuration) > MaxSocketDuration:
+		return bad("choose between 1s and "+Duration(MaxSocketDuration).String(), "websocket.max_duration %s is out of range", w.MaxDuration)
+	case w.MaxMessage < 1 || w.MaxMessage > MaxMessage:
+		return bad("choose at most "+Bytes(MaxMessage).String(), "websocket.max_message %s is out of range", w.MaxMessage)
+	}
+	return nil
+}
+
 // Egress is what a function may connect to.
 type Egress string
 
@@ -102,12 +149,18 @@ const (
 	MinCPU             = 0.05
 	MaxCPU             = 256
 	DefaultConcurrency = 16
-	MaxConcurrency     = 1000
+	MaxConcurrency     = 10_000
 	MaxCacheTTL        = 365 * 24 * time.Hour
-	maxCall            = 64 << 10
-	maxEnv             = 64 << 10
-	maxLabels          = 64
-	maxRoutes          = 100
+	// Of Websocket.
+	DefaultSocketIdle     = 10 * time.Minute
+	DefaultSocketDuration = 2 * time.Hour
+	MaxSocketDuration     = 24 * time.Hour
+	DefaultMessage        = 1 << 20
+	MaxMessage            = 64 << 20
+	maxCall               = 64 << 10
+	maxEnv                = 64 << 10
+	maxLabels             = 64
+	maxRoutes             = 100
 )
 
 // WithDefaults returns c with every empty field but Runtime and Egress set.
@@ -133,6 +186,10 @@ func (c Config) WithDefaults() Config {
 	if c.InstanceConcurrency == 0 {
 		c.InstanceConcurrency = 1
 	}
+	if c.Websocket != nil {
+		w := c.Websocket.WithDefaults()
+		c.Websocket = &w
+	}
 	return c
 }
 
@@ -142,6 +199,10 @@ func (c Config) Clone() Config {
 	c.Routes = append([]Route(nil), c.Routes...)
 	if c.Cache != nil {
 		c.Cache = &Cache{TTL: maps.Clone(c.Cache.TTL), Authorized: c.Cache.Authorized}
+	}
+	if c.Websocket != nil {
+		w := *c.Websocket
+		c.Websocket = &w
 	}
 	c.CORS = maps.Clone(c.CORS)
 	for r, cors := range c.CORS {
@@ -222,6 +283,9 @@ func (c Config) Validate() error {
 		return bad("give a JSON value of at most "+Bytes(maxCall).String(), "warm.call is not valid")
 	}
 	if err := cmp.Or(c.validateCache(), c.validateCORS(), c.Limits.validate()); err != nil {
+		return err
+	}
+	if err := c.Websocket.WithDefaults().validate(); err != nil {
 		return err
 	}
 	if err := validateEnv(c.Env); err != nil {

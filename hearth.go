@@ -54,6 +54,9 @@ type Version struct {
 	// which it said when it was first loaded. Others get whole bodies, and Hearth
 	// collects them before it takes an instance.
 	RequestStream bool `json:"request_stream,omitempty"`
+	// Websocket is true if the handler takes WebSockets, which it said when it was
+	// first loaded. To others a request for one is a request like any other.
+	Websocket bool `json:"websocket,omitempty"`
 	// Incarnation is a random id, unique to this version in the world. The
 	// pool keys its instances by it, so code deployed under a deleted
 	// function's name never meets an instance of the old one.
@@ -69,6 +72,9 @@ const (
 	KindHTTP Kind = "http"
 	// KindEvent is a JSON event passed as it is (POST …/invocations).
 	KindEvent Kind = "event"
+	// KindWebsocket is a WebSocket, from its handshake until it is closed: one call
+	// that lasts for as long as the connection.
+	KindWebsocket Kind = "websocket"
 	// KindWarmup is a call by Hearth itself that prepares a new instance: the
 	// function's warmup, then the handler if there is an event. It makes no record;
 	// what it prints is logged under its id.

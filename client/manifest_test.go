@@ -74,6 +74,10 @@ concurrency: 400
 	if diff := cmp.Diff(want, m); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
+	if m, err := client.ParseManifest("f", []byte("name: a\nruntime: python\nwebsocket: {idle_timeout: 1h}\n")); err != nil ||
+		m.WithDefaults().Websocket.IdleTimeout != hearth.Duration(time.Hour) || m.WithDefaults().Websocket.MaxMessage != hearth.DefaultMessage {
+		t.Errorf("%+v, %v", m, err)
+	}
 	if m, err := client.ParseManifest("f", []byte("name: a\nruntime: python\ncache: {}\n")); err != nil || m.Cache == nil {
 		t.Errorf("an empty cache: %+v, %v", m, err)
 	}
@@ -114,6 +118,8 @@ func TestManifestErrors(t *testing.T) {
 		ok + "cache: true\n":                        {"f:3: cache must be keys and values"},
 		ok + "cache:\n":                             {"f:3: cache has no value"},
 		ok + "cache:\n  tll: {}\n":                  {`f:4: unknown key "cache.tll"`, `did you mean "ttl"?`},
+		ok + "websocket:\n  idle: 1m\n":             {`f:4: unknown key "websocket.idle"`, "idle_timeout"},
+		ok + "websocket:\n  max_message: 1GiB\n":    {`websocket.max_message 1GiB is out of range`, "64MiB"},
 		ok + "cache:\n  ttl: 1m\n":                  {"f:4: cache.ttl must be a list of NAME: text"},
 		ok + "cache:\n  ttl:\n    /fn: soon\n":      {`cache.ttl: "soon" is not a duration`},
 		ok + "cache:\n  ttl: {/fn: 1, /fn: 2}\n":    {`f:4: cache.ttl: "/fn" was already given`},

@@ -35,6 +35,8 @@ type Instance struct {
 type Pool interface {
 	// Do lends an instance of v to fn.
 	Do(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error
+	// Hold is Do for a call that lasts for as long as its client stays connected.
+	Hold(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error
 	// SetLive tells which versions answer calls now; the instances of those that
 	// did and do no more end after their calls.
 	SetLive(versions []hearth.Version)
@@ -75,6 +77,9 @@ type Config struct {
 	// MaxRequest and MaxResponse bound bodies in bytes where a function's own limits
 	// do not; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
+	// MaxRequestStream bounds the bodies that functions read as they arrive, which
+	// take no room; default 1 GiB.
+	MaxRequestStream int64
 	// SpoolDir is where long request bodies are kept while they arrive; default
 	// is the system's directory for temporary files. MaxSpool bounds all of them
 	// together in bytes; default 1 GiB.
@@ -87,6 +92,12 @@ type Config struct {
 	// Managed tells that a host belongs to management, whatever routes say; default
 	// is that none does.
 	Managed func(host string) bool
+	// Ping is how long the client of a WebSocket may be silent before it is asked
+	// for a sign of life, and has as long to give one; default 30 s.
+	Ping time.Duration
+	// MaxMessages bounds in bytes what is kept of messages of WebSockets that are
+	// not complete, beyond 64 KiB of each; default 256 MiB.
+	MaxMessages int64
 }
 
 // Gateway answers calls. Its methods may be called from many goroutines.
@@ -95,6 +106,7 @@ type Gateway struct {
 	spool    spool
 	cache    *cache
 	previews previews
+	sockets  sockets
 	reload   sync.Mutex
 	table    atomic.Pointer[table]
 }
@@ -105,6 +117,9 @@ var _ hearth.Invoker = (*Gateway)(nil)
 func New(cfg Config) *Gateway {
 	if cfg.MaxRequest == 0 {
 		cfg.MaxRequest = 32 << 20
+	}
+	if cfg.MaxRequestStream == 0 {
+		cfg.MaxRequestStream = 1 << 30
 	}
 	if cfg.MaxResponse == 0 {
 		cfg.MaxResponse = 1 << 30
@@ -117,6 +132,12 @@ func New(cfg Config) *Gateway {
 	}
 	if cfg.MaxCached == 0 {
 		cfg.MaxCached = 1 << 20
+	}
+	if cfg.Ping == 0 {
+		cfg.Ping = 30 * time.Second
+	}
+	if cfg.MaxMessages == 0 {
+		cfg.MaxMessages = 256 << 20
 	}
 	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
 	g.table.Store(emptyTable())
@@ -154,6 +175,7 @@ func (g *Gateway) Reload(ctx context.Context) error {
 		}
 	}
 	g.endPreviews(next)
+	g.sockets.close(func(function string) bool { return next.functions[function] == nil }, "the function was deleted")
 	return nil
 }
 
@@ -355,7 +377,11 @@ func clientError(err error) error {
 
 // maxRequest and maxResponse bound the bodies of a version in bytes.
 func (g *Gateway) maxRequest(v *hearth.Version) int64 {
-	return cmp.Or(int64(v.Config.Limits.Request), g.cfg.MaxRequest)
+	limit := g.cfg.MaxRequest
+	if v.RequestStream {
+		limit = g.cfg.MaxRequestStream
+	}
+	return cmp.Or(int64(v.Config.Limits.Request), limit)
 }
 
 func (g *Gateway) maxResponse(v *hearth.Version) int64 {

@@ -82,6 +82,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Add("Set-Cookie", cookie)
 		}
 	}
+	if t.version.Websocket && upgrades(r) {
+		g.serveSocket(w, r, &t, now)
+		return
+	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
 	x := exchanges.Get().(*exchange)
@@ -220,6 +224,17 @@ func (x *exchange) Head(h *guest.Head) error {
 	if h.Status < 200 || h.Status > 599 {
 		return invalidResponse("status " + strconv.Itoa(h.Status) + " is not between 200 and 599")
 	}
+	if err := checkHeaders(h); err != nil {
+		return err
+	}
+	x.head = h
+	if x.fill != nil {
+		x.fill.head(h)
+	}
+	return nil
+}
+
+func checkHeaders(h *guest.Head) error {
 	for _, kv := range h.Headers {
 		if !httpguts.ValidHeaderFieldName(kv[0]) {
 			return invalidResponse("the header name " + strconv.Quote(kv[0]) + " is not valid")
@@ -227,10 +242,6 @@ func (x *exchange) Head(h *guest.Head) error {
 		if !httpguts.ValidHeaderFieldValue(kv[1]) {
 			return invalidResponse("the value of header " + kv[0] + " is not valid")
 		}
-	}
-	x.head = h
-	if x.fill != nil {
-		x.fill.head(h)
 	}
 	return nil
 }

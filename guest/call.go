@@ -29,6 +29,8 @@ type Call struct {
 	// has at most 64 KiB.
 	Body []byte
 	Rest io.Reader
+
+	maxMessage int64 // of a WebSocket, else 0
 }
 
 // Head is the beginning of a response. It is shared: do not change it.
@@ -55,7 +57,9 @@ type Sink interface {
 type call struct {
 	id       string
 	deadline time.Time
+	leave    time.Duration // the call may go on that long once its caller has left, if not 0
 	stream   uint32
+	socket   bool // it is a WebSocket, which may be idle for long
 
 	notify chan struct{} // constant; wakes the caller; capacity 1
 	more   chan struct{} // wakes the upload, nil if there is none; capacity 1
@@ -208,8 +212,7 @@ func (c *Conn) recycle(x *exchange) {
 func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 	size := len(in.Event) + len(in.ID) + 128
 	if size > maxPayload {
-		return hearth.Errorf(hearth.CodeInvalid, "the request's headers make an event of %d bytes, the limit is %d", len(in.Event), maxPayload).
-			WithHint("send fewer or shorter headers and query parameters")
+		return eventTooLarge(len(in.Event))
 	}
 	if ctx.Err() != nil {
 		return contextError(ctx)
@@ -261,6 +264,11 @@ func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
 	return err
 }
 
+func eventTooLarge(size int) error {
+	return hearth.Errorf(hearth.CodeInvalid, "the request's headers make an event of %d bytes, the limit is %d", size, maxPayload).
+		WithHint("send fewer or shorter headers and query parameters")
+}
+
 func appendInvoke(b []byte, in *Call) []byte {
 	b = append(b, `{"id":"`...)
 	b = append(b, in.ID...)
@@ -269,8 +277,12 @@ func appendInvoke(b []byte, in *Call) []byte {
 	b = append(b, `,"kind":"`...)
 	b = append(b, in.Kind...)
 	b = append(b, '"')
-	if len(in.Body) > 0 || in.Rest != nil {
+	if len(in.Body) > 0 || in.Rest != nil || in.maxMessage > 0 {
 		b = append(b, `,"body":true`...)
+	}
+	if in.maxMessage > 0 {
+		b = append(b, `,"max_message":`...)
+		b = strconv.AppendInt(b, in.maxMessage, 10)
 	}
 	if len(in.Event) > 0 {
 		b = append(b, `,"event":`...)
@@ -296,7 +308,8 @@ func (c *Conn) receive(ctx context.Context, x *exchange, failed <-chan error, si
 		x.call.take(&x.batch)
 		// If it failed before anything of its response was passed on, a plain error
 		// is better than a response that breaks off, perhaps before its first byte.
-		if n := len(x.batch.frames); !begun && n > 0 && x.batch.frames[n-1].typ == typeError {
+		// What a WebSocket sends is closed with a code of its own.
+		if n := len(x.batch.frames); !begun && !x.call.socket && n > 0 && x.batch.frames[n-1].typ == typeError {
 			f := x.batch.frames[n-1]
 			return c.decodeError(x.batch.buf[f.start:f.end])
 		}
@@ -350,6 +363,10 @@ func (c *Conn) receive(ctx context.Context, x *exchange, failed <-chan error, si
 				return err
 			}
 		}
+		if x.call.socket {
+			release(x.batch.buf)
+			x.batch = batch{}
+		}
 	}
 }
 
@@ -364,7 +381,11 @@ func (c *Conn) abandon(call *call, reason string) {
 	open := c.calls[call.stream] == call
 	if open {
 		c.abandoned++
-		call.overdue = time.AfterFunc(max(time.Until(call.deadline), 0)+c.opts.Grace, func() { c.stopOverdue(call) })
+		rest := max(time.Until(call.deadline), 0)
+		if call.leave > 0 {
+			rest = min(rest, call.leave)
+		}
+		call.overdue = time.AfterFunc(rest+c.opts.Grace, func() { c.stopOverdue(call) })
 	}
 	c.mu.Unlock()
 	if !open {

@@ -126,6 +126,8 @@ func newConn(nc net.Conn, opts Options) *Conn {
 type Ready struct {
 	// RequestStream is true if the handler reads request bodies as they arrive.
 	RequestStream bool `json:"request_stream"`
+	// Websocket is true if the handler takes WebSockets.
+	Websocket bool `json:"websocket"`
 	// Snapshot is true if the guest can be asked by PrepareSnapshot.
 	Snapshot bool `json:"snapshot"`
 	// Concurrent is true if several calls make progress at the same time. The
@@ -586,7 +588,7 @@ func clip(s string, n int) string {
 }
 
 func contextError(ctx context.Context) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 		return &hearth.Error{Code: hearth.CodeTimeout, Message: "the deadline passed", Err: context.Cause(ctx)}
 	}
 	return &hearth.Error{Code: hearth.CodeCanceled, Message: "the caller went away", Err: context.Cause(ctx)}

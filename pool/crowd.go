@@ -83,7 +83,7 @@ func (p *Pool) crowds() map[*group]*crowdMember {
 	}
 	for g, m := range members {
 		for _, inst := range g.all {
-			if inst.calls == 0 {
+			if inst.calls == inst.held { // connections do little
 				continue
 			}
 			m.busy++

@@ -62,6 +62,7 @@ type instance struct {
 	since    time.Time
 	creating bool // it has one of the places of Config.MaxStarts
 	calls    int  // it has now
+	held     int  // of calls, those of Pool.Hold
 	slots    int  // calls it can have
 	draining bool // it gets no more calls
 	fresh    bool // no call was lent it yet

@@ -232,6 +232,13 @@ func (p *Pool) Do(ctx context.Context, v *hearth.Version, fn func(context.Contex
 	return p.do(ctx, v, forCall, fn)
 }
 
+// Hold is Do for a call that lasts for as long as somebody stays connected. It has
+// its place for that time, but nothing is learnt from how long that is: neither how
+// long calls take, nor how many are under way at once.
+func (p *Pool) Hold(ctx context.Context, v *hearth.Version, fn func(context.Context, *Lease) error) error {
+	return p.do(ctx, v, forConnection, fn)
+}
+
 func (p *Pool) do(ctx context.Context, v *hearth.Version, why purpose, fn func(context.Context, *Lease) error) error {
 	for unread := 0; ; {
 		lease, err := p.acquire(ctx, v, why)
@@ -264,6 +271,8 @@ type purpose int
 
 const (
 	forCall purpose = iota
+	// forConnection is a call whose length tells nothing; see Pool.Hold.
+	forConnection
 	// forVerification starts the instance in such a way that it can be saved, and
 	// runs the function's warm-up.
 	forVerification
@@ -280,7 +289,7 @@ func (p *Pool) Verify(ctx context.Context, v *hearth.Version) error {
 	var cold, init time.Duration
 	ended := false
 	err := p.do(ctx, v, forVerification, func(ctx context.Context, l *Lease) error {
-		v.RequestStream = l.Ready.RequestStream
+		v.RequestStream, v.Websocket = l.Ready.RequestStream, l.Ready.Websocket
 		if n := v.Config.InstanceConcurrency; n > 1 && !l.Ready.Concurrent {
 			v.Warnings = append(v.Warnings, "instance_concurrency has no effect: the handler is not async, so each instance runs one call at a time")
 		}
@@ -338,7 +347,7 @@ func (p *Pool) SetLive(versions []hearth.Version) {
 		g := p.groupLocked(v)
 		if old != nil { // callers do not notice that the code changed
 			g.load, g.service = old.load, old.service
-			g.load.Set(now, len(g.waiters)+g.inFlight)
+			g.load.Set(now, len(g.waiters)+g.inFlight-g.held)
 		}
 		starting = append(starting, g)
 	}

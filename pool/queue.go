@@ -25,6 +25,7 @@ type group struct {
 	starting int         // of all
 	draining int         // of all
 	inFlight int         // calls that have an instance
+	held     int         // of inFlight, those of Pool.Hold
 	per      int         // calls of one instance
 	parallel int         // instances that may have calls at once, 0 if any number; see Pool.watchCrowds
 	spurt    int         // instances it may have, if more than Config.MaxStarts, until the cores are looked at again, while calls wait
@@ -116,13 +117,18 @@ func (g *group) max() int {
 	return max(1, (g.version.Config.Concurrency+g.per-1)/g.per)
 }
 
-// places is how many calls there may be at once.
+// places is how many calls there may be at once. Connections that are held do
+// little, so they take no part in how many instances may be busy.
 func (g *group) places() int {
 	if g.parallel > 0 {
-		return min(g.version.Config.Concurrency, g.parallel*g.per)
+		return min(g.version.Config.Concurrency, g.parallel*g.per+g.held)
 	}
 	return g.version.Config.Concurrency
 }
+
+// connected is how many instances are full of held connections, if they are
+// spread as closely as can be.
+func (g *group) connected() int { return (g.held + g.per - 1) / g.per }
 
 // active tells whether there are calls.
 func (g *group) active() bool { return g.inFlight+len(g.waiters) > 0 }
@@ -165,7 +171,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 	}
 	g := p.groupLocked(v)
 	f := g.function
-	if why == forCall {
+	if why != forVerification {
 		if f.learner == nil {
 			f.learner = p.cfg.Learner()
 		} else if !g.active() && !f.lastEnd.IsZero() {
@@ -174,7 +180,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 		f.calls++
 	}
 	if inst := g.pick(); inst != nil && len(g.waiters) == 0 {
-		p.lendLocked(inst, now)
+		p.lendLocked(inst, now, why)
 		p.mu.Unlock()
 		return &Lease{Conn: inst.conn, Instance: inst.id, Ready: inst.ready, inst: inst, lent: now, purpose: why}, nil
 	}
@@ -217,7 +223,7 @@ func (p *Pool) acquire(ctx context.Context, v *hearth.Version, why purpose) (*Le
 		p.mu.Unlock()
 		// It was served at the same moment: hand it on.
 		if w.inst != nil {
-			p.release(&Lease{inst: w.inst})
+			p.release(&Lease{inst: w.inst, purpose: why})
 		}
 		return nil, waitError(ctx, nil)
 	}
@@ -334,7 +340,7 @@ func (p *Pool) admitLocked(ctx context.Context, g *group, now time.Time) error {
 func (p *Pool) waitLocked(g *group, now time.Time) time.Duration {
 	var wait time.Duration
 	// The calls in flight are those that service is of, for a start.
-	places := max(min(g.max()*g.per, g.places()), g.inFlight)
+	places := max(1, max(min(g.max()*g.per, g.places()), g.inFlight)-g.held)
 	if g.total() == g.starting && len(g.waiters) > 0 {
 		// The start may be faster than usual.
 		wait = max(0, g.cold.Value()/2-now.Sub(g.waiters[0].asked))
@@ -359,7 +365,7 @@ func (p *Pool) failLocked(g *group, err error) {
 
 // loadLocked is called when the number of the group's calls has changed.
 func (p *Pool) loadLocked(g *group, now time.Time) {
-	g.load.Set(now, g.inFlight+len(g.waiters))
+	g.load.Set(now, g.inFlight-g.held+len(g.waiters))
 	if active := g.active(); active != g.counted {
 		g.counted = active
 		if active {
@@ -371,7 +377,7 @@ func (p *Pool) loadLocked(g *group, now time.Time) {
 }
 
 // lendLocked gives one place of the instance to a call.
-func (p *Pool) lendLocked(inst *instance, now time.Time) {
+func (p *Pool) lendLocked(inst *instance, now time.Time, why purpose) {
 	g := inst.group
 	if inst.calls == 0 {
 		p.unidleLocked(inst)
@@ -380,6 +386,10 @@ func (p *Pool) lendLocked(inst *instance, now time.Time) {
 	inst.calls++
 	inst.weighed, inst.weighings = time.Time{}, 0
 	g.inFlight++
+	if why == forConnection {
+		inst.held++
+		g.held++
+	}
 	g.failures = 0
 	p.loadLocked(g, now)
 }
@@ -404,12 +414,18 @@ func (p *Pool) release(l *Lease) {
 	g := inst.group
 	inst.calls--
 	g.inFlight--
-	if l.purpose == forCall && !l.lent.IsZero() { // a call that it had
+	if l.purpose == forConnection {
+		inst.held--
+		g.held--
+	}
+	if l.purpose != forVerification && !l.lent.IsZero() { // a call that it had
 		inst.served++
-		g.service.Add(max(now.Sub(l.lent), 1))
+		if l.purpose == forCall {
+			g.service.Add(max(now.Sub(l.lent), 1))
+		}
 	}
 	p.loadLocked(g, now)
-	if l.purpose == forCall && !g.active() {
+	if l.purpose != forVerification && !g.active() {
 		g.idleAt(now)
 	}
 	p.offerLocked(inst)
@@ -431,7 +447,7 @@ func (p *Pool) serveFirstLocked(inst *instance, now time.Time) {
 	g.waiters = g.waiters[1:]
 	p.queued--
 	w.inst, w.cold = inst, inst.fresh
-	p.lendLocked(inst, now)
+	p.lendLocked(inst, now, w.purpose)
 	close(w.ready)
 }
 

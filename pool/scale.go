@@ -41,7 +41,7 @@ func (p *Pool) wantLocked(g *group, now time.Time) int {
 	}
 	limits := p.limitsLocked(g, now)
 	n := policy.Decide(now, limits, policy.Observed{
-		InFlight: g.inFlight, Queued: len(g.waiters), Instances: g.total(),
+		InFlight: g.inFlight, Held: g.held, Queued: len(g.waiters), Instances: g.total(),
 		Service: g.service.Value(), Cold: g.cold.Value(),
 		Average: average, Peak: peak, IdleSince: idleSince, Windows: g.windowsLocked(p),
 	})
@@ -59,7 +59,7 @@ func (p *Pool) wantLocked(g *group, now time.Time) int {
 func (p *Pool) limitsLocked(g *group, now time.Time) policy.Limits {
 	l := policy.Limits{Min: p.minLocked(g, now), Max: g.max(), PerInstance: g.per}
 	if g.parallel > 0 { // more would have nothing to do
-		l.Max = min(l.Max, max(l.Min, g.total(), g.parallel))
+		l.Max = min(l.Max, max(l.Min, g.total(), g.parallel+g.connected()))
 	}
 	if len(g.waiters) > 0 {
 		l.Max = min(l.Max, max(l.Min, g.total(), g.spurt, p.cfg.MaxStarts))
@@ -170,7 +170,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 		if warmErr := inst.warmUp(ctx); warmErr != nil {
 			inst.append("hearth", "", hearth.AsError(warmErr).Message)
 			if inst.purpose == forVerification || inst.conn.Err() != nil {
-				err, spared = warmErr, inst.purpose == forCall
+				err, spared = warmErr, inst.purpose != forVerification
 			}
 		}
 	}

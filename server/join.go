@@ -19,9 +19,17 @@ import (
 type lender struct{ *pool.Pool }
 
 func (l lender) Do(ctx context.Context, v *hearth.Version, fn func(context.Context, gateway.Instance) error) error {
-	return l.Pool.Do(ctx, v, func(ctx context.Context, lease *pool.Lease) error {
+	return l.Pool.Do(ctx, v, lent(fn))
+}
+
+func (l lender) Hold(ctx context.Context, v *hearth.Version, fn func(context.Context, gateway.Instance) error) error {
+	return l.Pool.Hold(ctx, v, lent(fn))
+}
+
+func lent(fn func(context.Context, gateway.Instance) error) func(context.Context, *pool.Lease) error {
+	return func(ctx context.Context, lease *pool.Lease) error {
 		return fn(ctx, gateway.Instance{Conn: lease.Conn, ID: lease.Instance, Cold: lease.Cold, ColdReason: lease.ColdReason, Timings: lease.Timings})
-	})
+	}
 }
 
 // instances is the pool by function name.

@@ -340,6 +340,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	close(s.draining)
+	s.gateway.CloseSockets() // their clients connect anew, and would stay for hours
 	s.cfg.Logger.Info("draining: running calls may end; a second signal ends them at once", "timeout", s.cfg.DrainTimeout)
 	drain, cancelDrain := context.WithTimeout(background, s.cfg.DrainTimeout)
 	defer cancelDrain()
@@ -351,6 +352,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if poolErr := s.pool.Close(drain); err == nil {
 		err = poolErr
 	}
+	s.gateway.WaitSockets()
 	s.http.Close() //nolint:errcheck // nothing is left to do
 	if err != nil {
 		s.cfg.Logger.Warn("calls were broken off at the end of the drain", "err", err)

@@ -102,8 +102,8 @@ func (s *Store) addVersion(ctx context.Context, v hearth.Version, live bool, che
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO versions (function, number, incarnation, config, artifact, warnings, created_at, request_stream, source)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, v.Function, v.Number, v.Incarnation, string(config), v.Artifact, string(warnings), now, v.RequestStream, v.Source)
+		_, err = tx.ExecContext(ctx, `INSERT INTO versions (function, number, incarnation, config, artifact, warnings, created_at, request_stream, source, websocket)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, v.Function, v.Number, v.Incarnation, string(config), v.Artifact, string(warnings), now, v.RequestStream, v.Source, v.Websocket)
 		if err != nil {
 			return err
 		}
@@ -256,7 +256,7 @@ const (
 	selectFunction = `SELECT f.name, f.live, f.generation, f.created_at, f.updated_at, v.config, v.artifact, a.versions
 		FROM functions f JOIN versions v ON v.function = f.name AND v.number = f.live
 		JOIN aliases a ON a.function = f.name AND a.name = 'live'`
-	selectVersion = `SELECT v.function, v.number, v.incarnation, v.config, v.artifact, v.warnings, v.created_at, v.request_stream, v.source FROM versions v`
+	selectVersion = `SELECT v.function, v.number, v.incarnation, v.config, v.artifact, v.warnings, v.created_at, v.request_stream, v.source, v.websocket FROM versions v`
 )
 
 // row is what *sql.Row and *sql.Rows have in common.
@@ -281,7 +281,7 @@ func scanFunction(r row) (f hearth.Function, err error) {
 func scanVersion(r row) (v hearth.Version, err error) {
 	var created int64
 	var config, warnings []byte
-	if err := r.Scan(&v.Function, &v.Number, &v.Incarnation, &config, &v.Artifact, &warnings, &created, &v.RequestStream, &v.Source); err != nil {
+	if err := r.Scan(&v.Function, &v.Number, &v.Incarnation, &config, &v.Artifact, &warnings, &created, &v.RequestStream, &v.Source, &v.Websocket); err != nil {
 		return hearth.Version{}, err
 	}
 	v.CreatedAt = fromMicros(created)

@@ -210,6 +210,10 @@ func configPairs(c hearth.Config) [][2]string {
 			pairs = append(pairs, [2]string{"cache.ttl", string(r) + " " + c.Cache.TTL[r].String()})
 		}
 	}
+	if w := c.Websocket; w != nil {
+		pairs = append(pairs, [2]string{"websocket.idle_timeout", w.IdleTimeout.String()},
+			[2]string{"websocket.max_duration", w.MaxDuration.String()}, [2]string{"websocket.max_message", w.MaxMessage.String()})
+	}
 	for _, r := range slices.Sorted(maps.Keys(c.CORS)) {
 		pairs = append(pairs, [2]string{"cors", string(r) + " " + strings.Join(c.CORS[r].Origins, " ")})
 	}

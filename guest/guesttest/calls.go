@@ -409,13 +409,19 @@ func (s *suite) mutate(t *testing.T, seed uint64, rounds int) {
 	for round := range rounds {
 		p := s.start(t)
 		p.buffer(hello, 0, helloHead(p.secret))
-		p.buffer(initialize, 0, initHead(s.code, []string{"conformance.echo", "conformance.stream_async", "conformance.upload"}[round%3]))
+		p.buffer(initialize, 0, initHead(s.code, []string{"conformance.echo", "conformance.stream_async", "conformance.upload", "conformance.ws_echo", "conformance.ws_echo_async"}[round%5]))
 		for i := range 6 {
 			id := p.bufferInvoke([]string{"event", "http", "warmup"}[i%3], map[string]any{"rawPath": "/"}, []byte(`{"a":1}`))
 			if i == 3 {
 				p.buffer(cancel, id, []byte(`{"reason":"client"}`))
 			}
 			p.buffer(ping, 0, []byte("p"))
+		}
+		if round%5 > 2 { // else a handler has nothing to do with it, and fails
+			id := p.begin("websocket", map[string]any{"rawPath": "/"}, true)
+			p.buffer(data, id, message{text, "text"}.encode())
+			p.buffer(data, id, append(message{octets, "octets"}.encode(), closing(1000, "").encode()...))
+			p.buffer(end, id, nil)
 		}
 		p.buffer(shutdown, 0, []byte(`{"grace_ms":1}`))
 		before := bytes.Clone(p.out)

@@ -75,6 +75,7 @@ func Run(t *testing.T, g Guest) {
 		{"concurrent", (*suite).concurrent},
 		{"cancel", (*suite).cancel},
 		{"warm-up", (*suite).warmup},
+		{"WebSockets", (*suite).webSockets},
 		{"ping and shutdown", (*suite).shutdown},
 		{"vandals", (*suite).vandals},
 		{"snapshots", (*suite).snapshots},

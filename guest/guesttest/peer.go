@@ -261,6 +261,7 @@ func (p *peer) init(code, handler string) frame {
 // loaded is the payload of the READY that answers INIT.
 type loaded struct {
 	RequestStream bool `json:"request_stream"`
+	Websocket     bool
 	Snapshot      bool
 	Concurrent    bool
 }
@@ -290,8 +291,11 @@ func (p *peer) begin(kind string, event any, body bool) uint32 {
 		"id": fmt.Sprintf("call-%d", id), "deadline_ms": time.Now().Add(time.Minute).UnixMilli(),
 		"kind": kind, "body": body, "later": []int{1},
 	}
-	if kind == "http" {
+	if kind == "http" || kind == "websocket" {
 		head["event"] = event
+	}
+	if kind == "websocket" {
+		head["max_message"] = maxMessage
 	}
 	p.buffer(invoke, id, mustJSON(head))
 	return id

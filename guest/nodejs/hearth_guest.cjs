@@ -26,12 +26,13 @@ class Call {
     this.sid = sid;
     this.id = head.id;
     this.deadline = head.deadline_ms;
-    this.http = head.kind === 'http';
+    this.http = head.kind === 'http' || head.kind === 'websocket';
+    this.websocket = head.kind === 'websocket' ? head.max_message : null; // then the WebSocket
     this.warmup = head.kind === 'warmup';
     this.event = head.event;
     this.parts = head.body ? [] : null; // chunks of the body
     this.complete = !head.body; // END has arrived
-    this.streams = false; // the handler reads the body as a stream
+    this.streams = this.websocket !== null; // the handler reads the body as a stream
     this.window = WINDOW_SIZE; // bytes that may be sent
     this.credit = WINDOW_SIZE; // bytes the host may send
     this.consumed = 0; // bytes taken since the last WINDOW
@@ -83,7 +84,7 @@ let rest = null;
 /** The part of the guest that most calls do without. */
 function more() {
   return rest ??= require('./hearth_guest_more.cjs')({
-    Call, calls, frame, header, send, finish, respond, consume, encodeHead, isStream, InvalidResponse,
+    Call, calls, frame, header, send, finish, respond, consume, encodeHead, isStream, InvalidResponse, protocolError, wake,
     DATA, END, RESPONSE, ERROR, INIT_ERROR, CHUNK, stringify,
   });
 }
@@ -288,14 +289,15 @@ function dispatch(kind, sid, data, start, end) {
     const { event, body } = head;
     if (typeof head.id !== 'string' || typeof head.deadline_ms !== 'number' ||
         (body !== undefined && typeof body !== 'boolean') ||
-        (head.kind === 'http' ? event === null || typeof event !== 'object' || Array.isArray(event) : head.kind !== 'event' && head.kind !== 'warmup')) {
+        (head.kind === 'http' || head.kind === 'websocket' ? event === null || typeof event !== 'object' || Array.isArray(event) : head.kind !== 'event' && head.kind !== 'warmup') ||
+        (head.kind === 'websocket' && (!body || !Number.isInteger(head.max_message)))) {
       return protocolError('INVOKE lacks a field or has a wrong one');
     }
     lastSid = sid;
     const call = new Call(sid, head);
     calls.set(sid, call);
     if (loading) early.push(call);
-    else if (requestStream && !call.warmup) { call.streams = true; begin(call); } else if (!body) begin(call);
+    else if (call.streams || (requestStream && !call.warmup)) { call.streams = true; begin(call); } else if (!body) begin(call);
   } else if (kind === DATA || kind === END) {
     if (sid === 0) {
       if (archive === null || archive.complete) return protocolError('DATA or END on stream 0 without an archive');
@@ -424,7 +426,8 @@ function handle(call, event) {
   let value;
   try {
     const context = new Context(call);
-    if (requestStream) context.body = more().requestBody(call);
+    if (call.websocket !== null) context.websocket = more().webSocket(call);
+    else if (requestStream) context.body = more().requestBody(call);
     if (handler.length >= 3) return more().runWithCallback(call, handler, event, context);
     value = handler(event, context);
   } catch (e) {
@@ -448,6 +451,7 @@ function respond(call, value) {
   let head, body;
   try {
     if (call.warmup) return more().discard(call, value);
+    if (call.websocket !== null) return call.websocket.respond(value);
     if (value !== null && typeof value === 'object') {
       if (call.http && value.statusCode !== undefined) {
         body = bodyOf(value.body, value.isBase64Encoded);
@@ -628,9 +632,9 @@ function ready(loaded) {
   loading = false;
   requestStream = handler.requestStream === true;
   flush(idle);
-  send(frame(READY, 0, `{"request_stream":${requestStream},"concurrent":true}`));
+  send(frame(READY, 0, `{"request_stream":${requestStream},"websocket":${handler.websocket === true},"concurrent":true}`));
   for (const call of early.splice(0)) {
-    call.streams = requestStream && !call.warmup;
+    call.streams ||= requestStream && !call.warmup;
     if (call.streams || call.complete) begin(call);
   }
 }
@@ -648,7 +652,7 @@ function main() {
   Object.assign(Context.prototype, {
     functionName: String(init.function), functionVersion: String(init.version), memoryLimitInMB: init.memory_mb,
     invokedFunctionArn: `arn:hearth:lambda:local:0:function:${init.function}:${init.version}`,
-    logGroupName: '', logStreamName: '', identity: undefined, clientContext: undefined,
+    logGroupName: '', logStreamName: '', identity: undefined, clientContext: undefined, websocket: null,
   });
   const failed = (e) => { flush(idle); more().failInit(e, name, code); };
   try {

@@ -50,6 +50,7 @@ module.exports = (g) => {
   /** Ends a call whose handler threw e. */
   function fail(call, e) {
     if (call.done) return;
+    if (call.websocket !== null && typeof call.websocket === 'object' && call.websocket.failed(e)) return;
     if (e instanceof g.InvalidResponse) return failWith(call, 'response', 'Runtime.InvalidResponse', e.message);
     if (e instanceof Canceled) return failCanceled(call);
     const d = describe(e);
@@ -308,6 +309,13 @@ module.exports = (g) => {
     };
   }
 
+  let WebSocket = null;
+  /** Returns context.websocket. */
+  function webSocket(call) {
+    WebSocket ??= require('./hearth_guest_websocket.cjs')(g, { Canceled, wait, isUtf8 });
+    return new WebSocket(call);
+  }
+
   /** Calls a handler in the old style: (event, context, callback). */
   function runWithCallback(call, handler, event, context) {
     let settled = false;
@@ -332,6 +340,6 @@ module.exports = (g) => {
 
   return {
     fail, failCanceled, failEvent, failMarshal, failInit, signalOf, abort, addMany, decodeBase64, isUtf8,
-    isFetchResponse, sendLarge, stream, requestBody, runWithCallback, warm, discard,
+    isFetchResponse, sendLarge, stream, requestBody, webSocket, runWithCallback, warm, discard,
   };
 };

@@ -52,7 +52,7 @@ def read_code(name):
 def write_caches():
     import os
     from marshal import dumps
-    for name in ("hearth_guest_core", "hearth_guest_more", "hearth_guest_snapshot", "hearth_guest_tar"):
+    for name in ("hearth_guest_core", "hearth_guest_more", "hearth_guest_snapshot", "hearth_guest_tar", "hearth_guest_websocket"):
         path, cache = paths(name)
         os.makedirs(os.path.dirname(cache), exist_ok=True)
         source = read(path)

@@ -5,7 +5,8 @@ hearth_guest.py loads it. This file is what every start pays for, so it imports
 only modules that the interpreter has loaded anyway or that are built in; what
 only some calls need (streams, async handlers, tracebacks, warm-ups) is in
 hearth_guest_more.py and loaded when first needed, as is what snapshots need
-in hearth_guest_snapshot.py and archives in hearth_guest_tar.py.
+in hearth_guest_snapshot.py, archives in hearth_guest_tar.py and WebSockets in
+hearth_guest_websocket.py.
 
 One thread does everything. Sync handlers run in the loop of main(), one call
 after the other; the first handler that returns an awaitable or an async
@@ -41,6 +42,7 @@ class Call:
     __slots__ = (
         "sid", "id", "deadline", "http", "event", "parts", "complete", "streams",
         "window", "credit", "consumed", "canceled", "done", "text", "task", "begun", "waiter", "warmup",
+        "websocket",
     )
 
     def __init__(self, sid, id, deadline, http, event, body):
@@ -62,6 +64,7 @@ class Call:
         self.begun = False  # the task has run
         self.waiter = None  # asyncio.Event set on more window or body
         self.warmup = False
+        self.websocket = None  # the greatest size of a message, then the WebSocket
 
 
 class Context:
@@ -76,6 +79,7 @@ class Context:
     client_context = None
     identity = None
     body = None
+    websocket = None
 
     def __init__(self, call):
         self.aws_request_id = call.id
@@ -116,6 +120,7 @@ current = idle  # the call that runs, in sync mode
 find_current = None  # returns the call of the asyncio task
 heads = {}  # encoded heads of recent responses
 more = None  # hearth_guest_more
+sockets = None  # hearth_guest_websocket
 forked = False  # this process is a child made by the handler
 loaded = False  # READY has answered INIT
 saved = False  # SNAPSHOT was granted; only RESTORED may follow
@@ -420,15 +425,21 @@ def dispatch(kind, sid, payload):
         get = head.get
         id, deadline, body, event, invoked = (
             get("id"), get("deadline_ms"), get("body", False), get("event"), get("kind"))
-        http = invoked == "http"
+        socket = invoked == "websocket"
+        http = invoked == "http" or socket
         if (type(id) is not str or type(deadline) not in (int, float) or type(body) is not bool
-                or not http and invoked != "event" and invoked != "warmup" or http and type(event) is not dict):
+                or not http and invoked != "event" and invoked != "warmup" or http and type(event) is not dict
+                or socket and (not body or type(get("max_message")) is not int)):
             protocol_error("INVOKE lacks a field or has a wrong one")
         last_sid = sid
         call = calls[sid] = Call(sid, id, deadline, http, event, body)
         if invoked == "warmup":
             call.warmup = True
-        if request_stream and not call.warmup:
+        if socket:
+            call.websocket = get("max_message")
+            call.streams = True
+            on_ready(call)
+        elif request_stream and not call.warmup:
             call.streams = True
             on_ready(call)
         elif not body:
@@ -572,6 +583,19 @@ def make_event(call):
     return None
 
 
+def make_context(call):
+    """Returns the context the handler gets."""
+    context = Context(call)
+    if call.websocket is not None:
+        global sockets
+        if sockets is None:
+            sockets = load_part("hearth_guest_websocket")
+        context.websocket = sockets.WebSocket(call)
+    elif request_stream:
+        context.body = load_more().request_body(call)
+    return context
+
+
 def run(call):
     """Runs one call in sync mode."""
     global current
@@ -587,10 +611,7 @@ def run(call):
             event = make_event(call)
         except (ValueError, RecursionError) as e:
             return load_more().fail_event(call, e)
-        context = Context(call)
-        if request_stream:
-            context.body = load_more().request_body(call)
-        result = handler(event, context)
+        result = handler(event, make_context(call))
         t = type(result)
         if t is not dict and t is not str and (hasattr(t, "__await__") or hasattr(t, "__aiter__")):
             return load_more().go_async(call, result)
@@ -603,6 +624,8 @@ def run(call):
 
 def respond(call, result):
     """Sends the handler's value, unless it is to be streamed asynchronously."""
+    if call.websocket is not None:
+        return call.websocket._respond(result)
     t = type(result)
     if call.http:
         if t is dict and "statusCode" in result or isinstance(result, dict) and "statusCode" in result:
@@ -859,7 +882,8 @@ def load():
     stderr.flush()
     loaded = True
     send(frame(READY, 0, dumps({
-        "request_stream": request_stream, "snapshot": True, "concurrent": find_current is not None}).encode()))
+        "request_stream": request_stream, "websocket": getattr(handler, "websocket", False) is True,
+        "snapshot": True, "concurrent": find_current is not None}).encode()))
     return True
 
 

@@ -126,6 +126,8 @@ def try_stack(e):
 def fail(call, e):
     """Ends a call whose handler raised e."""
     kind, name = "handler", type(e).__name__
+    if call.websocket is not None and type(call.websocket) is not int and call.websocket._failed(e):
+        return
     if isinstance(e, g.InvalidResponse):
         kind, name = "response", "Runtime.InvalidResponse"
         e.__traceback__ = None
@@ -417,10 +419,7 @@ def steps(call):
         yield g.warmup()
     if call.parts is not None:
         call.parts = []
-        context = g.Context(call)
-        if g.request_stream:
-            context.body = request_body(call)
-        yield g.handler(event, context)
+        yield g.handler(event, g.make_context(call))
 
 
 def warm(call):
@@ -523,13 +522,12 @@ async def drive(call, result):
                 event = g.make_event(call)
             except (ValueError, RecursionError) as e:
                 return fail_event(call, e)
-            context = g.Context(call)
-            if g.request_stream:
-                context.body = AsyncBody(call)
-            result = g.handler(event, context)
+            result = g.handler(event, g.make_context(call))
         if hasattr(type(result), "__await__"):
             result = await result
         if hasattr(type(result), "__aiter__"):
+            if call.websocket is not None:
+                call.websocket._refuse()
             await stream_async(call, None, result)
         elif not call.done:
             rest = g.respond(call, result)

@@ -29,6 +29,9 @@ type Limits struct {
 type Observed struct {
 	// InFlight is the calls that have an instance, Queued those that wait for one.
 	InFlight, Queued int
+	// Held is those in flight that are connections: each keeps a place, for as long
+	// as somebody likes, and neither Service nor Average and Peak count them.
+	Held int
 	// Instances is how many there are, ready or starting.
 	Instances int
 	// Service and Cold are how long a call and a start take on average (see
@@ -52,10 +55,10 @@ func Decide(now time.Time, l Limits, o Observed) int {
 	var n int
 	if o.InFlight+o.Queued > 0 {
 		// A peak that is over keeps what it needed, but starts nothing.
-		n = max(1, l.forQueue(o), l.forLoad(o.Average), min(o.Instances, l.forLoad(o.Peak)))
+		n = max(1, l.forQueue(o), l.forLoad(o.Held, o.Average), min(o.Instances, l.forLoad(o.Held, o.Peak)))
 	} else if idle := now.Sub(o.IdleSince); !o.IdleSince.IsZero() && o.Windows.Warm(idle) {
 		// Calm makes nothing grow, except that one is started ahead of a call.
-		n = min(o.Instances, max(1, l.forLoad(o.Peak)))
+		n = min(o.Instances, max(1, l.forLoad(0, o.Peak)))
 		if o.Windows.PreWarm > 0 && idle >= o.Windows.PreWarm {
 			n = max(1, n)
 		}
@@ -76,17 +79,19 @@ func (l Limits) forQueue(o Observed) int {
 		return every
 	}
 	served := float64(l.PerInstance) * float64(o.Cold) / float64(o.Service) // by one instance, in one cold start
-	return min(every, ceil(float64(o.Queued)/served))
+	held := float64(o.Held) / float64(l.PerInstance)                        // places that serve no queue
+	return min(every, ceil(held+float64(o.Queued)/served))
 }
 
-// forLoad is the number of instances that carry a sustained load. A caller that
-// makes one call after the other is a load of 1 and needs no second instance.
-func (l Limits) forLoad(load float64) int {
-	carries := utilisation * float64(l.PerInstance)
-	if load <= max(1, carries) {
-		return min(1, ceil(load))
+// forLoad is the number of instances that carry a sustained load besides what is
+// held. A caller that makes one call after the other is a load of 1 and needs one
+// place; held connections need one each.
+func (l Limits) forLoad(held int, load float64) int {
+	places := load / utilisation
+	if load <= 1 {
+		places = float64(ceil(load))
 	}
-	return ceil(load / carries)
+	return ceil((float64(held) + places) / float64(l.PerInstance))
 }
 
 // ceil rounds up, but for what floating point added to a whole number.

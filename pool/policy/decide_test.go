@@ -40,6 +40,11 @@ func TestDecide(t *testing.T) {
 		{"one caller, one call after the other", one, Observed{InFlight: 1, Instances: 1, Average: 1, Peak: 1}, 1},
 		{"sustained load", one, Observed{InFlight: 7, Instances: 7, Average: 7, Peak: 7}, 10},
 		{"sustained load, shared", Limits{Max: 100, PerInstance: 10}, Observed{InFlight: 21, Instances: 2, Average: 21, Peak: 21}, 3},
+		{"a connection leaves no place", one, Observed{InFlight: 1, Held: 1, Queued: 1, Instances: 1, Service: time.Millisecond, Cold: time.Second}, 2},
+		{"connections leave a place", Limits{Max: 100, PerInstance: 100}, Observed{InFlight: 51, Held: 50, Instances: 1, Average: 1, Peak: 1}, 1},
+		{"connections need no spare places", one, Observed{InFlight: 20, Held: 20, Instances: 20}, 20},
+		{"calls beside connections", one, Observed{InFlight: 27, Held: 20, Instances: 27, Average: 7, Peak: 7}, 30},
+
 		{"after a peak", one, Observed{InFlight: 1, Instances: 10, Average: 1, Peak: 7}, 10},
 		{"a peak does not grow again", one, Observed{InFlight: 1, Instances: 2, Average: 1, Peak: 7}, 2},
 		{"after the peak was forgotten", one, Observed{InFlight: 1, Instances: 10, Average: 1, Peak: 1}, 1},
@@ -121,7 +126,7 @@ func TestConstantLoad(t *testing.T) {
 			}
 			n = m
 		}
-		if want := l.forLoad(float64(calls)); n != want || changes > 0 {
+		if want := l.forLoad(0, float64(calls)); n != want || changes > 0 {
 			t.Errorf("%d calls: %d instances, want %d; changed %d times after it had settled", calls, n, want, changes)
 		}
 	}

@@ -203,3 +203,105 @@ export const number = 5;
 
 export const upload_patient = () => sleep(3_600_000);
 upload_patient.requestStream = true;
+
+export async function ws_echo(event, context) {
+  const ws = context.websocket;
+  for await (const message of ws) await ws.send(message);
+  console.log("closed", ws.closeCode, ws.closeReason);
+}
+ws_echo.websocket = true;
+
+export async function ws_echo_async(event, context) {
+  const ws = context.websocket;
+  for (let message = await ws.receive(); message !== null; message = await ws.receive()) ws.send(message);
+  console.log("closed", ws.closeCode, ws.closeReason);
+}
+ws_echo_async.websocket = true;
+
+export const ws_refuse = () => ({ statusCode: 403, headers: { "x-why": "no" }, body: "not you" });
+
+export const ws_silent = () => null;
+
+export const ws_accept = async (event, context) => {
+  context.websocket.accept({ subprotocol: "two", headers: { "X-Extra": "yes" } });
+};
+
+export async function ws_throw(event, context) {
+  await context.websocket.send("so far");
+  inner();
+}
+
+export const ws_throw_async = ws_throw;
+
+export async function ws_close(event, context) {
+  const ws = context.websocket;
+  await ws.close(4001, "dône");
+  await ws.close();
+  try {
+    await ws.send("more");
+  } catch (e) {
+    console.log("closed", e instanceof ws.constructor.Closed ? await ws.receive() === null && "None" : e);
+  }
+}
+
+export const ws_close_async = ws_close;
+
+export async function ws_endless(event, context) {
+  for (;;) {
+    await context.websocket.send(Buffer.alloc(1000, "x"));
+    await new Promise(setImmediate);
+  }
+}
+
+export const ws_endless_async = ws_endless;
+
+export async function ws_ignore(event, context) {
+  context.websocket.accept();
+  await sleep(300);
+}
+
+export const ws_ignore_async = ws_ignore;
+
+export async function* ws_yield(event, context) {
+  context.websocket.accept();
+  yield "no";
+}
+
+export async function ws_tasks(event, context) {
+  const ws = context.websocket;
+  const small = async () => {
+    for (let i = 0; i < 1000; i++) {
+      await ws.send("s");
+      await new Promise(setImmediate);
+    }
+  };
+  await Promise.all([...[...Array(9).keys()].map((n) => ws.send(String(n).repeat(200_000))), small()]);
+}
+
+export async function ws_misuse(event, context) {
+  const ws = context.websocket;
+  const wrong = [];
+  for (const call of [
+    () => ws.accept({ subprotocol: "three" }),
+    () => ws.send(5),
+    () => ws.send("x".repeat((1 << 20) + 1)),
+    () => ws.close(1005),
+    () => ws.close(1000, "x".repeat(124)),
+    () => { ws.accept(); ws.accept(); },
+  ]) {
+    try {
+      call();
+      wrong.push("nothing");
+    } catch (e) {
+      wrong.push({ RangeError: "ValueError", Error: "RuntimeError" }[e.name] ?? e.name);
+    }
+  }
+  await ws.send(wrong.join(" "));
+}
+
+export async function ws_collect(event, context) {
+  const ws = context.websocket;
+  const words = [];
+  for await (const m of ws) words.push(m.toString());
+  console.log(...words, "closed", ws.closeCode);
+}

@@ -313,3 +313,130 @@ random.seed(7)
 expected = [random.random() for _ in range(10)]
 random.seed(7)
 names = tempfile._get_candidate_names()
+
+
+def ws_echo(event, context):
+    ws = context.websocket
+    for message in ws:
+        ws.send(message)
+    print("closed", ws.close_code, ws.close_reason)
+
+
+ws_echo.websocket = True
+
+
+async def ws_echo_async(event, context):
+    ws = context.websocket
+    async for message in ws:
+        await ws.send(message)
+    print("closed", ws.close_code, ws.close_reason)
+
+
+ws_echo_async.websocket = True
+
+
+def ws_refuse(event, context):
+    return {"statusCode": 403, "headers": {"x-why": "no"}, "body": "not you"}
+
+
+def ws_silent(event, context):
+    return None
+
+
+def ws_accept(event, context):
+    context.websocket.accept(subprotocol="two", headers={"X-Extra": "yes"})
+
+
+def ws_throw(event, context):
+    context.websocket.send("so far")
+    inner()
+
+
+async def ws_throw_async(event, context):
+    await context.websocket.send("so far")
+    inner()
+
+
+def ws_close(event, context):
+    ws = context.websocket
+    ws.close(4001, "dône")
+    ws.close()
+    try:
+        ws.send("more")
+    except ws.Closed:
+        print("closed", ws.receive())
+
+
+async def ws_close_async(event, context):
+    ws = context.websocket
+    await ws.close(4001, "dône")
+    await ws.close()
+    try:
+        await ws.send("more")
+    except ws.Closed:
+        print("closed", await ws.receive())
+
+
+def ws_endless(event, context):
+    while True:
+        context.websocket.send(b"x" * 1000)
+
+
+async def ws_endless_async(event, context):
+    while True:
+        await context.websocket.send(b"x" * 1000)
+        await asyncio.sleep(0)
+
+
+def ws_ignore(event, context):
+    context.websocket.accept()
+    time.sleep(0.3)
+
+
+async def ws_ignore_async(event, context):
+    context.websocket.accept()
+    await asyncio.sleep(0.3)
+
+
+def ws_yield(event, context):
+    context.websocket.accept()
+    yield "no"
+
+
+async def ws_tasks(event, context):
+    ws = context.websocket
+
+    async def small():
+        for _ in range(1000):
+            await ws.send("s")
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(ws.send(str(n) * 200_000) for n in range(9)), small())
+
+
+async def ws_misuse(event, context):
+    ws = context.websocket
+    wrong = []
+    for call in (
+        lambda: ws.accept(subprotocol="three"),
+        lambda: ws.send(5),
+        lambda: ws.send("x" * (max_message + 1)),
+        lambda: ws.close(1005),
+        lambda: ws.close(1000, "x" * 124),
+        lambda: (ws.accept(), ws.accept()),
+    ):
+        try:
+            call()
+            wrong.append("nothing")
+        except Exception as e:
+            wrong.append(type(e).__name__)
+    await ws.send(" ".join(wrong))
+
+
+max_message = 1 << 20
+
+
+async def ws_collect(event, context):
+    ws = context.websocket
+    words = [m if isinstance(m, str) else m.decode() async for m in ws]
+    print(*words, "closed", ws.close_code)

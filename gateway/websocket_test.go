@@ -1,0 +1,211 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/guest"
+)
+
+func (f *fakePool) Hold(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error {
+	return f.Do(ctx, v, fn)
+}
+
+func (o *origin) Hold(ctx context.Context, v *hearth.Version, fn func(context.Context, Instance) error) error {
+	return o.Do(ctx, v, fn)
+}
+
+// echoPool has a guest for each connection that accepts it and sends back what it
+// gets.
+type echoPool struct{ fakePool }
+
+func (*echoPool) Hold(ctx context.Context, _ *hearth.Version, fn func(context.Context, Instance) error) error {
+	near, far := net.Pipe()
+	var wg sync.WaitGroup
+	wg.Go(func() { echoGuest(far) })
+	defer wg.Wait()
+	conn, _, err := guest.Connect(ctx, near, guest.Options{})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return fn(ctx, Instance{Conn: conn})
+}
+
+func echoGuest(nc net.Conn) {
+	defer nc.Close()
+	frame := func(typ byte, stream uint32, payload []byte) {
+		b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
+		b = binary.BigEndian.AppendUint32(append(b, typ), stream)
+		nc.Write(append(b, payload...)) //nolint:errcheck // the host may have closed
+	}
+	var head [9]byte
+	for {
+		if _, err := io.ReadFull(nc, head[:]); err != nil {
+			return
+		}
+		payload := make([]byte, binary.BigEndian.Uint32(head[:]))
+		if _, err := io.ReadFull(nc, payload); err != nil {
+			return
+		}
+		switch stream := binary.BigEndian.Uint32(head[5:]); head[4] {
+		case 0x01: // HELLO
+			frame(0x11, 0, []byte(`{"protocol":1,"runtime":"fake","pid":1}`))
+		case 0x03: // INVOKE
+			frame(0x13, stream, []byte(`{"status":101,"headers":[]}`))
+		case 0x04: // DATA
+			if payload[0] != 8 {
+				frame(0x04, stream, payload)
+			}
+		case 0x05: // END
+			frame(0x05, stream, nil)
+		case 0x06: // CANCEL
+			frame(0x14, stream, []byte(`{"kind":"canceled","type":"Runtime.Canceled","message":"","stack":[]}`))
+		}
+	}
+}
+
+// echo is a gateway with a function of echoPool.
+func echo(t *testing.T, cfg Config) (g *Gateway, url string, records *safeRecords) {
+	t.Helper()
+	v := versionWith("f")
+	v.Websocket = true
+	records = &safeRecords{}
+	cfg.Pool, cfg.Catalog, cfg.Recorder, cfg.Logs, cfg.Logger = &echoPool{}, &fakeCatalog{v}, records, nowhere{}, slog.New(slog.DiscardHandler)
+	g = New(cfg)
+	if err := g.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(g)
+	t.Cleanup(func() {
+		g.CloseSockets()
+		g.WaitSockets()
+		s.Close()
+	})
+	return g, s.URL + "/fn/f/", records
+}
+
+func dial(t *testing.T, url string, o *websocket.DialOptions) *websocket.Conn {
+	t.Helper()
+	c, _, err := websocket.Dial(t.Context(), url, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.CloseNow() }) //nolint:errcheck // it may be closed
+	return c
+}
+
+// closeCode reads to the end of a connection; -1 means that it was not closed.
+func closeCode(t *testing.T, c *websocket.Conn) websocket.StatusCode {
+	t.Helper()
+	for {
+		if _, _, err := c.Read(t.Context()); err != nil {
+			return websocket.CloseStatus(err)
+		}
+	}
+}
+
+// TestSignOfLife: a client that answers pings stays connected, and one that does
+// not is given up.
+func TestSignOfLife(t *testing.T) {
+	g, url, records := echo(t, Config{Ping: 50 * time.Millisecond})
+	pings := make(chan struct{}, 100)
+	alive := dial(t, url, &websocket.DialOptions{OnPingReceived: func(context.Context, []byte) bool {
+		pings <- struct{}{}
+		return true
+	}})
+	got := make(chan string, 1)
+	go func() {
+		_, p, err := alive.Read(t.Context())
+		got <- string(p)
+		if err != nil {
+			t.Error(err)
+		}
+	}()
+	nc, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/fn/f/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	io.WriteString(nc, "GET /fn/f/dead HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n") //nolint:errcheck // the read tells
+	if _, err := io.Copy(io.Discard, nc); err != nil {                                                                                                                                        // until it is given up
+		t.Error(err)
+	}
+	for range 5 {
+		<-pings
+	}
+	if err := alive.Write(t.Context(), websocket.MessageText, []byte("here")); err != nil {
+		t.Fatal(err)
+	}
+	if s := <-got; s != "here" {
+		t.Errorf("got %q", s)
+	}
+	g.CloseSockets()
+	if code := closeCode(t, alive); code != websocket.StatusGoingAway {
+		t.Errorf("closed with %d", code)
+	}
+	g.WaitSockets()
+	records.mu.Lock()
+	defer records.mu.Unlock()
+	for _, r := range records.list {
+		if want := map[string]hearth.Code{"/fn/f/dead": hearth.CodeCanceled}[r.Path]; r.ErrorCode != want || r.Status != 101 {
+			t.Errorf("the record of %s: %+v", r.Path, r)
+		}
+	}
+	if len(records.list) != 2 {
+		t.Errorf("%d records", len(records.list))
+	}
+}
+
+// TestMessagesAreBounded: what is kept of messages that are not complete is
+// bounded for all connections together, and given back.
+func TestMessagesAreBounded(t *testing.T) {
+	g, url, _ := echo(t, Config{MaxMessages: 200 << 10})
+	c := dial(t, url, nil)
+	c.SetReadLimit(-1)
+	say := func(size int) error {
+		w, err := c.Writer(t.Context(), websocket.MessageBinary)
+		if err != nil {
+			return err
+		}
+		piece := bytes.Repeat([]byte("x"), 10<<10)
+		for ; size > 0; size -= len(piece) {
+			if _, err := w.Write(piece); err != nil { // each is a frame
+				return err
+			}
+		}
+		return w.Close()
+	}
+	for range 5 {
+		if err := say(200 << 10); err != nil {
+			t.Fatal(err)
+		}
+		if _, p, err := c.Read(t.Context()); err != nil || len(p) != 200<<10 {
+			t.Fatal(len(p), err)
+		}
+	}
+	if err := say(300 << 10); err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Log(err) // it may notice that the connection is closed
+	}
+	if code := closeCode(t, c); code != websocket.StatusTryAgainLater {
+		t.Errorf("closed with %d", code)
+	}
+	g.CloseSockets()
+	g.WaitSockets()
+	if n := g.sockets.gathered.Load(); n != 0 {
+		t.Errorf("%d bytes are still counted", n)
+	}
+}
