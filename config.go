@@ -53,6 +53,10 @@ type Config struct {
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
 	// Env are environment variables.
 	Env map[string]string `json:"env,omitempty" yaml:"env,omitempty" doc:"Environment variables"`
+	// Secrets are environment variables whose values are secrets, by name.
+	Secrets map[string]string `json:"secrets,omitempty" yaml:"secrets,omitempty" doc:"Environment variables that get the value of a secret, with the secret's name" example:"{\"DB_PASSWORD\":\"db-password\"}"`
+	// SecretFiles are files below $HEARTH_SECRETS that hold secrets, by name.
+	SecretFiles map[string]string `json:"secret_files,omitempty" yaml:"secret_files,omitempty" doc:"Files below $HEARTH_SECRETS that hold the value of a secret, with the secret's name" example:"{\"tls.pem\":\"tls-key\"}"`
 	// Labels are for the user's own bookkeeping.
 	Labels map[string]string `json:"labels,omitempty" yaml:"labels,omitempty" doc:"Labels for your own bookkeeping"`
 	// Routes are served besides /fn/{name}.
@@ -196,6 +200,7 @@ func (c Config) WithDefaults() Config {
 // Clone returns a copy that shares nothing with c.
 func (c Config) Clone() Config {
 	c.Env, c.Labels = maps.Clone(c.Env), maps.Clone(c.Labels)
+	c.Secrets, c.SecretFiles = maps.Clone(c.Secrets), maps.Clone(c.SecretFiles)
 	c.Routes = append([]Route(nil), c.Routes...)
 	if c.Cache != nil {
 		c.Cache = &Cache{TTL: maps.Clone(c.Cache.TTL), Authorized: c.Cache.Authorized}
@@ -288,7 +293,7 @@ func (c Config) Validate() error {
 	if err := c.Websocket.WithDefaults().validate(); err != nil {
 		return err
 	}
-	if err := validateEnv(c.Env); err != nil {
+	if err := cmp.Or(validateEnv(c.Env), c.validateSecrets()); err != nil {
 		return err
 	}
 	for k, v := range c.Labels {

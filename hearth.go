@@ -57,6 +57,9 @@ type Version struct {
 	// Websocket is true if the handler takes WebSockets, which it said when it was
 	// first loaded. To others a request for one is a request like any other.
 	Websocket bool `json:"websocket,omitempty"`
+	// Secrets are the versions of the secrets in Config that count, by name; 0 for
+	// one that does not exist.
+	Secrets map[string]int `json:"secrets,omitempty"`
 	// Incarnation is a random id, unique to this version in the world. The
 	// pool keys its instances by it, so code deployed under a deleted
 	// function's name never meets an instance of the old one.

@@ -141,6 +141,7 @@ type Deps struct {
 	Logs        Logs
 	Invocations Invocations
 	Drivers     Drivers
+	Secrets     Secrets
 	Health      Health
 	Traffic     Traffic
 	Logger      *slog.Logger
@@ -207,6 +208,7 @@ func New(d Deps) *API {
 	s.registerVersions()
 	s.registerAliases()
 	s.registerReleases()
+	s.registerSecrets()
 	s.registerSource()
 	s.registerInstances()
 	s.registerPool()

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -75,7 +76,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	if err := s.checkRoutes(d.name, hearth.Live, config.Routes); err != nil {
+	if err := cmp.Or(s.checkRoutes(d.name, hearth.Live, config.Routes), s.Secrets.CheckSecrets(ctx, config)); err != nil {
 		return deployed{}, err
 	}
 	src, err := s.source(ctx, d, was, rt.Language, config.Handler)
@@ -108,11 +109,11 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 			return unchanged()
 		}
 	}
-	v, err = s.verify(ctx, v)
+	v, as, err := s.verify(ctx, v)
 	if err != nil {
 		return deployed{}, err
 	}
-	f, err := s.commitVersion(ctx, v, old, old == nil || !d.preview)
+	f, err := s.commitVersion(ctx, v, as, old, old == nil || !d.preview)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -332,6 +333,12 @@ func sameConfig(a, b hearth.Config) bool {
 		if len(c.Env) == 0 {
 			c.Env = nil
 		}
+		if len(c.Secrets) == 0 {
+			c.Secrets = nil
+		}
+		if len(c.SecretFiles) == 0 {
+			c.SecretFiles = nil
+		}
 		if len(c.Labels) == 0 {
 			c.Labels = nil
 		}
@@ -349,41 +356,51 @@ func sameConfig(a, b hearth.Config) bool {
 	return reflect.DeepEqual(norm(a), norm(b))
 }
 
-// verify numbers v and starts it.
-func (s *API) verify(ctx context.Context, v hearth.Version) (hearth.Version, error) {
+// verify numbers v and starts it. as is the incarnation of its instance, which is
+// not that of v if it has secrets.
+func (s *API) verify(ctx context.Context, v hearth.Version) (_ hearth.Version, as string, err error) {
 	number, err := s.Versions.NextNumber(ctx, v.Function)
 	if err != nil {
-		return v, err
+		return v, "", err
 	}
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	v.Number, v.Incarnation = number, hex.EncodeToString(id[:])
+	started, err := s.Secrets.WithSecrets(ctx, v)
+	if err != nil {
+		return v, "", err
+	}
 	progressOf(ctx).step(stepStart, "starting version %d with %s on %s", number, v.Config.Runtime, v.Config.Isolation)
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(v.Config.Timeout)+verifyGrace)
 	defer cancel()
-	if err := s.Verifier.Verify(ctx, &v); err != nil {
+	if err := s.Verifier.Verify(ctx, &started); err != nil {
 		// A start that goes on would leave an instance that nobody calls.
-		s.Verifier.Retire(v.Incarnation)
+		s.Verifier.Retire(started.Incarnation)
 		var e *hearth.Error
 		if errors.As(err, &e) && e.Code == hearth.CodeFunction && e.Hint == "" {
-			return v, e.WithHint("nothing was changed; correct the code and deploy it again")
+			return v, "", e.WithHint("nothing was changed; correct the code and deploy it again")
 		}
-		return v, err
+		return v, "", err
 	}
-	return v, nil
+	as, started.Incarnation = started.Incarnation, v.Incarnation
+	return started, as, nil
 }
 
-// commitVersion stores v and, if live is true, makes it so in place of old. From here on it does not matter
-// whether the client still waits: half a deploy is worse than one nobody saw.
-func (s *API) commitVersion(ctx context.Context, v hearth.Version, old *hearth.Function, live bool) (hearth.Function, error) {
+// commitVersion stores v, which was started as said, and, if live is true, makes
+// it so in place of old. From here on it does not matter whether the client still
+// waits: half a deploy is worse than one nobody saw.
+func (s *API) commitVersion(ctx context.Context, v hearth.Version, as string, old *hearth.Function, live bool) (hearth.Function, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	f, err := s.storeVersion(ctx, v, old, live)
 	if err != nil {
-		s.Verifier.Retire(v.Incarnation)
+		s.Verifier.Retire(as)
 		return f, err
+	}
+	if now, err := s.Secrets.WithSecrets(ctx, v); err == nil && now.Incarnation != as {
+		s.Verifier.Retire(as) // a secret has changed since
 	}
 	if live {
 		s.Traffic.Unwatch(f.Name) // no release by steps runs any more

@@ -100,7 +100,7 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 	}
 	d := api.Deps{
 		Catalog: h.store, Aliases: h.store, Versions: h.store, Traffic: &h.traffic, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
-		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
+		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h), Secrets: h.store.Secrets(filepath.Join(t.TempDir(), "secrets.key")),
 		Logger: logger, Version: "1.2.3", Draining: h.draining,
 	}
 	for _, c := range change {

@@ -41,6 +41,7 @@ func newHuma(s *API) huma.API {
 			Tags: []*huma.Tag{
 				{Name: "Functions", Description: "Deploy, read and delete functions."},
 				{Name: "Versions", Description: "The immutable versions of a function."},
+				{Name: "Secrets", Description: "Values that functions get and nobody can read back."},
 				{Name: "Instances", Description: "The sandboxes that run a function."},
 				{Name: "Pool", Description: "The instances of all functions, how they change, and why."},
 				{Name: "Artifacts", Description: "Upload code as an archive."},

@@ -143,6 +143,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"DELETE /v1/functions/{name}/aliases/{alias}",
 		"DELETE /v1/functions/{name}/instances",
 		"DELETE /v1/functions/{name}/versions/{number}",
+		"DELETE /v1/secrets/{secret}",
 		"GET /healthz",
 		"GET /readyz",
 		"GET /v1/drivers",
@@ -160,6 +161,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"GET /v1/invocations/{id}",
 		"GET /v1/pool",
 		"GET /v1/pool/events",
+		"GET /v1/secrets",
 		"POST /v1/artifacts",
 		"POST /v1/functions",
 		"POST /v1/functions/{name}/invocations",
@@ -168,8 +170,10 @@ func TestOpenAPIStructure(t *testing.T) {
 		"POST /v1/functions/{name}/releases/{id}/abort",
 		"POST /v1/functions/{name}/releases/{id}/finish",
 		"POST /v1/functions/{name}/rollback",
+		"POST /v1/secrets/{secret}/rollback",
 		"PUT /v1/functions/{name}",
 		"PUT /v1/functions/{name}/aliases/{alias}",
+		"PUT /v1/secrets/{secret}",
 	}
 	if d := cmp.Diff(want, ops); d != "" {
 		t.Errorf("operations (-want +got):\n%s", d)

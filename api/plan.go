@@ -63,6 +63,12 @@ func (s *API) planFunction(ctx context.Context, in *planInput) (*planOutput, err
 	if err := s.checkRoutes(in.Name, hearth.Live, config.Routes); err != nil {
 		warnings = append(warnings, hearth.AsError(err).Message)
 	}
+	if err := s.Secrets.CheckSecrets(ctx, config); hearth.ErrorCode(err) == hearth.CodeInvalid {
+		e := hearth.AsError(err)
+		warnings = append(warnings, e.Message+": "+e.Hint)
+	} else if err != nil {
+		return nil, err
+	}
 	p := hearth.Plan{Function: in.Name, Action: hearth.PlanCreate, Config: config, Warnings: warnings}
 	f, err := s.Catalog.Function(ctx, in.Name)
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {

@@ -174,7 +174,7 @@ func (g *Gateway) Reload(ctx context.Context) error {
 			g.cache.retire(incarnation)
 		}
 	}
-	g.endPreviews(next)
+	g.endPreviews(ctx, next)
 	g.sockets.close(func(function string) bool { return next.functions[function] == nil }, "the function was deleted")
 	return nil
 }

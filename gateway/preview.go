@@ -16,6 +16,8 @@ const maxPreviews = 1000
 type previews struct {
 	mu   sync.Mutex
 	kept map[string]preview // guarded by mu; by "function@number"
+	// ends counts the calls of endPreviews.
+	ends int // guarded by mu
 }
 
 type preview struct {
@@ -43,6 +45,7 @@ func (g *Gateway) preview(ctx context.Context, f *function, name string, number 
 	p := &g.previews
 	p.mu.Lock()
 	k, ok := p.kept[key]
+	ends := p.ends
 	p.mu.Unlock()
 	if ok && k.generation == f.generation {
 		return k.version, nil
@@ -56,6 +59,9 @@ func (g *Gateway) preview(ctx context.Context, f *function, name string, number 
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if len(v.Secrets) > 0 && p.ends != ends {
+		return &v, nil // its secrets may have changed since it was read: for this call only
+	}
 	if p.kept == nil || len(p.kept) >= maxPreviews {
 		p.kept = map[string]preview{} // the instances of those forgotten end as any that has no calls
 	}
@@ -64,13 +70,15 @@ func (g *Gateway) preview(ctx context.Context, f *function, name string, number 
 	return &v, nil
 }
 
-// endPreviews forgets the previews of functions that have changed or are gone.
-func (g *Gateway) endPreviews(next *table) {
+// endPreviews forgets the previews of functions that have changed or are gone,
+// and of versions whose secrets have changed.
+func (g *Gateway) endPreviews(ctx context.Context, next *table) {
 	p := &g.previews
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.ends++
 	for key, k := range p.kept {
-		if f := next.functions[k.version.Function]; f != nil && f.generation == k.generation {
+		if f := next.functions[k.version.Function]; f != nil && f.generation == k.generation && g.sameSecrets(ctx, k.version) {
 			continue
 		}
 		delete(p.kept, key)
@@ -78,4 +86,13 @@ func (g *Gateway) endPreviews(next *table) {
 			g.cfg.Pool.Retire(k.version.Incarnation)
 		}
 	}
+}
+
+// sameSecrets tells whether the secrets of a version are those that count.
+func (g *Gateway) sameSecrets(ctx context.Context, v *hearth.Version) bool {
+	if len(v.Secrets) == 0 {
+		return true
+	}
+	now, err := g.cfg.Catalog.Version(ctx, v.Function, v.Number)
+	return err == nil && now.Incarnation == v.Incarnation
 }

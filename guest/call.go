@@ -447,5 +447,5 @@ func (c *Conn) decodeError(payload []byte) error {
 	if err := decodeObject(payload, &e); err != nil {
 		return c.violation("malformed ERROR: %v", err)
 	}
-	return functionError(&e.FunctionError, "")
+	return c.functionError(&e.FunctionError, "")
 }

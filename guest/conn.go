@@ -54,6 +54,8 @@ type Conn struct {
 
 	w *writer
 
+	mask func(string) string // Init.Mask; set before anything of the function runs
+
 	spare    atomic.Pointer[exchange]    // for the next call
 	lastHead atomic.Pointer[decodedHead] // the newest RESPONSE head; most repeat
 
@@ -85,6 +87,13 @@ type Init struct {
 	Code     string            `json:"code"` // directory inside the sandbox
 	MemoryMB int64             `json:"memory_mb"`
 	Env      map[string]string `json:"env"`
+	// Files are written into FilesDir, a directory inside the sandbox that the guest
+	// makes, before the function is loaded. Their names have no slash.
+	Files    map[string][]byte `json:"files,omitempty"`
+	FilesDir string            `json:"files_dir,omitempty"`
+	// Mask changes what the guest tells of errors, for example to hide secrets. nil
+	// changes nothing. It may be called from many goroutines.
+	Mask func(string) string `json:"-"`
 }
 
 // Connect says hello on nc and waits until the guest's runtime is ready. It
@@ -142,6 +151,7 @@ func (c *Conn) Init(ctx context.Context, in Init) (Ready, error) {
 	if in.Env == nil {
 		in.Env = map[string]string{} // an object for the guest, never null
 	}
+	c.mask = in.Mask
 	var ready Ready
 	err := c.ask(ctx, typeInit, in, &ready)
 	return ready, err
@@ -156,6 +166,7 @@ func (c *Conn) InitArchive(ctx context.Context, in Init, archive io.Reader) (Rea
 	if in.Env == nil {
 		in.Env = map[string]string{}
 	}
+	c.mask = in.Mask
 	head := struct {
 		Init
 		Archive bool `json:"archive"`
@@ -232,7 +243,7 @@ func (c *Conn) decodeControl(f controlFrame, answer any) error {
 		return c.violation("malformed READY or INIT_ERROR: %v", err)
 	}
 	if f.typ == typeInitError {
-		return functionError(&fe, "the function failed to load: ")
+		return c.functionError(&fe, "the function failed to load: ")
 	}
 	return nil
 }
@@ -563,7 +574,13 @@ const (
 	maxErrorStack   = 64 << 10
 )
 
-func functionError(fe *hearth.FunctionError, prefix string) error {
+func (c *Conn) functionError(fe *hearth.FunctionError, prefix string) error {
+	if c.mask != nil {
+		fe.Type, fe.Message = c.mask(fe.Type), c.mask(fe.Message)
+		for i, s := range fe.Stack {
+			fe.Stack[i] = c.mask(s)
+		}
+	}
 	fe.Type, fe.Message = clip(fe.Type, maxErrorType), clip(fe.Message, maxErrorMessage)
 	room := maxErrorStack
 	for i, s := range fe.Stack {

@@ -206,7 +206,9 @@ func TestInit(t *testing.T) {
 			if name == "two answers to HELLO" {
 				<-c.Done()
 			}
-			_, err = c.Init(t.Context(), Init{"f", 3, "main.handler", "/function", 128, map[string]string{"A": "b"}})
+			_, err = c.Init(t.Context(), Init{
+				Function: "f", Version: 3, Handler: "main.handler", Code: "/function", MemoryMB: 128, Env: map[string]string{"A": "b"},
+			})
 			if tt.code == "" {
 				if err != nil {
 					t.Fatal(err)

@@ -35,6 +35,8 @@ type instance struct {
 	// version is what it is bound to; nil for a stem cell. It is read by those who
 	// log its output.
 	version atomic.Pointer[hearth.Version]
+	// mask hides the secrets of the function in what it prints; nil if it has none.
+	mask atomic.Pointer[strings.Replacer]
 
 	// Set by start, constant once it is ready.
 	sandbox  driver.Sandbox
@@ -48,6 +50,7 @@ type instance struct {
 	restored *snapshot     // what it was restored from, nil if it loaded its function itself
 	ready    guest.Ready
 	output   []*telemetry.LineWriter
+	secrets  map[string][]byte // until the function has them; nil if it has none
 	last     lastLines
 
 	frost *frost
@@ -132,6 +135,13 @@ func (i *instance) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	secrets, mask, err := i.pool.openSecrets(ctx, v)
+	if err != nil {
+		return err
+	}
+	i.secrets = secrets
+	i.mask.Store(mask)
+	defer func() { i.secrets = nil }()
 	if i.sandbox != nil {
 		fit, err := i.specialise(ctx, v, dir)
 		if fit || ctx.Err() != nil {
@@ -223,6 +233,10 @@ func (i *instance) init(ctx context.Context, code, archive string) (err error) {
 		Code:     code,
 		MemoryMB: int64(v.Config.Memory) >> 20,
 		Env:      v.Config.Env,
+	}
+	if i.secrets != nil {
+		addSecrets(&in, v.Config, i.secrets)
+		in.Mask = i.masked
 	}
 	if archive == "" {
 		i.ready, err = i.conn.Init(initCtx, in)
@@ -361,7 +375,7 @@ func (i *instance) log(invocation string, stream int, text []byte) {
 		name = "stderr"
 	}
 	n := 0
-	for line := range strings.Lines(strings.ToValidUTF8(string(text), "\uFFFD")) {
+	for line := range strings.Lines(strings.ToValidUTF8(i.masked(string(text)), "\uFFFD")) {
 		if n++; n > maxFrameLines {
 			i.append("hearth", invocation, "log lines were dropped: too many at once")
 			return
@@ -374,6 +388,7 @@ func (i *instance) log(invocation string, stream int, text []byte) {
 // libraries, the interpreter itself.
 func (i *instance) lineWriter(stream string) *telemetry.LineWriter {
 	return telemetry.NewLineWriter(func(text string) {
+		text = i.masked(text)
 		i.last.add(text)
 		i.append(stream, "", text)
 	})

@@ -44,6 +44,9 @@ type Config struct {
 	Artifacts Artifacts
 	Logs      Logs
 	Logger    *slog.Logger
+	// Secrets opens the secrets of functions; with nil those that have any do not
+	// start.
+	Secrets Secrets
 
 	// MaxQueue is how many calls of one version may wait; default 1000.
 	MaxQueue int

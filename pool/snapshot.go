@@ -16,7 +16,7 @@ import (
 const snapshotTimeout = 30 * time.Second
 
 // snapshot is a saved instance: its function was loaded, and had no call yet.
-// Its files hold the function's memory, and so perhaps its secrets.
+// Its files hold the function's memory.
 type snapshot struct {
 	dir    string
 	bytes  int64
@@ -27,12 +27,13 @@ type snapshot struct {
 }
 
 // save takes a snapshot of a fresh instance that its caller has. It tells
-// whether the instance has ended with that, whatever came of it.
+// whether the instance has ended with that, whatever came of it. One with secrets
+// in its memory is not saved: they must not reach a disk.
 func (p *Pool) save(ctx context.Context, i *instance) (ended bool) {
 	v := i.version.Load()
 	_, restorer := p.cfg.Drivers[v.Config.Isolation].(driver.Restorer)
 	sandbox, snapshotter := i.sandbox.(driver.Snapshotter)
-	if p.cfg.SnapshotDir == "" || !restorer || !snapshotter || !i.ready.Snapshot {
+	if p.cfg.SnapshotDir == "" || !restorer || !snapshotter || !i.ready.Snapshot || len(v.Secrets) > 0 {
 		return false
 	}
 	log := p.cfg.Logger.With("function", v.Function, "version", v.Number)

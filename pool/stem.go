@@ -136,7 +136,7 @@ func (p *Pool) stemForLocked(g *group, why purpose) *instance {
 	if snap := p.snapshots[g.version.Incarnation]; snap != nil && !snap.slower || g.stemless {
 		return nil
 	}
-	if _, restorer := p.cfg.Drivers[g.version.Config.Isolation].(driver.Restorer); restorer && why == forVerification && p.cfg.SnapshotDir != "" {
+	if _, restorer := p.cfg.Drivers[g.version.Config.Isolation].(driver.Restorer); restorer && why == forVerification && p.cfg.SnapshotDir != "" && len(g.version.Secrets) == 0 {
 		return nil // what is saved must be started like what is restored
 	}
 	s := p.stockLocked(&g.version)

@@ -66,6 +66,10 @@ type Config struct {
 	// function at most; default 8, negative none.
 	StemCells int
 
+	// SecretsKeyFile holds the key that secrets are encrypted with, 32 bytes in
+	// base64; it is made with the first secret. Default "secrets.key" in DataDir.
+	SecretsKeyFile string
+
 	// ImagesDir holds the base images of runtimes; default "images" in DataDir.
 	ImagesDir string
 	// DockerHost is where Docker Engine listens, as in the variable DOCKER_HOST;
@@ -99,6 +103,14 @@ func (c Config) imagesDir() string {
 		return c.ImagesDir
 	}
 	return filepath.Join(c.DataDir, "images")
+}
+
+// secretsKeyFile is where the key of secrets is.
+func (c Config) secretsKeyFile(dataDir string) string {
+	if c.SecretsKeyFile != "" {
+		return c.SecretsKeyFile
+	}
+	return filepath.Join(dataDir, "secrets.key")
 }
 
 // memoryBudget returns MemoryBudget or its default.
@@ -142,6 +154,7 @@ type Server struct {
 	listener *listener
 	debug    net.Listener // nil without Config.DebugListen
 	store    *store.Store
+	secrets  *store.Secrets
 	logs     *telemetry.Logs
 	recorder *telemetry.Recorder
 	drivers  map[string]driver.Driver
@@ -175,6 +188,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.store, err = store.Open(ctx, s.cfg.DataDir, log); err != nil {
 		return nil, err
 	}
+	s.secrets = s.store.Secrets(s.cfg.secretsKeyFile(s.store.Dir()))
 	if s.listener == nil {
 		if s.listener, err = listen(ctx, s.cfg.Listen); err != nil {
 			return nil, err
@@ -203,7 +217,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.probes = newProbes(s.drivers, log)
 	s.pool = pool.New(pool.Config{
-		Drivers: s.drivers, Artifacts: s.store, Logs: s.logs, Logger: log,
+		Drivers: s.drivers, Artifacts: s.store, Secrets: s.secrets, Logs: s.logs, Logger: log,
 		SnapshotDir: filepath.Join(s.store.Dir(), "snapshots"),
 		Memory:      s.cfg.memoryBudget(), MaxStems: s.cfg.StemCells,
 	})
@@ -260,6 +274,7 @@ func (s *Server) handler() http.Handler {
 		Logs:        s.logs,
 		Invocations: recorded{s.store, s.recorder},
 		Drivers:     s.probes,
+		Secrets:     s.secrets,
 		Health:      health{s},
 		Logger:      s.cfg.Logger,
 		Version:     s.cfg.Version,
@@ -320,6 +335,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.gateway.Reload(ctx); err != nil {
 		return err
 	}
+	s.checkSecrets(ctx)
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
 	s.wg.Go(func() { s.api.Run(background) })
@@ -395,6 +411,26 @@ func (s *Server) Close() error {
 		s.cfg.Logger.Error("closing", "err", err)
 	}
 	return err
+}
+
+// checkSecrets tells the log of secrets that cannot be opened: functions that use
+// them do not start, and their callers are told little of the reason.
+func (s *Server) checkSecrets(ctx context.Context) {
+	list, err := s.secrets.Secrets(ctx)
+	if err != nil {
+		s.cfg.Logger.Error("listing secrets", "err", err)
+		return
+	}
+	var locked []string
+	for _, x := range list {
+		if x.Locked {
+			locked = append(locked, x.Name)
+		}
+	}
+	if len(locked) > 0 {
+		s.cfg.Logger.Error("secrets cannot be read: the key they were encrypted with is not in the key file; functions that use them do not start",
+			"secrets", locked, "key_file", s.cfg.secretsKeyFile(s.store.Dir()))
+	}
 }
 
 // readiness tells why calls are not served; nil when they are.

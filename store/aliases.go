@@ -42,6 +42,9 @@ func (s *Store) Deployments(ctx context.Context) (out []hearth.Deployment, err e
 		if err != nil {
 			return err
 		}
+		if err := useSecrets(ctx, tx, versions); err != nil {
+			return err
+		}
 		for i := range versions {
 			index[versions[i].Function].Versions[versions[i].Number] = &versions[i]
 		}
@@ -96,8 +99,8 @@ func (s *Store) Aliases(ctx context.Context, function string) (out []hearth.Alia
 // those of its main version. A release that runs is superseded, unless it is r.
 // It returns the function and r as stored.
 //
-// Errors: CodeNotFound for a missing function or version, CodeConflict if the
-// generation is another or a route is taken.
+// Errors: CodeNotFound for a missing function or version, CodeInvalid for a missing
+// secret, CodeConflict if the generation is another or a route is taken.
 func (s *Store) SetAlias(ctx context.Context, function string, a hearth.Alias, ifGeneration int64, r *hearth.Release) (f hearth.Function, stored *hearth.Release, err error) {
 	a = a.Clone()
 	err = s.catalog.update(ctx, "store an alias", func(tx *sql.Tx) error {
@@ -105,11 +108,14 @@ func (s *Store) SetAlias(ctx context.Context, function string, a hearth.Alias, i
 			return err
 		}
 		for n := range a.Versions {
-			_, err := scanVersion(tx.QueryRowContext(ctx, selectVersion+` WHERE v.function = ? AND v.number = ?`, function, n))
+			v, err := scanVersion(tx.QueryRowContext(ctx, selectVersion+` WHERE v.function = ? AND v.number = ?`, function, n))
 			if errors.Is(err, sql.ErrNoRows) {
 				return noVersion(function, n)
 			}
 			if err != nil {
+				return err
+			}
+			if err := checkSecrets(ctx, tx, v.Config); err != nil {
 				return err
 			}
 		}

@@ -19,7 +19,7 @@ const maxPage = 1000
 // CreatedAt and Incarnation; it returns the version as stored. Its Artifact and
 // its Source, if it has one, must have been committed (see Stage).
 //
-// Errors: CodeInvalid for a bad name or digest, CodeNotFound for an artifact
+// Errors: CodeInvalid for a bad name or digest or a missing secret, CodeNotFound for an artifact
 // that is not there, CodeConflict if the name or a route is taken.
 func (s *Store) CreateFunction(ctx context.Context, v hearth.Version) (hearth.Function, hearth.Version, error) {
 	return s.addVersion(ctx, v, true, func(tx *sql.Tx) (int64, error) {
@@ -37,7 +37,7 @@ func (s *Store) CreateFunction(ctx context.Context, v hearth.Version) (hearth.Fu
 // calls of hearth.Live. The function must be at ifGeneration, unless that is 0. It
 // sets and returns the same as CreateFunction.
 //
-// Errors: CodeInvalid for a bad name or digest, CodeNotFound for a missing
+// Errors: CodeInvalid for a bad name or digest or a missing secret, CodeNotFound for a missing
 // function or artifact, CodeConflict if the generation is another or a route
 // is taken.
 func (s *Store) AddVersion(ctx context.Context, v hearth.Version, live bool, ifGeneration int64) (hearth.Function, hearth.Version, error) {
@@ -85,6 +85,9 @@ func (s *Store) addVersion(ctx context.Context, v hearth.Version, live bool, che
 	err = s.catalog.update(ctx, "store a version", func(tx *sql.Tx) error {
 		generation, err := check(tx)
 		if err != nil {
+			return err
+		}
+		if err := checkSecrets(ctx, tx, v.Config); err != nil {
 			return err
 		}
 		err = tx.QueryRowContext(ctx, `INSERT INTO counters (function, last) VALUES (?, 1)
@@ -233,7 +236,12 @@ func (s *Store) Version(ctx context.Context, name string, number int) (hearth.Ve
 	if errors.Is(err, sql.ErrNoRows) {
 		return hearth.Version{}, noVersion(name, number)
 	}
-	return v, dbError(ctx, err, "read a version")
+	if err != nil {
+		return hearth.Version{}, dbError(ctx, err, "read a version")
+	}
+	list := []hearth.Version{v}
+	err = useSecrets(ctx, s.catalog.read, list)
+	return list[0], err
 }
 
 // Versions returns a function's versions, newest first, at most limit of them
@@ -246,8 +254,10 @@ func (s *Store) Versions(ctx context.Context, name string, before, limit int) (o
 		}
 		rows, err := tx.QueryContext(ctx, selectVersion+` WHERE v.function = ?1 AND (?2 = 0 OR v.number < ?2)
 			ORDER BY v.number DESC LIMIT ?3`, name, before, page(limit))
-		out, err = collect(ctx, rows, err, "list versions", scanVersion)
-		return err
+		if out, err = collect(ctx, rows, err, "list versions", scanVersion); err != nil {
+			return err
+		}
+		return useSecrets(ctx, tx, out)
 	})
 	return out, err
 }

@@ -78,6 +78,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.IntVar(&cfg.KeepInvocations, "keep-invocations", 1_000_000, "how many records of calls are kept")
 	f.DurationVar(&cfg.KeepInvocationsFor, "keep-invocations-for", 7*24*time.Hour, "how long records of calls are kept")
 	f.IntVar(&cfg.KeepVersions, "keep-versions", 20, "how many of the newest versions of a function are kept besides those that are needed")
+	f.StringVar(&cfg.SecretsKeyFile, "secrets-key-file", "", "file with the key that secrets are encrypted with, made with the first secret (default secrets.key in the data directory)")
 	f.StringSliceVar(&cfg.BuildAllow, "build-allow", nil, "`HOST:PORT` that dependency builds may reach though its address is not public, such as a registry of your network (repeatable)")
 	f.StringArrayVar(&buildEnv, "build-env", nil, "`NAME=VALUE` for installers of dependencies, such as PIP_INDEX_URL or npm_config_registry (repeatable)")
 	f.DurationVar(&cfg.BuildTimeout, "build-timeout", 10*time.Minute, "how long one dependency build may take")
@@ -86,7 +87,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "loopback address to serve profiles on, under /debug/pprof/ (default none)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "keep-versions", "build-allow", "build-timeout", "memory-budget", "stem-cells", "debug-listen", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "keep-versions", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "debug-listen", "log-level", "log-format")
 	return cmd
 }
 

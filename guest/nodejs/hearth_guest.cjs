@@ -347,7 +347,8 @@ function dispatch(kind, sid, data, start, end) {
     init = parseHead(data, start, end, 'INIT');
     if (dead) return;
     if (typeof init.code !== 'string' || typeof init.handler !== 'string' ||
-        (init.env !== undefined && (init.env === null || typeof init.env !== 'object'))) {
+        (init.env !== undefined && (init.env === null || typeof init.env !== 'object')) ||
+        (init.files !== undefined && (init.files === null || typeof init.files !== 'object' || typeof init.files_dir !== 'string'))) {
       return protocolError('INIT lacks a field or has a wrong one');
     }
     if (init.archive) archive = new (require('./hearth_guest_tar.cjs'))(init.code);
@@ -657,6 +658,8 @@ function main() {
   const failed = (e) => { flush(idle); more().failInit(e, name, code); };
   try {
     if (archive !== null) archive.check();
+    if (init.files !== undefined) more().writeFiles(init.files_dir, init.files);
+    init = {}; // what is in it is the function's now, and may be secret
     process.chdir(code);
     const loaded = require('./hearth_guest_load.cjs')(code, name);
     if (typeof loaded.then === 'function') loaded.then(ready).catch(failed); else ready(loaded);

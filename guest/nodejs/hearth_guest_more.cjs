@@ -83,6 +83,23 @@ module.exports = (g) => {
     send(frame(INIT_ERROR, 0, stringify(d)));
   }
 
+  /** Writes the files of INIT, which nobody else may read. */
+  function writeFiles(directory, files) {
+    const fs = require('fs');
+    try {
+      fs.mkdirSync(directory, 0o700);
+      for (const [name, data] of Object.entries(files)) {
+        if (name === '.' || name === '..' || name.includes('/')) throw new Error(`${stringify(name)} is no name of a file`);
+        fs.writeFileSync(`${directory}/${name}`, Buffer.from(data, 'base64'), { flag: 'wx', mode: 0o400 });
+      }
+    } catch (e) {
+      const invalid = new Error(`the files of secrets cannot be written into ${directory}: ${e.message}`);
+      invalid.name = 'Runtime.InvalidFiles';
+      invalid.stack = undefined;
+      throw invalid;
+    }
+  }
+
   // ---- cancellation ----
 
   function signalOf(call) {
@@ -340,6 +357,6 @@ module.exports = (g) => {
 
   return {
     fail, failCanceled, failEvent, failMarshal, failInit, signalOf, abort, addMany, decodeBase64, isUtf8,
-    isFetchResponse, sendLarge, stream, requestBody, webSocket, runWithCallback, warm, discard,
+    isFetchResponse, sendLarge, stream, requestBody, webSocket, runWithCallback, warm, discard, writeFiles,
   };
 };

@@ -833,11 +833,15 @@ def load():
     code = get("code")
     name = get("handler")
     env = get("env") or {}
-    if type(code) is not str or type(name) is not str or type(env) is not dict:
+    files = init.pop("files", None) or {}
+    if (type(code) is not str or type(name) is not str or type(env) is not dict
+            or type(files) is not dict or files and type(get("files_dir")) is not str):
         protocol_error("INIT lacks a field or has a wrong one")
     try:
         if archive is not None:
             load_more().unpack(code)
+        if files:
+            load_more().write_files(get("files_dir"), files)
         environ = posix.environ
         for k, v in env.items():
             k, v = str(k), str(v)

@@ -33,6 +33,30 @@ def unpack(code):
         raise InvalidArchive("the function's files cannot be unpacked into %s: %s" % (code, text_of(e))) from None
 
 
+class InvalidFiles(Exception):
+    """The files of INIT cannot be written."""
+
+
+def write_files(directory, files):
+    """Writes the files of INIT, which nobody else may read."""
+    import posix
+    from binascii import a2b_base64
+    try:
+        posix.mkdir(directory, 0o700)
+        for name, data in files.items():
+            if name in (".", "..") or "/" in name:
+                raise ValueError("%r is no name of a file" % name)
+            fd = posix.open(directory + "/" + name, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o400)
+            try:
+                data = a2b_base64(data)
+                while data:
+                    data = data[posix.write(fd, data):]
+            finally:
+                posix.close(fd)
+    except Exception as e:
+        raise InvalidFiles("the files of secrets cannot be written into %s: %s" % (directory, text_of(e))) from None
+
+
 def run_exit_functions():
     if "atexit" in sys.modules:
         try:
@@ -181,6 +205,8 @@ def fail_init(e, name, code):
         message = "syntax error in %s: %s" % (module, message)
     elif isinstance(e, InvalidArchive):
         kind = "Runtime.InvalidArchive"
+    elif isinstance(e, InvalidFiles):
+        kind = "Runtime.InvalidFiles"
     elif isinstance(e, SystemExit):
         message = "%s called sys.exit(%s) while it was imported" % (module, message)
     fail_load(kind, message, try_stack(e))

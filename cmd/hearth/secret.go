@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/hearthrun/hearth"
+)
+
+func (a *app) secretCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "secret",
+		Short: "Values that functions get and nobody can read back",
+		Long: `A secret is a value, such as a password or a key, that functions get as an
+environment variable or a file. hearth.yaml names it:
+
+  secrets:
+    DB_PASSWORD: db-password     # variable: secret
+  secret_files:
+    tls.pem: tls-key             # file below $HEARTH_SECRETS: secret
+
+The server keeps it encrypted and shows it to nobody. A new value reaches running
+functions without a deploy.`,
+		Example: `  hearth secret set db-password
+  hearth secret set tls-key --from-file key.pem
+  hearth secret list`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretDeleteCmd())
+	return cmd
+}
+
+// oneSecret takes the name of a secret. A value beside it is refused without being
+// repeated.
+func oneSecret(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("%s takes the name of a secret and nothing else\n\na value is never an argument, as others can see those: it is read from standard input or --from-file", cmd.CommandPath())
+	}
+	return nil
+}
+
+func (a *app) secretSetCmd() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "set NAME",
+		Short: "Make a secret or give it a new value",
+		Long: `Set reads the value of the secret NAME from standard input, without showing it if
+that is a terminal, or from a file. Of standard input one line end after the value
+is left out; a file is taken as it is.
+
+Functions that use the secret get the new value at once: new instances start with
+it, and those with the old one end after their calls.`,
+		Example: `  hearth secret set db-password
+  pass show db | hearth secret set db-password
+  hearth secret set tls-key --from-file key.pem`,
+		Args:              oneSecret,
+		ValidArgsFunction: a.completeSecret,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := hearth.ValidateSecretName(args[0]); err != nil {
+				return err
+			}
+			value, err := a.readSecret(args[0], file)
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			s, err := c.SetSecret(cmd.Context(), args[0], value)
+			if err != nil {
+				return err
+			}
+			return a.secretChanged(s)
+		},
+	}
+	cmd.Flags().StringVar(&file, "from-file", "", "`FILE` with the value, taken as it is")
+	return a.talks(a.prints(cmd))
+}
+
+// readSecret reads a value.
+func (a *app) readSecret(name, file string) ([]byte, error) {
+	in, what := a.stdin, "standard input"
+	if file != "" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, (&hearth.Error{Code: hearth.CodeInvalid, Message: err.Error(), Err: err}).WithHint("give --from-file a file that you can read")
+		}
+		defer f.Close()
+		in, what = f, file
+	} else if f, ok := a.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprintf(a.stderr, "Value of %s: ", name)
+		value, err := term.ReadPassword(int(f.Fd()))
+		fmt.Fprintln(a.stderr)
+		if err == nil && len(value) == 0 {
+			return nil, &usageError{errors.New("no value was given")}
+		}
+		return value, err
+	}
+	value, err := io.ReadAll(io.LimitReader(in, hearth.MaxSecret+3)) // and a line end
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", what, err)
+	}
+	if file == "" {
+		value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
+	}
+	if len(value) == 0 {
+		return nil, &usageError{fmt.Errorf("%s is empty\n\na secret has at least one byte", what)}
+	}
+	return value, nil
+}
+
+// secretChanged tells of a new version.
+func (a *app) secretChanged(s hearth.Secret) error {
+	if a.json() {
+		return a.printJSON(s)
+	}
+	users := ""
+	if len(s.Functions) > 0 {
+		users = ", used by " + printable(strings.Join(s.Functions, ", "))
+	}
+	_, err := fmt.Fprintf(a.stdout, "version %d of %s counts%s\n", s.Version, printable(s.Name), users)
+	return err
+}
+
+func (a *app) secretListCmd() *cobra.Command {
+	return a.talks(a.prints(&cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the secrets, without their values",
+		Long: `List shows the secrets, which version of each counts, which are kept for a
+rollback, and which functions use it.`,
+		Example: `  hearth secret list`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			list, err := c.Secrets(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(list)
+			}
+			rows := [][]string{{"NAME", "VERSION", "KEPT", "SET", "FUNCTIONS"}}
+			var locked []string
+			for _, s := range list {
+				var kept []string
+				for _, n := range s.Versions {
+					kept = append(kept, strconv.Itoa(n))
+				}
+				rows = append(rows, []string{s.Name, strconv.Itoa(s.Version), strings.Join(kept, ","), ago(s.CreatedAt, time.Now()), dash(strings.Join(s.Functions, ", "))})
+				if s.Locked {
+					locked = append(locked, s.Name)
+				}
+			}
+			if err := a.printTable(rows); err != nil {
+				return err
+			}
+			if len(locked) > 0 {
+				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable("the server does not have the key of "+strings.Join(locked, ", ")+": restore its key file, or set them again"))
+			}
+			return nil
+		},
+	}))
+}
+
+func (a *app) secretRollbackCmd() *cobra.Command {
+	var version int
+	cmd := &cobra.Command{
+		Use:   "rollback NAME",
+		Short: "Give a secret the value it had before",
+		Long: `Rollback gives a secret a new version with the value of an older one: of the one
+before the newest, or of --to. The last ten are kept. Functions get it as any new
+value, at once.`,
+		Example: `  hearth secret rollback db-password
+  hearth secret rollback db-password --to 3`,
+		Args:              oneSecret,
+		ValidArgsFunction: a.completeSecret,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("to") && version < 1 {
+				return &usageError{fmt.Errorf("--to %d is no version\n\nhearth secret list shows them", version)}
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			s, err := c.RollbackSecret(cmd.Context(), args[0], version)
+			if err != nil {
+				return err
+			}
+			return a.secretChanged(s)
+		},
+	}
+	cmd.Flags().IntVar(&version, "to", 0, "`VERSION` whose value it gets (default the one before the newest)")
+	return a.talks(a.prints(cmd))
+}
+
+func (a *app) secretDeleteCmd() *cobra.Command {
+	return a.talks(&cobra.Command{
+		Use:               "delete NAME",
+		Aliases:           []string{"rm"},
+		Short:             "Delete a secret that no function uses",
+		Long:              `Delete removes a secret with all its versions. While a function uses it, it is refused.`,
+		Example:           `  hearth secret delete db-password`,
+		Args:              oneSecret,
+		ValidArgsFunction: a.completeSecret,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if err := c.DeleteSecret(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "Deleted the secret %s\n", printable(args[0]))
+			return nil
+		},
+	})
+}
+
+// completeSecret completes the name of a secret, as completeName does.
+func (a *app) completeSecret(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 || a.flagsFromEnv(cmd) != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	c, err := a.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	defer cancel()
+	list, err := c.Secrets(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	names := make([]string, len(list))
+	for i, s := range list {
+		names[i] = s.Name
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
