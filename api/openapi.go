@@ -96,7 +96,7 @@ func decode(data []byte, v any) error {
 			want = "number"
 		}
 		field := strings.TrimPrefix(wrong.Field, "Config.") // an embedded struct
-		kind, _, _ := strings.Cut(wrong.Value, " ") // a number comes after it, which may be secret
+		kind, _, _ := strings.Cut(wrong.Value, " ")         // a number comes after it, which may be secret
 		return fmt.Errorf("%s: expected %s instead of %s", field, want, kind)
 	case errors.As(err, &syntax):
 		return fmt.Errorf("not valid JSON: %w at byte %d", syntax, syntax.Offset)

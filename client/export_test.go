@@ -197,9 +197,10 @@ func TestManifestYAML(t *testing.T) {
 		"all": {
 			Runtime: "python3.11", Handler: "app.run", Isolation: "docker", Timeout: hearth.Duration(90e9), Memory: 100e6, CPU: 0.5,
 			Concurrency: 8, InstanceConcurrency: 2, Egress: hearth.EgressNone, Labels: map[string]string{"a/b": "true", "x": ""},
-			Warm:   hearth.Warm{Min: 1, Schedule: "* 8-18 * * MON-FRI", Call: map[string]any{"a": []any{1.5, "2", nil, true}}},
-			Routes: []hearth.Route{"GET /a/{b...}", "/c"},
-			Cache:  &hearth.Cache{TTL: map[hearth.Route]hearth.Duration{"/fn": hearth.Duration(1500e6), "GET /a/{b...}": 0}, Authorized: true},
+			Warm:    hearth.Warm{Min: 1, Schedule: "* 8-18 * * MON-FRI", Call: map[string]any{"a": []any{1.5, "2", nil, true}}},
+			Routes:  []hearth.Route{"GET /a/{b...}", "/c"},
+			Secrets: map[string]string{"DB_PASSWORD": "db-password"}, SecretFiles: map[string]string{"tls.pem": "tls-key", "1": "db-password"},
+			Cache: &hearth.Cache{TTL: map[hearth.Route]hearth.Duration{"/fn": hearth.Duration(1500e6), "GET /a/{b...}": 0}, Authorized: true},
 		},
 	} {
 		m := client.Manifest{Name: "f", Config: c.WithDefaults()}

@@ -94,6 +94,7 @@ type fakeSandbox struct {
 	frozen  bool   // guarded by mu
 	serves  string // guarded by mu; the function of INIT
 	archive bool   // guarded by mu; its files come with INIT
+	told    []byte // guarded by mu; the head of INIT
 }
 
 // plain is a sandbox without optional interfaces.
@@ -361,8 +362,15 @@ func (s *fakeSandbox) begin(payload []byte) (archive bool) {
 	json.Unmarshal(payload, &in) //nolint:errcheck // an empty name fails the test
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.serves, s.archive = in.Function, in.Archive
+	s.serves, s.archive, s.told = in.Function, in.Archive, payload
 	return in.Archive
+}
+
+// init is the head of INIT.
+func (s *fakeSandbox) init() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.told
 }
 
 func (s *fakeSandbox) function() string {

@@ -68,6 +68,7 @@ func Run(t *testing.T, g Guest) {
 		{"errors", (*suite).errors},
 		{"output", (*suite).output},
 		{"context and environment", (*suite).environment},
+		{"files of INIT", (*suite).initFiles},
 		{"bodies", (*suite).bodies},
 		{"request streams", (*suite).requestStreams},
 		{"flow control", (*suite).flowControl},

@@ -348,7 +348,7 @@ function dispatch(kind, sid, data, start, end) {
     if (dead) return;
     if (typeof init.code !== 'string' || typeof init.handler !== 'string' ||
         (init.env !== undefined && (init.env === null || typeof init.env !== 'object')) ||
-        (init.files !== undefined && (init.files === null || typeof init.files !== 'object' || typeof init.files_dir !== 'string'))) {
+        (init.files !== undefined && (init.files === null || typeof init.files !== 'object' || Array.isArray(init.files) || typeof init.files_dir !== 'string'))) {
       return protocolError('INIT lacks a field or has a wrong one');
     }
     if (init.archive) archive = new (require('./hearth_guest_tar.cjs'))(init.code);

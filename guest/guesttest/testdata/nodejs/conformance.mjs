@@ -137,6 +137,18 @@ export const environment = () => ({
   cwd: process.cwd(),
 });
 
+export const files = () => {
+  const directory = process.env.FILES;
+  const mode = (path) => (fs.statSync(path).mode & 0o777).toString(8);
+  return {
+    mode: mode(directory),
+    found: Object.fromEntries(fs.readdirSync(directory).map((name) => {
+      const path = `${directory}/${name}`;
+      return [name, [mode(path), fs.readFileSync(path).toString('hex')]];
+    })),
+  };
+};
+
 export const context = (event, context) => ({
   id: context.awsRequestId,
   function: context.functionName,

@@ -173,6 +173,15 @@ def environment(event, context):
     }
 
 
+def files(event, context):
+    directory = os.environ["FILES"]
+    found = {}
+    for name in os.listdir(directory):
+        with open(directory + "/" + name, "rb") as f:
+            found[name] = [oct(os.stat(f.fileno()).st_mode & 0o777)[2:], f.read().hex()]
+    return {"mode": oct(os.stat(directory).st_mode & 0o777)[2:], "found": found}
+
+
 def context(event, context):
     return {
         "id": context.aws_request_id,
