@@ -176,6 +176,7 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 		}
 	}
 	routes := a.Routes
+	var started []hearth.Version
 	for n := range a.Versions {
 		v, err := s.version(ctx, old.Name, n)
 		if err != nil {
@@ -195,11 +196,13 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 		if err != nil {
 			return f, nil, err
 		}
+		started = append(started, with)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
+	s.retireOutdated(ctx, started, a.Env)
 	if err := s.checkRoutes(old.Name, a.Name, routes); err != nil {
 		return f, nil, err
 	}
@@ -208,6 +211,21 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 		return f, nil, err
 	}
 	return f, stored, s.reload(ctx)
+}
+
+// retireOutdated ends the instances of versions that were started with the
+// environment while one of their secrets got another value: no call would reach
+// them.
+func (s *API) retireOutdated(ctx context.Context, started []hearth.Version, env map[string]string) {
+	for _, v := range started {
+		if len(v.Secrets) == 0 {
+			continue
+		}
+		now, err := s.Versions.Version(ctx, v.Function, v.Number)
+		if err != nil || now.WithEnv(env).Incarnation != v.Incarnation {
+			s.Verifier.Retire(v.Incarnation)
+		}
+	}
 }
 
 // version returns one version of a function. Errors: CodeNotFound with a hint.

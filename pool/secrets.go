@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/hearthrun/hearth"
@@ -67,10 +68,10 @@ const (
 // Of values with several lines, such as keys in PEM, each line is replaced too, as
 // the function's output comes line by line.
 func newMask(values map[string][]byte) *strings.Replacer {
-	var pairs []string
+	var hidden []string
 	add := func(s string) {
 		if len(s) >= leastMasked {
-			pairs = append(pairs, s, "***")
+			hidden = append(hidden, s)
 		}
 	}
 	for _, b := range values {
@@ -84,13 +85,19 @@ func newMask(values map[string][]byte) *strings.Replacer {
 			continue
 		}
 		for line := range strings.SplitSeq(trimmed, "\n") {
-			if len(pairs) < 2*mostMasked {
+			if len(hidden) < mostMasked {
 				add(strings.TrimSpace(line))
 			}
 		}
 	}
-	if len(pairs) == 0 {
+	if len(hidden) == 0 {
 		return nil
+	}
+	// The longest first, as one may begin with another.
+	slices.SortFunc(hidden, func(a, b string) int { return len(b) - len(a) })
+	pairs := make([]string, 0, 2*len(hidden))
+	for _, s := range hidden {
+		pairs = append(pairs, s, "***")
 	}
 	return strings.NewReplacer(pairs...)
 }

@@ -120,7 +120,7 @@ func only(t *testing.T, p *Pool) *instance {
 
 func TestSecretsAreMasked(t *testing.T) {
 	const pem = "-----BEGIN-----\nZmlyc3QgbGluZQ==\nshort\n-----END-----\n"
-	store := &vault{values: map[string]map[int]string{"token": {1: "first-value", 2: "tiny", 3: pem}}}
+	store := &vault{values: map[string]map[int]string{"token": {1: "first-value", 2: "tiny", 3: pem, 4: "long-value"}, "other": {4: "long-value-longer"}}}
 	logs := &lines{}
 	d := &fakeDriver{}
 	var print string
@@ -137,12 +137,16 @@ func TestSecretsAreMasked(t *testing.T) {
 			print, want string
 		}{
 			{1, "it is first-value, twice first-value.", "it is ***, twice ***."},
+			{4, "one long-value and long-value-longer", "one *** and ***"},
 			{2, "it is tiny", "it is tiny"}, // in too much that is no secret
 			{3, "line Zmlyc3QgbGluZQ== of short", "line *** of short"},
 			{3, "all\n" + pem, "all\n***"},
 		} {
 			print = c.print
 			v := secretly(c.version)
+			if c.version == 4 {
+				v.Secrets["other"] = 4
+			}
 			before := len(logs.all())
 			_, _, err := do(t.Context(), p, v, "a")
 			e := hearth.AsError(err)

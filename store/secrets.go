@@ -158,20 +158,18 @@ func (s *Secrets) SetSecret(ctx context.Context, name string, value []byte) (out
 			return err
 		}
 		old, err := scanSecret(tx.QueryRowContext(ctx, selectSecret+` WHERE s.name = ?`, name))
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		isNew := errors.Is(err, sql.ErrNoRows)
+		if err != nil && !isNew {
 			return err
 		}
-		if err == nil && old.key == key.id {
-			have, err := s.read(ctx, tx, key, name, old.Version)
-			if err != nil {
-				return err
-			}
-			if bytes.Equal(have, value) {
+		if !isNew {
+			// One that cannot be opened any more is set anew.
+			if have, err := s.read(ctx, tx, key, name, old.Version); err == nil && bytes.Equal(have, value) {
 				out, err = s.describe(ctx, tx, key, name)
 				return err
 			}
 		}
-		if errors.Is(err, sql.ErrNoRows) {
+		if isNew {
 			var n int
 			if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM secrets`).Scan(&n); err != nil {
 				return err

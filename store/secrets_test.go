@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"database/sql"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -136,6 +137,39 @@ func TestSecretsAtRest(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(keyFile), ".*")); len(left) > 0 {
 		t.Errorf("files remain: %v", left)
+	}
+}
+
+// TestSecretsMoved: who can write to the database cannot give a function another
+// secret than its own, or an older value.
+func TestSecretsMoved(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	secrets := s.Secrets(filepath.Join(dir, "secrets.key"))
+	setSecret(t, secrets, "one", "old")
+	setSecret(t, secrets, "one", "new")
+	setSecret(t, secrets, "two", "other")
+	db, err := sql.Open("sqlite", filepath.Join(dir, "hearth.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, from := range []string{"name = 'one' AND number = 1", "name = 'two'"} {
+		_, err := db.ExecContext(t.Context(), `UPDATE secret_versions SET sealed = (SELECT sealed FROM secret_versions WHERE `+from+`) WHERE name = 'one' AND number = 2`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = secrets.OpenSecrets(t.Context(), map[string]int{"one": 2})
+		fails(t, err, hearth.CodeUnavailable, "damaged")
+	}
+	if _, err := db.ExecContext(t.Context(), `UPDATE secret_versions SET sealed = x'00' WHERE name = 'two'`); err != nil {
+		t.Fatal(err)
+	}
+	_, err = secrets.OpenSecrets(t.Context(), map[string]int{"two": 1})
+	fails(t, err, hearth.CodeUnavailable, "damaged")
+	// Setting it again mends it.
+	if x, err := secrets.SetSecret(t.Context(), "two", []byte("other")); err != nil || openSecret(t, secrets, "two", x.Version) != "other" {
+		t.Errorf("set again: %+v, %v", x, err)
 	}
 }
 

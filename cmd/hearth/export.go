@@ -28,7 +28,8 @@ and changes nothing on this one.
 DIR must be empty or not exist yet. With --force, the files of functions that are
 there are replaced; what a deploy leaves out, such as .git, stays.
 
-The values of environment variables are written as they are.`,
+The values of environment variables are written as they are. Of secrets there are
+only the names: set them on the other server before you apply.`,
 		Example: `  hearth export -f functions
   hearth export hello greeter -f functions --force`,
 		ValidArgsFunction: func(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {

@@ -233,7 +233,7 @@ func configPairs(c hearth.Config) [][2]string {
 	for _, m := range []struct {
 		word   string
 		values map[string]string
-	}{{"env", c.Env}, {"label", c.Labels}} {
+	}{{"env", c.Env}, {"secret", c.Secrets}, {"secret file", c.SecretFiles}, {"label", c.Labels}} {
 		for _, k := range slices.Sorted(maps.Keys(m.values)) {
 			pairs = append(pairs, [2]string{m.word, k + "=" + m.values[k]})
 		}

@@ -119,6 +119,9 @@ func (a *app) readSecret(name, file string) ([]byte, error) {
 	if len(value) == 0 {
 		return nil, &usageError{fmt.Errorf("%s is empty\n\na secret has at least one byte", what)}
 	}
+	if len(value) > hearth.MaxSecret {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "%s has more than %s", what, hearth.Bytes(hearth.MaxSecret)).WithHint("a secret is at most that long")
+	}
 	return value, nil
 }
 
