@@ -104,13 +104,13 @@ func TestSecretsReachTheGuest(t *testing.T) {
 	})
 }
 
-// only returns the instance that there is.
+// only returns the instance with a function that there is.
 func only(t *testing.T, p *Pool) *instance {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.instances {
-		if !i.gone() {
+		if i.group != nil && !i.gone() {
 			return i
 		}
 	}
