@@ -140,7 +140,7 @@ func fromHuma(status int, m *huma.ErrorModel) *problem {
 	case http.StatusUnprocessableEntity:
 		p.Status = http.StatusBadRequest
 	case http.StatusRequestEntityTooLarge:
-		p.Hint = "send the code as an archive to POST /v1/artifacts instead of inline"
+		p.Hint = "send less; code can come as an archive instead of inline, to POST /v1/artifacts"
 	case http.StatusUnsupportedMediaType:
 		p.Hint = "send JSON with Content-Type: application/json"
 	case http.StatusRequestTimeout:
