@@ -205,7 +205,10 @@ func TestAliases(t *testing.T) {
 		t.Errorf("live are %v", pool.live)
 	}
 	for _, c := range []struct{ alias, route, owner string }{
-		{"live", "/beta/{y}", "alias beta of function f"}, {"beta", "/f", "of function f"}, {"beta", "/beta/{x}", ""}, {"new", "beta.example.com/", "alias beta of function f"},
+		{"live", "/beta/{y}", "alias beta of function f"},
+		{"beta", "/f", "of function f"},
+		{"beta", "/beta/{x}", ""},
+		{"new", "beta.example.com/", "alias beta of function f"},
 		{"new", "/", ""},
 	} {
 		err := g.CheckRoutes("f", c.alias, []hearth.Route{hearth.Route(c.route)})
@@ -248,7 +251,8 @@ func TestPreviews(t *testing.T) {
 }
 
 func TestHosts(t *testing.T) {
-	g, _, _ := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100}),
+	g, _, _ := newSplit(t, []hearth.Alias{
+		live(hearth.Weights{1: 100}),
 		{Name: "exact", Versions: hearth.Weights{2: 100}, Routes: []hearth.Route{"a.example.com/x", "GET a.example.com/v1/{y}"}},
 		{Name: "wild", Versions: hearth.Weights{3: 100}, Routes: []hearth.Route{"*.example.com/"}},
 	}, numbered("f", 1, func(c *hearth.Config) { c.Routes = []hearth.Route{"/x", "/everywhere"} }), numbered("f", 2, nil), numbered("f", 3, nil))
