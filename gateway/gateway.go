@@ -344,6 +344,10 @@ type eventSink struct {
 func (s *eventSink) Head(*guest.Head) error { return nil }
 
 func (s *eventSink) Data(p []byte, _ bool) error {
+	s.rec.BytesOut += int64(len(p))
+	if s.rec.BytesOut > s.limit {
+		return responseTooLarge(s.limit)
+	}
 	if !s.begun {
 		s.begun = true
 		rec := *s.rec
@@ -351,10 +355,6 @@ func (s *eventSink) Data(p []byte, _ bool) error {
 		rec.Status = 200
 		rec.Timings.Run = time.Since(s.begin) - t.Queue - t.Start - t.Init
 		s.started(rec)
-	}
-	s.rec.BytesOut += int64(len(p))
-	if s.rec.BytesOut > s.limit {
-		return responseTooLarge(s.limit)
 	}
 	_, err := s.w.Write(p)
 	return clientError(err)

@@ -259,16 +259,16 @@ func (x *exchange) Data(p []byte, last bool) error {
 	if x.fill != nil {
 		x.fill.data(p, last)
 	}
+	x.rec.BytesOut += int64(len(p))
+	if x.rec.BytesOut > x.limit {
+		return responseTooLarge(x.limit)
+	}
 	if !x.wrote {
 		length := -1
 		if last {
 			length = len(p)
 		}
 		x.writeHead(length)
-	}
-	x.rec.BytesOut += int64(len(p))
-	if x.rec.BytesOut > x.limit {
-		return responseTooLarge(x.limit)
 	}
 	if !x.bounded && (!last || len(p) > smallWrite) {
 		x.boundWrites()
@@ -383,6 +383,8 @@ type problem struct {
 	Detail string      `json:"detail"`
 	Code   hearth.Code `json:"code"`
 	Hint   string      `json:"hint,omitempty"`
+	// ErrorType tells errors of the function apart: see docs/errors.md.
+	ErrorType string `json:"error_type,omitempty"`
 	// RetryAfter is the header Retry-After, in seconds.
 	RetryAfter int64 `json:"retry_after_s,omitempty"`
 	// Invocation is the id to look for in the function's log.
@@ -406,8 +408,9 @@ func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, 
 		p.Invocation = rec.ID
 		setHeaders(h, rec)
 		if isFunctionError(err) {
-			p.Detail = "the function failed"
+			p.Detail, p.ErrorType = "the function failed", "Handler.Exception"
 			if e.Function != nil && strings.HasPrefix(e.Function.Type, "Runtime.") {
+				p.ErrorType = e.Function.Type
 				p.Detail += " (" + e.Function.Type + ")"
 			}
 			p.Hint = "its owner finds the reason with: hearth logs " + rec.Function
