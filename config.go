@@ -39,6 +39,8 @@ type Config struct {
 	Warm Warm `json:"warm,omitzero" yaml:"warm,omitempty" doc:"What is kept ready ahead of calls"`
 	// Cache keeps responses to GET requests; nil keeps none.
 	Cache *Cache `json:"cache,omitempty" yaml:"cache,omitempty" doc:"Keeps responses to GET requests and answers with them"`
+	// Async is how calls that run later are treated; nil means the defaults.
+	Async *Async `json:"async,omitempty" yaml:"async,omitempty" doc:"How asynchronous calls are retried, and what is told of their end"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -127,7 +129,19 @@ func (c Config) WithDefaults() Config {
 	if c.InstanceConcurrency == 0 {
 		c.InstanceConcurrency = 1
 	}
+	if c.Async != nil {
+		a := c.Async.WithDefaults()
+		c.Async = &a
+	}
 	return c
+}
+
+// AsyncOrDefault returns Async with its defaults filled in.
+func (c Config) AsyncOrDefault() Async {
+	if c.Async == nil {
+		return Async{}.WithDefaults()
+	}
+	return c.Async.WithDefaults()
 }
 
 // Clone returns a copy that shares nothing with c.
@@ -136,6 +150,11 @@ func (c Config) Clone() Config {
 	c.Routes = append([]Route(nil), c.Routes...)
 	if c.Cache != nil {
 		c.Cache = &Cache{TTL: maps.Clone(c.Cache.TTL), Authorized: c.Cache.Authorized}
+	}
+	if c.Async != nil {
+		a := *c.Async
+		a.OnSuccess, a.OnFailure = slices.Clone(a.OnSuccess), slices.Clone(a.OnFailure)
+		c.Async = &a
 	}
 	return c
 }
@@ -213,6 +232,11 @@ func (c Config) Validate() error {
 	}
 	if err := c.validateCache(); err != nil {
 		return err
+	}
+	if c.Async != nil {
+		if err := c.Async.validate(); err != nil {
+			return err
+		}
 	}
 	size := 0
 	for k, v := range c.Env {
