@@ -1,9 +1,11 @@
 package hearth
 
 import (
+	"encoding/json"
 	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Async is how the asynchronous calls of a function are treated.
@@ -269,3 +271,18 @@ func (c AsyncCall) Lane() string {
 
 // WebhookLane is the lane of the deliveries of a function's webhooks.
 func WebhookLane(function string) string { return function + "/webhooks" }
+
+// Content returns the body as the first of these that it is: a JSON value, text, or
+// bytes. All are empty if it is.
+func (r AsyncResult) Content() (value json.RawMessage, text string, bytes []byte) {
+	switch {
+	case len(r.Body) == 0:
+	case !r.Cut && json.Valid(r.Body):
+		value = r.Body
+	case utf8.Valid(r.Body):
+		text = string(r.Body)
+	default:
+		bytes = r.Body
+	}
+	return value, text, bytes
+}

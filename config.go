@@ -234,7 +234,7 @@ func (c Config) Validate() error {
 		return err
 	}
 	if c.Async != nil {
-		if err := c.Async.validate(); err != nil {
+		if err := c.Async.WithDefaults().validate(); err != nil {
 			return err
 		}
 	}

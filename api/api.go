@@ -129,6 +129,8 @@ type Deps struct {
 	Pool        Pool
 	Router      Router
 	Invoker     hearth.Invoker
+	Acceptor    Acceptor
+	Queue       Queue
 	Logs        Logs
 	Invocations Invocations
 	Drivers     Drivers
@@ -163,6 +165,8 @@ type server struct {
 	uploads chan struct{}
 	// builds bounds how many dependency builds run at the same time.
 	builds chan struct{}
+	// drainContext ends when the server begins to shut down.
+	drainContext context.Context
 }
 
 // maxUploads is how many artifacts are unpacked at the same time; others wait.
@@ -184,6 +188,7 @@ func New(d Deps) http.Handler {
 		uploads: make(chan struct{}, maxUploads),
 		builds:  make(chan struct{}, maxBuilds),
 	}
+	s.drainContext = untilClosed{context.Background(), d.Draining}
 	s.huma = newHuma(s)
 	s.registerFunctions()
 	s.registerVersions()
@@ -191,10 +196,30 @@ func New(d Deps) http.Handler {
 	s.registerPool()
 	s.registerArtifacts()
 	s.registerInvocations()
+	s.registerQueue()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()
 	return s.guard(http.HandlerFunc(s.route))
+}
+
+// untilClosed is a context that ends when a channel is closed.
+type untilClosed struct {
+	context.Context
+	closed <-chan struct{}
+}
+
+// Done implements context.Context.
+func (c untilClosed) Done() <-chan struct{} { return c.closed }
+
+// Err implements context.Context.
+func (c untilClosed) Err() error {
+	select {
+	case <-c.closed:
+		return context.Canceled
+	default:
+		return nil
+	}
 }
 
 // route serves r, or a problem where net/http would answer in plain text.

@@ -434,6 +434,10 @@ func (s *server) remove(ctx context.Context, name string, match condition) error
 	if err := s.reload(ctx); err != nil {
 		return err
 	}
+	if err := s.Queue.Forget(ctx, name); err != nil {
+		// At the latest the next start of the server does it.
+		s.Logger.WarnContext(ctx, "the queued calls of a deleted function remain", "function", name, "error", err)
+	}
 	if err := s.Logs.Delete(name); err != nil {
 		// The function is gone all the same; nobody can repeat the request.
 		s.Logger.WarnContext(ctx, "the logs of a deleted function remain", "function", name, "error", err)

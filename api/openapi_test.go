@@ -139,11 +139,11 @@ func TestOpenAPIStructure(t *testing.T) {
 	}
 	slices.Sort(ops)
 	want := []string{
-		"DELETE /v1/functions/{name}", "DELETE /v1/functions/{name}/instances", "GET /healthz", "GET /readyz", "GET /v1/drivers", "GET /v1/functions",
+		"DELETE /v1/functions/{name}", "DELETE /v1/functions/{name}/instances", "DELETE /v1/functions/{name}/queue/dead", "DELETE /v1/invocations/{id}", "GET /healthz", "GET /readyz", "GET /v1/drivers", "GET /v1/functions",
 		"GET /v1/functions/{name}", "GET /v1/functions/{name}/instances", "GET /v1/functions/{name}/invocations", "GET /v1/functions/{name}/logs",
-		"GET /v1/functions/{name}/versions", "GET /v1/functions/{name}/versions/{number}", "GET /v1/invocations/{id}",
-		"GET /v1/pool", "GET /v1/pool/events",
-		"POST /v1/artifacts", "POST /v1/functions", "POST /v1/functions/{name}/invocations", "PUT /v1/functions/{name}",
+		"GET /v1/functions/{name}/queue", "GET /v1/functions/{name}/versions", "GET /v1/functions/{name}/versions/{number}", "GET /v1/invocations/{id}",
+		"GET /v1/pool", "GET /v1/pool/events", "GET /v1/queue", "GET /v1/queue/webhook-secret",
+		"POST /v1/artifacts", "POST /v1/functions", "POST /v1/functions/{name}/invocations", "POST /v1/functions/{name}/queue/redrive", "PUT /v1/functions/{name}",
 	}
 	if d := cmp.Diff(want, ops); d != "" {
 		t.Errorf("operations (-want +got):\n%s", d)

@@ -65,6 +65,8 @@ type Config struct {
 	Recorder Recorder
 	Logs     Logs
 	Logger   *slog.Logger
+	// Queue stores calls that are to run later; nil refuses them.
+	Queue Queue
 	// MaxRequest and MaxResponse bound bodies in bytes; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
 	// SpoolDir is where long request bodies are kept while they arrive; default
@@ -83,6 +85,7 @@ type Gateway struct {
 	cfg    Config
 	spool  spool
 	cache  *cache
+	large  chan struct{} // a token for each large body that is being stored
 	reload sync.Mutex
 	table  atomic.Pointer[table]
 }
@@ -106,7 +109,7 @@ func New(cfg Config) *Gateway {
 	if cfg.MaxCached == 0 {
 		cfg.MaxCached = 1 << 20
 	}
-	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
+	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}, large: make(chan struct{}, maxLargeBodies)}
 	g.table.Store(emptyTable())
 	return g
 }

@@ -69,6 +69,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t.redirect.ServeHTTP(w, r)
 		return
 	}
+	if r.Header[invocationType] != nil {
+		if async, err := IsAsync(r.Header); async || err != nil {
+			g.async(w, r, &t, now)
+			return
+		}
+	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
 	x := exchanges.Get().(*exchange)
@@ -197,6 +203,18 @@ func bodyError(err error) error {
 
 // Head implements guest.Sink.
 func (x *exchange) Head(h *guest.Head) error {
+	if err := validHead(h); err != nil {
+		return err
+	}
+	x.head = h
+	if x.fill != nil {
+		x.fill.head(h)
+	}
+	return nil
+}
+
+// validHead tells whether a response can be sent. Errors: CodeFunction.
+func validHead(h *guest.Head) error {
 	if h.Status < 200 || h.Status > 599 {
 		return invalidResponse("status " + strconv.Itoa(h.Status) + " is not between 200 and 599")
 	}
@@ -207,10 +225,6 @@ func (x *exchange) Head(h *guest.Head) error {
 		if !httpguts.ValidHeaderFieldValue(kv[1]) {
 			return invalidResponse("the value of header " + kv[0] + " is not valid")
 		}
-	}
-	x.head = h
-	if x.fill != nil {
-		x.fill.head(h)
 	}
 	return nil
 }
@@ -360,9 +374,18 @@ type problem struct {
 // writeError answers with an error. What the function raised is for its owner:
 // it is in its log, and its callers learn only that it failed.
 func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error) {
+	writeProblem(w, r, rec, err, 0)
+}
+
+// writeProblem does so with a status that is more exact than that of the error's
+// code, unless it is 0.
+func writeProblem(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error, status int) {
 	e := hearth.AsError(err)
+	if status == 0 {
+		status = e.Code.HTTPStatus()
+	}
 	p := problem{
-		Type: "about:blank", Status: e.Code.HTTPStatus(), Detail: e.Message,
+		Type: "about:blank", Status: status, Detail: e.Message,
 		Code: e.Code, Hint: e.Hint, RetryAfter: e.RetrySeconds(),
 	}
 	p.Title = http.StatusText(p.Status)
