@@ -60,6 +60,9 @@ type Config struct {
 	// QueueSize bounds the payloads and results of asynchronous calls that are stored,
 	// in bytes; default 1 GiB.
 	QueueSize hearth.Bytes
+	// WebhookAllow are endpoints, "host:port", that webhooks of functions may reach
+	// besides public addresses.
+	WebhookAllow []string
 
 	// MemoryBudget is what all instances together are expected to use at most, in
 	// bytes; default three quarters of the memory that this process may have.
@@ -152,6 +155,7 @@ type Server struct {
 	probes   *probes
 	pool     *pool.Pool
 	queue    *queue.Queue
+	webhooks *webhooks
 	gateway  *gateway.Gateway
 	http     *http.Server
 	ready    chan struct{} // closed when calls are served
@@ -214,7 +218,11 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "the data directory cannot be used: %w", err)
 	}
-	s.queue = queue.New(queue.Config{Store: s.store.Queue(store.QueueLimits{Bytes: int64(s.cfg.QueueSize)}), Logger: log})
+	calls := s.store.Queue(store.QueueLimits{Bytes: int64(s.cfg.QueueSize)})
+	if s.webhooks, err = newWebhooks(calls.WebhookSecret(), s.cfg.WebhookAllow, s.cfg.Version); err != nil {
+		return nil, err
+	}
+	s.queue = queue.New(queue.Config{Store: calls, Webhooks: s.webhooks, Logger: log})
 	s.gateway = gateway.New(gateway.Config{
 		SpoolDir: spool, Queue: s.queue,
 		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
@@ -380,6 +388,7 @@ func (s *Server) Close() error {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel() // Run has waited for what runs
 		s.queue.Close(ctx)
+		s.webhooks.Close()
 	}
 	if s.pool != nil {
 		ctx, cancel := context.WithCancel(context.Background())
