@@ -339,6 +339,14 @@ func sameConfig(a, b hearth.Config) bool {
 		if c.Cache != nil && len(c.Cache.TTL) == 0 {
 			c.Cache = &hearth.Cache{Authorized: c.Cache.Authorized}
 		}
+		if c = c.Clone(); c.Async != nil {
+			if len(c.Async.OnSuccess) == 0 {
+				c.Async.OnSuccess = nil
+			}
+			if len(c.Async.OnFailure) == 0 {
+				c.Async.OnFailure = nil
+			}
+		}
 		return c
 	}
 	return reflect.DeepEqual(norm(a), norm(b))

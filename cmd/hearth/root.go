@@ -73,7 +73,7 @@ Exit codes: 0 success, 1 other errors, 2 wrong usage` + exitCodes() + `.`,
 		&cobra.Group{ID: "functions", Title: "Functions:"},
 		&cobra.Group{ID: "server", Title: "Server and host:"},
 	)
-	for _, c := range []*cobra.Command{a.initCmd(), a.deployCmd(), a.invokeCmd(), a.listCmd(), a.getCmd(), a.deleteCmd(), a.logsCmd(), a.configCmd()} {
+	for _, c := range []*cobra.Command{a.initCmd(), a.deployCmd(), a.invokeCmd(), a.listCmd(), a.getCmd(), a.deleteCmd(), a.logsCmd(), a.queueCmd(), a.configCmd()} {
 		c.GroupID = "functions"
 		root.AddCommand(c)
 	}
