@@ -201,6 +201,18 @@ type AsyncResult struct {
 	Cut bool
 }
 
+// ParseInvocationType reads the header Hearth-Invocation-Type: it tells whether a call
+// is to be run later. Errors: CodeInvalid for a value that is not known.
+func ParseInvocationType(value string) (async bool, err error) {
+	switch strings.ToLower(value) {
+	case "", "sync":
+		return false, nil
+	case "async":
+		return true, nil
+	}
+	return false, Errorf(CodeInvalid, "Hearth-Invocation-Type %q is not known", clip(value)).WithHint("choose async, or sync as without it")
+}
+
 // AsyncPayload is what a call passes to its function.
 type AsyncPayload struct {
 	// Head is the event of an HTTP request as JSON, without its body; nil for

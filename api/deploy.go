@@ -22,6 +22,9 @@ const (
 	verifyGrace = time.Minute
 	// commitTimeout bounds the steps that go on when the client goes away.
 	commitTimeout = 30 * time.Second
+	// forgetTimeout bounds how long the queued calls of a deleted function are being
+	// canceled; there may be half a million. Meanwhile nobody can use its name.
+	forgetTimeout = 5 * time.Minute
 )
 
 // deployment is what a client wants a function to be.
@@ -415,6 +418,18 @@ func (s *server) storeVersion(ctx context.Context, v hearth.Version, old *hearth
 	return f, err
 }
 
+// commitRemoval removes a function from the catalog and the routes.
+func (s *server) commitRemoval(ctx context.Context, f hearth.Function) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	if err := s.Catalog.DeleteFunction(ctx, f.Name, f.Generation); err != nil {
+		return err
+	}
+	return s.reload(ctx)
+}
+
 // remove deletes a function.
 func (s *server) remove(ctx context.Context, name string, match condition) error {
 	unlock, err := s.deploys.lock(ctx, name)
@@ -432,16 +447,11 @@ func (s *server) remove(ctx context.Context, name string, match condition) error
 	if err := match.check(name, &f); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	if err := s.commitRemoval(ctx, f); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
 	defer cancel()
-	s.commit.Lock()
-	defer s.commit.Unlock()
-	if err := s.Catalog.DeleteFunction(ctx, name, f.Generation); err != nil {
-		return err
-	}
-	if err := s.reload(ctx); err != nil {
-		return err
-	}
 	if err := s.Queue.Forget(ctx, name); err != nil {
 		// At the latest the next start of the server does it.
 		s.Logger.WarnContext(ctx, "the queued calls of a deleted function remain", "function", name, "error", err)

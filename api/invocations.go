@@ -160,7 +160,7 @@ func (s *server) getInvocation(ctx context.Context, in *invocationInput) (*invoc
 
 // invoke serves POST /v1/functions/{name}/invocations.
 func (s *server) invoke(w http.ResponseWriter, r *http.Request) error {
-	async, err := asyncHeader(r.Header)
+	async, err := hearth.ParseInvocationType(r.Header.Get("Hearth-Invocation-Type"))
 	if err != nil {
 		return err
 	}

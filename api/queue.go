@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -242,16 +241,4 @@ func (s *server) acceptEvent(w http.ResponseWriter, r *http.Request, event []byt
 	w.WriteHeader(status)
 	_, _ = w.Write(body)
 	return nil
-}
-
-// asyncHeader tells whether a request is to be run later. Errors: CodeInvalid.
-func asyncHeader(h http.Header) (bool, error) {
-	switch v := h.Get("Hearth-Invocation-Type"); strings.ToLower(v) {
-	case "", "sync":
-		return false, nil
-	case "async":
-		return true, nil
-	default:
-		return false, hearth.Errorf(hearth.CodeInvalid, "Hearth-Invocation-Type %q is not known", clip(v)).WithHint("choose async, or sync as without it")
-	}
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -18,8 +17,8 @@ import (
 // HTTP, and how package queue has them run.
 
 const (
-	// MaxAsyncBody bounds the body of an asynchronous call in bytes.
-	MaxAsyncBody = 6 << 20
+	// maxAsyncBody bounds the body of an asynchronous call in bytes.
+	maxAsyncBody = 6 << 20
 	// maxAsyncResult is how much of a result is stored, in bytes.
 	maxAsyncResult = 256 << 10
 	// maxAsyncHeaders bounds the stored headers of a response in bytes.
@@ -38,19 +37,6 @@ type Queue interface {
 
 // invocationType is the header that asks for an asynchronous call.
 const invocationType = "Hearth-Invocation-Type"
-
-// IsAsync tells whether a request asks to be run later. Errors: CodeInvalid for a
-// value that is not known.
-func IsAsync(h http.Header) (bool, error) {
-	switch v := h.Get(invocationType); strings.ToLower(v) {
-	case "", "sync":
-		return false, nil
-	case "async":
-		return true, nil
-	default:
-		return false, hearth.Errorf(hearth.CodeInvalid, "%s %q is not known", invocationType, clip(v)).WithHint("choose async, or sync as without it")
-	}
-}
 
 func clip(s string) string {
 	if len(s) > 80 {
@@ -103,23 +89,28 @@ func (g *Gateway) async(w http.ResponseWriter, r *http.Request, t *target, now t
 		writeProblem(w, r, nil, err, status)
 		return
 	}
+	call.Failures = nil // what a function raised is for its owner
 	body, err := json.Marshal(call)
 	if err != nil {
 		writeError(w, r, nil, err)
 		return
 	}
-	SetAccepted(w.Header(), call.ID, first)
+	setAccepted(w.Header(), call.ID, first)
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(AcceptedStatus(first))
+	status := http.StatusAccepted
+	if !first {
+		status = http.StatusOK
+	}
+	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
 		w.Write(body) //nolint:errcheck // the client is gone
 	}
 }
 
-// SetAccepted sets the headers of the answer to a call that was accepted.
-func SetAccepted(h http.Header, id string, first bool) {
+// setAccepted sets the headers of the answer to a call that was accepted.
+func setAccepted(h http.Header, id string, first bool) {
 	h["Hearth-Invocation-Id"] = []string{id}
 	h["Location"] = []string{"/v1/invocations/" + id}
 	if !first {
@@ -127,18 +118,8 @@ func SetAccepted(h http.Header, id string, first bool) {
 	}
 }
 
-// AcceptedStatus is the status of that answer.
-func AcceptedStatus(first bool) int {
-	if first {
-		return http.StatusAccepted
-	}
-	return http.StatusOK
-}
-
 func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *target, now time.Time) (call hearth.AsyncCall, first bool, err error) {
-	if async, err := IsAsync(r.Header); err != nil {
-		return call, false, err
-	} else if !async || g.cfg.Queue == nil {
+	if g.cfg.Queue == nil {
 		return call, false, hearth.Errorf(hearth.CodeUnsupported, "this server has no queue")
 	}
 	req, err := asyncRequest(r.Header, now)
@@ -147,14 +128,14 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
-	if r.ContentLength > MaxAsyncBody {
+	if r.ContentLength > maxAsyncBody {
 		return call, false, errBodyTooLarge
 	}
 	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
 		http.NewResponseController(w).SetReadDeadline(end) //nolint:errcheck // a connection without deadlines is a test's
-		counted := &countingReader{r: r.Body, limit: MaxAsyncBody}
+		counted := &countingReader{r: r.Body, limit: maxAsyncBody}
 		body, err := g.spool.collect(counted)
-		if counted.n.Load() > MaxAsyncBody {
+		if counted.n.Load() > maxAsyncBody {
 			err = errBodyTooLarge
 		}
 		if err != nil {
@@ -182,7 +163,7 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 	return g.cfg.Queue.Accept(ctx, req)
 }
 
-var errBodyTooLarge = tooLarge(MaxAsyncBody)
+var errBodyTooLarge = tooLarge(maxAsyncBody)
 
 // AsyncConfig returns the configuration of the version that a target names now.
 // Errors: CodeNotFound.

@@ -69,8 +69,13 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t.redirect.ServeHTTP(w, r)
 		return
 	}
-	if r.Header[invocationType] != nil {
-		if async, err := IsAsync(r.Header); async || err != nil {
+	if h := r.Header[invocationType]; h != nil {
+		async, err := hearth.ParseInvocationType(h[0])
+		if err != nil {
+			writeError(w, r, nil, err)
+			return
+		}
+		if async {
 			g.async(w, r, &t, now)
 			return
 		}

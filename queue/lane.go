@@ -201,7 +201,9 @@ func (q *Queue) load(l *lane) {
 	l.loading = false
 	l.head = nil
 	for _, c := range list {
-		if q.running[c.ID] == nil && len(l.head) < headSize {
+		if r := q.running[c.ID]; r != nil {
+			r.seen = true
+		} else if len(l.head) < headSize {
 			l.head = append(l.head, item{c.ID, c.DueAt, c.Bytes})
 		}
 	}
@@ -239,8 +241,9 @@ func (q *Queue) dispatchLocked() {
 func (q *Queue) beginLocked(l *lane) {
 	it := l.head[0]
 	l.head = l.head[1:]
-	if q.running[it.id] != nil {
-		return // known twice
+	if r := q.running[it.id]; r != nil {
+		r.seen = true // known twice
+		return
 	}
 	ctx, cancel := context.WithCancelCause(q.ctx)
 	r := &run{lane: l, bytes: it.bytes, cancel: cancel}
@@ -287,6 +290,10 @@ func (q *Queue) endLocked(id string, r *run, o outcome) {
 	}
 	if o.again != nil {
 		l.add(item{id, o.again.DueAt, o.again.Bytes})
+	}
+	if r.seen {
+		// It may have been redriven the moment after its end was stored.
+		l.more = true
 	}
 	if o.ended {
 		q.endedLocked(id)

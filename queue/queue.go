@@ -123,6 +123,7 @@ type run struct {
 	lane   *lane
 	bytes  int64
 	cancel context.CancelCauseFunc
+	seen   bool // it was found among those that wait
 }
 
 // New returns a queue that accepts calls; they begin after Start.

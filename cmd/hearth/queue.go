@@ -87,6 +87,9 @@ func (a *app) queueListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list NAME",
 		Short: "List the asynchronous calls of a function, newest first",
+		Long: `List shows the calls of a function that wait, run or have ended and are kept, with the
+deliveries to its webhooks: what is called, the state, and why the latest attempt
+failed.`,
 		Example: `  hearth queue list hello
   hearth queue list hello --state dead -n 10
   hearth queue list hello -o json | jq -r '.[].id'`,
@@ -163,8 +166,10 @@ func lastFailure(c hearth.AsyncCall) string {
 
 func (a *app) queueShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "show ID",
-		Short:   "Show an asynchronous call: its attempts and its result",
+		Use:   "show ID",
+		Short: "Show an asynchronous call: its attempts and its result",
+		Long: `Show prints what is known of an asynchronous call from the moment of its acceptance:
+its state, each attempt that failed, and the response once it has succeeded.`,
 		Example: `  hearth queue show 01a2189c-91b3-754e-a042-f286c28ce53a`,
 		Args:    oneID,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
@@ -290,6 +295,7 @@ func (a *app) queuePurgeCmd() *cobra.Command {
 	return a.talks(&cobra.Command{
 		Use:               "purge NAME",
 		Short:             "Delete the dead letters of a function",
+		Long:              `Purge deletes the calls that failed for good, with their payloads.`,
 		Example:           `  hearth queue purge hello`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
