@@ -128,7 +128,7 @@ func (b *bed) accept(target, body string, change ...func(*hearth.AsyncRequest)) 
 // ended waits for the end of a call.
 func (b *bed) ended(id string) hearth.AsyncCall {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 100*24*time.Hour)
+	ctx, cancel := context.WithTimeout(context.Background(), 24*time.Hour)
 	defer cancel()
 	c, err := b.Wait(ctx, id)
 	if err != nil || !c.State.Ended() {
@@ -559,4 +559,32 @@ func (w *webhooks) list() []delivery {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.tries)
+}
+
+// TestRedriveAtOnce: a dead letter that is redriven the moment it is one runs again,
+// though the queue has not put its last attempt away yet.
+func TestRedriveAtOnce(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.f.configs["hello"] = config(hearth.Async{MaxAttempts: 1})
+		b.f.run = func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error) {
+			if n := len(b.f.list()); n%2 == 1 {
+				return failing(ctx, e, attempt)
+			}
+			return ok(ctx, e, attempt)
+		}
+		for range 100 {
+			id := b.accept("hello", "1").ID
+			for {
+				n, err := b.Redrive(context.Background(), "hello", []string{id})
+				if n == 1 {
+					break
+				} else if hearth.ErrorCode(err) != hearth.CodeNotFound {
+					t.Fatal(err)
+				}
+			}
+			if c := b.ended(id); c.State != hearth.AsyncSucceeded {
+				t.Fatalf("%+v", c)
+			}
+		}
+	})
 }
