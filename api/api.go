@@ -138,6 +138,8 @@ type Deps struct {
 	Pool        Pool
 	Router      Router
 	Invoker     hearth.Invoker
+	Acceptor    Acceptor
+	Queue       Queue
 	Logs        Logs
 	Invocations Invocations
 	Drivers     Drivers
@@ -177,6 +179,8 @@ type API struct {
 	uploads chan struct{}
 	// builds bounds how many dependency builds run at the same time.
 	builds chan struct{}
+	// drainContext ends when the server begins to shut down.
+	drainContext context.Context
 }
 
 // maxUploads is how many artifacts are unpacked at the same time; others wait.
@@ -201,6 +205,7 @@ func New(d Deps) *API {
 		uploads: make(chan struct{}, maxUploads),
 		builds:  make(chan struct{}, maxBuilds),
 	}
+	s.drainContext = untilClosed{context.Background(), d.Draining}
 	s.huma = newHuma(s)
 	s.registerFunctions()
 	s.registerPlan()
@@ -213,6 +218,7 @@ func New(d Deps) *API {
 	s.registerArtifacts()
 	s.registerInvocations()
 	s.registerExamples()
+	s.registerQueue()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()
@@ -222,6 +228,25 @@ func New(d Deps) *API {
 
 // ServeHTTP implements http.Handler.
 func (s *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.http.ServeHTTP(w, r) }
+
+// untilClosed is a context that ends when a channel is closed.
+type untilClosed struct {
+	context.Context
+	closed <-chan struct{}
+}
+
+// Done implements context.Context.
+func (c untilClosed) Done() <-chan struct{} { return c.closed }
+
+// Err implements context.Context.
+func (c untilClosed) Err() error {
+	select {
+	case <-c.closed:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
 
 // route serves r, or a problem where net/http would answer in plain text.
 func (s *API) route(w http.ResponseWriter, r *http.Request) {

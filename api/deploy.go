@@ -22,6 +22,9 @@ const (
 	verifyGrace = time.Minute
 	// commitTimeout bounds the steps that go on when the client goes away.
 	commitTimeout = 30 * time.Second
+	// forgetTimeout bounds how long the queued calls of a deleted function are being
+	// canceled; there may be half a million. Meanwhile nobody can use its name.
+	forgetTimeout = 5 * time.Minute
 )
 
 // deployment is what a client wants a function to be.
@@ -344,6 +347,14 @@ func sameConfig(a, b hearth.Config) bool {
 		if c.Cache != nil && len(c.Cache.TTL) == 0 {
 			c.Cache = &hearth.Cache{Authorized: c.Cache.Authorized}
 		}
+		if c = c.Clone(); c.Async != nil {
+			if len(c.Async.OnSuccess) == 0 {
+				c.Async.OnSuccess = nil
+			}
+			if len(c.Async.OnFailure) == 0 {
+				c.Async.OnFailure = nil
+			}
+		}
 		return c
 	}
 	return reflect.DeepEqual(norm(a), norm(b))
@@ -425,6 +436,18 @@ func (s *API) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Fu
 	return f, err
 }
 
+// commitRemoval removes a function from the catalog and the routes.
+func (s *API) commitRemoval(ctx context.Context, f hearth.Function) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	if err := s.Catalog.DeleteFunction(ctx, f.Name, f.Generation); err != nil {
+		return err
+	}
+	return s.reload(ctx)
+}
+
 // remove deletes a function.
 func (s *API) remove(ctx context.Context, name string, match condition) error {
 	unlock, err := s.deploys.lock(ctx, name)
@@ -442,15 +465,14 @@ func (s *API) remove(ctx context.Context, name string, match condition) error {
 	if err := match.check(name, &f); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
-	defer cancel()
-	s.commit.Lock()
-	defer s.commit.Unlock()
-	if err := s.Catalog.DeleteFunction(ctx, name, f.Generation); err != nil {
+	if err := s.commitRemoval(ctx, f); err != nil {
 		return err
 	}
-	if err := s.reload(ctx); err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
+	defer cancel()
+	if err := s.Queue.Forget(ctx, name); err != nil {
+		// At the latest the next start of the server does it.
+		s.Logger.WarnContext(ctx, "the queued calls of a deleted function remain", "function", name, "error", err)
 	}
 	if err := s.Logs.Delete(name); err != nil {
 		// The function is gone all the same; nobody can repeat the request.

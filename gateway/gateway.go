@@ -74,6 +74,8 @@ type Config struct {
 	Recorder Recorder
 	Logs     Logs
 	Logger   *slog.Logger
+	// Queue stores calls that are to run later; nil refuses them.
+	Queue Queue
 	// MaxRequest and MaxResponse bound bodies in bytes where a function's own limits
 	// do not; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
@@ -107,6 +109,7 @@ type Gateway struct {
 	cache    *cache
 	previews previews
 	sockets  sockets
+	large    chan struct{} // a token for each large body that is being stored
 	reload   sync.Mutex
 	table    atomic.Pointer[table]
 }
@@ -139,7 +142,7 @@ func New(cfg Config) *Gateway {
 	if cfg.MaxMessages == 0 {
 		cfg.MaxMessages = 256 << 20
 	}
-	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
+	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}, large: make(chan struct{}, maxLargeBodies)}
 	g.table.Store(emptyTable())
 	return g
 }

@@ -82,6 +82,17 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Add("Set-Cookie", cookie)
 		}
 	}
+	if h := r.Header[invocationType]; h != nil {
+		async, err := hearth.ParseInvocationType(h[0])
+		if err != nil {
+			writeError(w, r, nil, err)
+			return
+		}
+		if async {
+			g.async(w, r, &t, now)
+			return
+		}
+	}
 	if t.version.Websocket && upgrades(r) {
 		g.serveSocket(w, r, &t, now)
 		return
@@ -221,10 +232,7 @@ func bodyError(err error) error {
 
 // Head implements guest.Sink.
 func (x *exchange) Head(h *guest.Head) error {
-	if h.Status < 200 || h.Status > 599 {
-		return invalidResponse("status " + strconv.Itoa(h.Status) + " is not between 200 and 599")
-	}
-	if err := checkHeaders(h); err != nil {
+	if err := validHead(h); err != nil {
 		return err
 	}
 	x.head = h
@@ -232,6 +240,14 @@ func (x *exchange) Head(h *guest.Head) error {
 		x.fill.head(h)
 	}
 	return nil
+}
+
+// validHead tells whether a response can be sent. Errors: CodeFunction.
+func validHead(h *guest.Head) error {
+	if h.Status < 200 || h.Status > 599 {
+		return invalidResponse("status " + strconv.Itoa(h.Status) + " is not between 200 and 599")
+	}
+	return checkHeaders(h)
 }
 
 func checkHeaders(h *guest.Head) error {
@@ -394,9 +410,18 @@ type problem struct {
 // writeError answers with an error. What the function raised is for its owner:
 // it is in its log, and its callers learn only that it failed.
 func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error) {
+	writeProblem(w, r, rec, err, 0)
+}
+
+// writeProblem does so with a status that is more exact than that of the error's
+// code, unless it is 0.
+func writeProblem(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error, status int) {
 	e := hearth.AsError(err)
+	if status == 0 {
+		status = e.Code.HTTPStatus()
+	}
 	p := problem{
-		Type: "about:blank", Status: e.Code.HTTPStatus(), Detail: e.Message,
+		Type: "about:blank", Status: status, Detail: e.Message,
 		Code: e.Code, Hint: e.Hint, RetryAfter: e.RetrySeconds(),
 	}
 	p.Title = http.StatusText(p.Status)
