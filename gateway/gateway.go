@@ -76,6 +76,8 @@ type Config struct {
 	Logger   *slog.Logger
 	// Queue stores calls that are to run later; nil refuses them.
 	Queue Queue
+	// Keeper keeps responses for idempotency keys; nil refuses such calls.
+	Keeper Keeper
 	// MaxRequest and MaxResponse bound bodies in bytes where a function's own limits
 	// do not; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
@@ -109,6 +111,7 @@ type Gateway struct {
 	cache    *cache
 	previews previews
 	sockets  sockets
+	running  sync.Map      // chan struct{} that is closed at its end, by the key of a KeptResponse
 	large    chan struct{} // a token for each large body that is being stored
 	reload   sync.Mutex
 	table    atomic.Pointer[table]

@@ -97,6 +97,23 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.serveSocket(w, r, &t, now)
 		return
 	}
+	key, err := idempotencyKey(r)
+	if err != nil {
+		writeError(w, r, nil, err)
+		return
+	}
+	if key != "" {
+		g.once(w, r, &t, key, now)
+		return
+	}
+	if _, broken := g.answer(w, r, &t, now); broken {
+		// The status is out; only a broken connection can tell the client.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// answer answers a request to a function. broken tells that the response broke off.
+func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, t *target, now time.Time) (rec hearth.Invocation, broken bool) {
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
 	x := exchanges.Get().(*exchange)
@@ -109,27 +126,25 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	var kept *entry
 	if t.version.Config.Cache != nil {
-		kept = g.cached(ctx, x, &t, now)
+		kept = g.cached(ctx, x, t, now)
 	}
+	var err error
 	if kept != nil {
 		err = x.replay(kept, time.Now())
 	} else {
-		err = g.call(ctx, x, &t, now)
+		err = g.call(ctx, x, t, now)
 	}
 	if x.bounded {
 		http.NewResponseController(w).SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
 	}
 	err = blame(err, x.end)
-	broken := err != nil && x.wrote
+	broken = err != nil && x.wrote
 	if err != nil && !broken {
 		x.rec.Status = hearth.AsError(err).Code.HTTPStatus()
 		writeError(w, r, &x.rec, err)
 	}
 	g.finish(&x.rec, err)
-	if broken {
-		// The status is out; only a broken connection can tell the client.
-		panic(http.ErrAbortHandler)
-	}
+	return x.rec, broken
 }
 
 // call has the function answer x.

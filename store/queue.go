@@ -325,7 +325,7 @@ func (q *Queue) Cancel(ctx context.Context, id string, reason hearth.AsyncFailur
 	return call, canceled, err
 }
 
-// Forget takes all calls from a function that was deleted: those that have not
+// Forget takes all calls and kept responses from a function that was deleted: those that have not
 // ended are canceled, for the reason. They can still be read by their id.
 func (q *Queue) Forget(ctx context.Context, function string, reason hearth.AsyncFailure, purge time.Time) error {
 	failures, err := marshalFailures([]hearth.AsyncFailure{reason})
@@ -347,7 +347,10 @@ func (q *Queue) Forget(ctx context.Context, function string, reason hearth.Async
 			` WHERE seq IN (SELECT seq FROM calls WHERE function = ?1 LIMIT ?2)`,
 			function, queueBatch, failures, reason.EndedAt.UnixMicro(), purge.UnixMicro())
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return q.forgetKept(ctx, function)
 }
 
 // Redrive queues dead letters of a function anew, all that ended before now or those
@@ -390,6 +393,9 @@ func (q *Queue) Prune(ctx context.Context, now time.Time) error {
 		return tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE purge_at <= ? LIMIT ?)`, now.UnixMicro(), queueBatch)
 	})
 	if err != nil {
+		return err
+	}
+	if err := q.pruneKept(ctx, now); err != nil {
 		return err
 	}
 	var finished, bytes, all int64
