@@ -66,7 +66,7 @@ The values of environment variables are written as they are.`,
 					return fmt.Errorf("export %s: %w", f.Name, err)
 				}
 				for _, l := range leftOut {
-					fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(f.Name+": deploys of these files leave out "+l))
+					fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(f.Name+": these files do not bring back "+l))
 				}
 				if !a.json() {
 					fmt.Fprintln(a.stdout, printable(filepath.Join(dir, f.Name)))

@@ -278,6 +278,8 @@ func keys() string {
 		}
 	}
 	list(reflect.TypeFor[hearth.Config](), "")
+	aliases, _ := reflect.TypeFor[client.Manifest]().FieldByName("Aliases")
+	rows = append(rows, [3]string{"aliases", aliases.Tag.Get("doc"), "{beta: {env: {STAGE: beta}, routes: [beta.example.com/]}}"})
 	width := 0
 	for _, r := range rows {
 		width = max(width, len(r[0]))
