@@ -173,8 +173,8 @@ type API struct {
 
 	// commit serialises changes of the catalog and the routes that follow it.
 	commit sync.Mutex
-	// deploys serialises the deploys of one function.
-	deploys locks
+	// deploys serialises the deploys of one function, changes those of its aliases.
+	deploys, changes locks
 	// uploads bounds how many artifacts are unpacked at the same time.
 	uploads chan struct{}
 	// builds bounds how many dependency builds run at the same time.
@@ -201,7 +201,7 @@ func New(d Deps) *API {
 	}
 	s := &API{
 		Deps: d, mux: http.NewServeMux(),
-		deploys: locks{held: map[string]*lock{}},
+		deploys: locks{held: map[string]*lock{}}, changes: locks{held: map[string]*lock{}},
 		uploads: make(chan struct{}, maxUploads),
 		builds:  make(chan struct{}, maxBuilds),
 	}

@@ -115,7 +115,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	f, err := s.commitVersion(ctx, v, old, old == nil || !d.preview)
+	f, err := s.commitVersion(ctx, v, old == nil || !d.preview, d.match)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -384,14 +384,15 @@ func (s *API) verify(ctx context.Context, v hearth.Version) (hearth.Version, err
 	return v, nil
 }
 
-// commitVersion stores v and, if live is true, makes it so in place of old. From here on it does not matter
+// commitVersion stores v and, if live is true, makes it so. Aliases may have changed
+// since the deploy began, unless match forbids it. From here on it does not matter
 // whether the client still waits: half a deploy is worse than one nobody saw.
-func (s *API) commitVersion(ctx context.Context, v hearth.Version, old *hearth.Function, live bool) (hearth.Function, error) {
+func (s *API) commitVersion(ctx context.Context, v hearth.Version, live bool, match condition) (hearth.Function, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	f, err := s.storeVersion(ctx, v, old, live)
+	f, err := s.storeVersion(ctx, v, live, match)
 	if err != nil {
 		s.Verifier.Retire(v.Incarnation)
 		return f, err
@@ -424,14 +425,18 @@ func (s *API) reload(ctx context.Context) error {
 }
 
 // storeVersion writes v to the catalog.
-func (s *API) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Function, live bool) (f hearth.Function, err error) {
+func (s *API) storeVersion(ctx context.Context, v hearth.Version, live bool, match condition) (f hearth.Function, err error) {
 	if err := s.checkRoutes(v.Function, hearth.Live, v.Config.Routes); err != nil {
 		return f, err
 	}
-	if old == nil {
+	now, err := s.Catalog.Function(ctx, v.Function)
+	switch {
+	case hearth.ErrorCode(err) == hearth.CodeNotFound:
 		f, _, err = s.Catalog.CreateFunction(ctx, v)
-	} else {
-		f, _, err = s.Catalog.AddVersion(ctx, v, live, old.Generation)
+	case err == nil:
+		if err = match.check(v.Function, &now); err == nil {
+			f, _, err = s.Catalog.AddVersion(ctx, v, live, now.Generation)
+		}
 	}
 	return f, err
 }
@@ -450,11 +455,13 @@ func (s *API) commitRemoval(ctx context.Context, f hearth.Function) error {
 
 // remove deletes a function.
 func (s *API) remove(ctx context.Context, name string, match condition) error {
-	unlock, err := s.deploys.lock(ctx, name)
-	if err != nil {
-		return err
+	for _, l := range []*locks{&s.deploys, &s.changes} {
+		unlock, err := l.lock(ctx, name)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 	}
-	defer unlock()
 	f, err := s.function(ctx, name)
 	if err != nil {
 		if match.exists && hearth.ErrorCode(err) == hearth.CodeNotFound {
