@@ -22,7 +22,7 @@ func TestRollbackDuringADeploy(t *testing.T) {
 			h := newHost(t)
 			var f function
 			h.do("POST", "/v1/functions", hello()).json(201, &f)
-			h.do("PUT", "/v1/functions/hello", hello(set("env", map[string]string{"A": "2"}))).json(200, &f)
+			h.do("PUT", "/v1/functions/hello", nameless(set("env", map[string]string{"A": "2"}))).json(200, &f)
 			started, goOn := make(chan struct{}), make(chan struct{})
 			h.verify = func(_ context.Context, v *hearth.Version) error {
 				if v.Number == 3 {
@@ -33,7 +33,7 @@ func TestRollbackDuringADeploy(t *testing.T) {
 			}
 			deployed := make(chan answer)
 			go func() {
-				deployed <- h.do("PUT", "/v1/functions/hello", hello(set("env", map[string]string{"A": "3"})), c.headers...)
+				deployed <- h.do("PUT", "/v1/functions/hello", nameless(set("env", map[string]string{"A": "3"})), c.headers...)
 			}()
 			<-started
 			var r hearth.Release
