@@ -18,11 +18,12 @@ const module = "github.com/hearthrun/hearth"
 var imports = map[string][]string{
 	"":                            {},
 	"cmd/hearth":                  {"", "server", "client", "bench", "pool/policy"},
-	"server":                      {"", "api", "gateway", "pool", "build", "store", "telemetry", "driver", "driver/docker", "driver/native", "driver/oci", "guest", "images"},
+	"server":                      {"", "api", "gateway", "pool", "queue", "build", "store", "telemetry", "driver", "driver/docker", "driver/egress", "driver/native", "driver/oci", "guest", "images"},
 	"api":                         {"", "build", "driver"},
 	"gateway":                     {"", "guest"},
 	"pool":                        {"", "driver", "guest", "pool/policy", "telemetry"},
 	"pool/policy":                 {},
+	"queue":                       {""},
 	"build":                       {"", "driver", "guest"},
 	"store":                       {""},
 	"telemetry":                   {""},

@@ -48,6 +48,8 @@ type Config struct {
 	// Websocket bounds the WebSockets of a handler that takes them; nil means the
 	// defaults.
 	Websocket *Websocket `json:"websocket,omitempty" yaml:"websocket,omitempty" doc:"Limits of the WebSockets of a handler that takes them"`
+	// Async is how calls that run later are treated; nil means the defaults.
+	Async *Async `json:"async,omitempty" yaml:"async,omitempty" doc:"How asynchronous calls are retried, and what is told of their end"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -194,7 +196,19 @@ func (c Config) WithDefaults() Config {
 		w := c.Websocket.WithDefaults()
 		c.Websocket = &w
 	}
+	if c.Async != nil {
+		a := c.Async.WithDefaults()
+		c.Async = &a
+	}
 	return c
+}
+
+// AsyncOrDefault returns Async with its defaults filled in.
+func (c Config) AsyncOrDefault() Async {
+	if c.Async == nil {
+		return Async{}.WithDefaults()
+	}
+	return c.Async.WithDefaults()
 }
 
 // Clone returns a copy that shares nothing with c.
@@ -212,6 +226,11 @@ func (c Config) Clone() Config {
 	c.CORS = maps.Clone(c.CORS)
 	for r, cors := range c.CORS {
 		c.CORS[r] = cors.clone()
+	}
+	if c.Async != nil {
+		a := *c.Async
+		a.OnSuccess, a.OnFailure = slices.Clone(a.OnSuccess), slices.Clone(a.OnFailure)
+		c.Async = &a
 	}
 	return c
 }
@@ -292,6 +311,11 @@ func (c Config) Validate() error {
 	}
 	if err := c.Websocket.WithDefaults().validate(); err != nil {
 		return err
+	}
+	if c.Async != nil {
+		if err := c.Async.WithDefaults().validate(); err != nil {
+			return err
+		}
 	}
 	if err := cmp.Or(validateEnv(c.Env), c.validateSecrets()); err != nil {
 		return err

@@ -78,7 +78,7 @@ const (
 // WithDefaults returns c with every empty field set. One share s becomes the
 // steps s, 2·s, … below 100.
 func (c Canary) WithDefaults() Canary {
-	if len(c.Shares) == 1 && c.Shares[0] > 0 {
+	if len(c.Shares) == 1 && c.Shares[0] > 0 && c.Shares[0] < 100 {
 		s := c.Shares[0]
 		c.Shares = nil
 		for share := s; share < 100; share += s {

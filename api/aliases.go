@@ -144,23 +144,34 @@ func (s *API) deleteAlias(ctx context.Context, in *aliasInput) (*struct{}, error
 	})
 }
 
-// change runs fn with the function as it is while nothing else deploys or
-// changes it.
+// change runs fn with the function as it is while nothing else changes its aliases.
+// A deploy may be under way: going back must not wait for a build.
 func (s *API) change(ctx context.Context, name string, match condition, fn func(context.Context, hearth.Function) error) error {
-	unlock, err := s.deploys.lock(ctx, name)
+	unlock, err := s.changes.lock(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	f, err := s.function(ctx, name)
-	if err != nil {
-		return err
+	for try := 0; ; try++ {
+		f, err := s.function(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := match.check(name, &f); err != nil {
+			return err
+		}
+		err = fn(ctx, f)
+		if hearth.ErrorCode(err) != hearth.CodeConflict || try == maxTries {
+			return err
+		}
+		if now, nowErr := s.function(ctx, name); nowErr != nil || now.Generation == f.Generation {
+			return err // it conflicts with something else
+		}
 	}
-	if err := match.check(name, &f); err != nil {
-		return err
-	}
-	return fn(ctx, f)
 }
+
+// maxTries is how often a change is tried again because a deploy came between.
+const maxTries = 3
 
 // lead lets an alias of old lead where a says, after starting the versions that
 // are new to it once.

@@ -138,6 +138,8 @@ type Deps struct {
 	Pool        Pool
 	Router      Router
 	Invoker     hearth.Invoker
+	Acceptor    Acceptor
+	Queue       Queue
 	Logs        Logs
 	Invocations Invocations
 	Drivers     Drivers
@@ -172,12 +174,14 @@ type API struct {
 
 	// commit serialises changes of the catalog and the routes that follow it.
 	commit sync.Mutex
-	// deploys serialises the deploys of one function.
-	deploys locks
+	// deploys serialises the deploys of one function, changes those of its aliases.
+	deploys, changes locks
 	// uploads bounds how many artifacts are unpacked at the same time.
 	uploads chan struct{}
 	// builds bounds how many dependency builds run at the same time.
 	builds chan struct{}
+	// drainContext ends when the server begins to shut down.
+	drainContext context.Context
 }
 
 // maxUploads is how many artifacts are unpacked at the same time; others wait.
@@ -198,10 +202,11 @@ func New(d Deps) *API {
 	}
 	s := &API{
 		Deps: d, mux: http.NewServeMux(),
-		deploys: locks{held: map[string]*lock{}},
+		deploys: locks{held: map[string]*lock{}}, changes: locks{held: map[string]*lock{}},
 		uploads: make(chan struct{}, maxUploads),
 		builds:  make(chan struct{}, maxBuilds),
 	}
+	s.drainContext = untilClosed{context.Background(), d.Draining}
 	s.huma = newHuma(s)
 	s.registerFunctions()
 	s.registerPlan()
@@ -215,6 +220,7 @@ func New(d Deps) *API {
 	s.registerArtifacts()
 	s.registerInvocations()
 	s.registerExamples()
+	s.registerQueue()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()
@@ -224,6 +230,25 @@ func New(d Deps) *API {
 
 // ServeHTTP implements http.Handler.
 func (s *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.http.ServeHTTP(w, r) }
+
+// untilClosed is a context that ends when a channel is closed.
+type untilClosed struct {
+	context.Context
+	closed <-chan struct{}
+}
+
+// Done implements context.Context.
+func (c untilClosed) Done() <-chan struct{} { return c.closed }
+
+// Err implements context.Context.
+func (c untilClosed) Err() error {
+	select {
+	case <-c.closed:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
 
 // route serves r, or a problem where net/http would answer in plain text.
 func (s *API) route(w http.ResponseWriter, r *http.Request) {

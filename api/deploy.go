@@ -23,6 +23,9 @@ const (
 	verifyGrace = time.Minute
 	// commitTimeout bounds the steps that go on when the client goes away.
 	commitTimeout = 30 * time.Second
+	// forgetTimeout bounds how long the queued calls of a deleted function are being
+	// canceled; there may be half a million. Meanwhile nobody can use its name.
+	forgetTimeout = 5 * time.Minute
 )
 
 // deployment is what a client wants a function to be.
@@ -113,7 +116,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	f, err := s.commitVersion(ctx, v, as, old, old == nil || !d.preview)
+	f, err := s.commitVersion(ctx, v, as, old == nil || !d.preview, d.match)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -351,6 +354,14 @@ func sameConfig(a, b hearth.Config) bool {
 		if c.Cache != nil && len(c.Cache.TTL) == 0 {
 			c.Cache = &hearth.Cache{Authorized: c.Cache.Authorized}
 		}
+		if c = c.Clone(); c.Async != nil {
+			if len(c.Async.OnSuccess) == 0 {
+				c.Async.OnSuccess = nil
+			}
+			if len(c.Async.OnFailure) == 0 {
+				c.Async.OnFailure = nil
+			}
+		}
 		return c
 	}
 	return reflect.DeepEqual(norm(a), norm(b))
@@ -387,14 +398,15 @@ func (s *API) verify(ctx context.Context, v hearth.Version) (_ hearth.Version, a
 }
 
 // commitVersion stores v, which was started as said, and, if live is true, makes
-// it so in place of old. From here on it does not matter whether the client still
-// waits: half a deploy is worse than one nobody saw.
-func (s *API) commitVersion(ctx context.Context, v hearth.Version, as string, old *hearth.Function, live bool) (hearth.Function, error) {
+// it so. Aliases may have changed since the deploy began, unless match forbids it.
+// From here on it does not matter whether the client still waits: half a deploy is
+// worse than one nobody saw.
+func (s *API) commitVersion(ctx context.Context, v hearth.Version, as string, live bool, match condition) (hearth.Function, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	f, err := s.storeVersion(ctx, v, old, live)
+	f, err := s.storeVersion(ctx, v, live, match)
 	if err != nil {
 		s.Verifier.Retire(as)
 		return f, err
@@ -430,25 +442,43 @@ func (s *API) reload(ctx context.Context) error {
 }
 
 // storeVersion writes v to the catalog.
-func (s *API) storeVersion(ctx context.Context, v hearth.Version, old *hearth.Function, live bool) (f hearth.Function, err error) {
+func (s *API) storeVersion(ctx context.Context, v hearth.Version, live bool, match condition) (f hearth.Function, err error) {
 	if err := s.checkRoutes(v.Function, hearth.Live, v.Config.Routes); err != nil {
 		return f, err
 	}
-	if old == nil {
+	now, err := s.Catalog.Function(ctx, v.Function)
+	switch {
+	case hearth.ErrorCode(err) == hearth.CodeNotFound:
 		f, _, err = s.Catalog.CreateFunction(ctx, v)
-	} else {
-		f, _, err = s.Catalog.AddVersion(ctx, v, live, old.Generation)
+	case err == nil:
+		if err = match.check(v.Function, &now); err == nil {
+			f, _, err = s.Catalog.AddVersion(ctx, v, live, now.Generation)
+		}
 	}
 	return f, err
 }
 
-// remove deletes a function.
-func (s *API) remove(ctx context.Context, name string, match condition) error {
-	unlock, err := s.deploys.lock(ctx, name)
-	if err != nil {
+// commitRemoval removes a function from the catalog and the routes.
+func (s *API) commitRemoval(ctx context.Context, f hearth.Function) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	if err := s.Catalog.DeleteFunction(ctx, f.Name, f.Generation); err != nil {
 		return err
 	}
-	defer unlock()
+	return s.reload(ctx)
+}
+
+// remove deletes a function.
+func (s *API) remove(ctx context.Context, name string, match condition) error {
+	for _, l := range []*locks{&s.deploys, &s.changes} {
+		unlock, err := l.lock(ctx, name)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	f, err := s.function(ctx, name)
 	if err != nil {
 		if match.exists && hearth.ErrorCode(err) == hearth.CodeNotFound {
@@ -459,15 +489,14 @@ func (s *API) remove(ctx context.Context, name string, match condition) error {
 	if err := match.check(name, &f); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
-	defer cancel()
-	s.commit.Lock()
-	defer s.commit.Unlock()
-	if err := s.Catalog.DeleteFunction(ctx, name, f.Generation); err != nil {
+	if err := s.commitRemoval(ctx, f); err != nil {
 		return err
 	}
-	if err := s.reload(ctx); err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
+	defer cancel()
+	if err := s.Queue.Forget(ctx, name); err != nil {
+		// At the latest the next start of the server does it.
+		s.Logger.WarnContext(ctx, "the queued calls of a deleted function remain", "function", name, "error", err)
 	}
 	if err := s.Logs.Delete(name); err != nil {
 		// The function is gone all the same; nobody can repeat the request.

@@ -22,6 +22,7 @@ import (
 	"github.com/hearthrun/hearth/api"
 	"github.com/hearthrun/hearth/build"
 	"github.com/hearthrun/hearth/driver"
+	"github.com/hearthrun/hearth/queue"
 	"github.com/hearthrun/hearth/store"
 	"github.com/hearthrun/hearth/telemetry"
 )
@@ -100,8 +101,10 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 	}
 	d := api.Deps{
 		Catalog: h.store, Aliases: h.store, Versions: h.store, Traffic: &h.traffic, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
-		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h), Secrets: h.store.Secrets(filepath.Join(t.TempDir(), "secrets.key")),
-		Logger: logger, Version: "1.2.3", Draining: h.draining,
+		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
+		Secrets: h.store.Secrets(filepath.Join(t.TempDir(), "secrets.key")),
+		Queue:   queue.New(queue.Config{Store: h.store.Queue(store.QueueLimits{}), Logger: logger}),
+		Logger:  logger, Version: "1.2.3", Draining: h.draining,
 	}
 	for _, c := range change {
 		c(&d)

@@ -33,11 +33,22 @@ type invocationList struct {
 
 type invocationListOutput struct{ Body invocationList }
 
-type invocationInput struct {
+type callInput struct {
 	ID string `path:"id" doc:"Id of the call, from the header Hearth-Invocation-Id"`
 }
 
-type invocationOutput struct{ Body hearth.Invocation }
+type invocationInput struct {
+	ID   string `path:"id" doc:"Id of the call, from the header Hearth-Invocation-Id"`
+	Wait string `query:"wait" doc:"How long to wait for the end of an asynchronous call, at most 5m" example:"30s"`
+}
+
+type invocationOutput struct{ Body invocationBody }
+
+// invocationBody is the record of a call and, if it was asynchronous, how it is.
+type invocationBody struct {
+	hearth.Invocation
+	Async *asyncBody `json:"async,omitempty" doc:"State and result of an asynchronous call, from the moment of its acceptance; then the other fields are the record of an attempt, as far as there is one"`
+}
 
 func (s *API) registerInvocations() {
 	register(s, huma.Operation{
@@ -62,6 +73,14 @@ func (s *API) registerInvocations() {
 			"Server-Timing tells where the time went, in milliseconds; for answers over 64 KiB its run comes in a trailer.",
 		Parameters: []*huma.Param{{
 			Name: "name", In: "path", Required: true, Description: "Name of the function, or NAME@ALIAS or NAME@VERSION", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello",
+		}, {
+			Name: "Hearth-Invocation-Type", In: "header", Description: "async stores the call durably and runs it later: the answer is 202 with its id", Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"sync", "async"}},
+		}, {
+			Name: "Hearth-Delay", In: "header", Description: "For asynchronous calls: how long they wait at least, at most 30 days", Schema: &huma.Schema{Type: huma.TypeString}, Example: "30s",
+		}, {
+			Name: "Hearth-Not-Before", In: "header", Description: "For asynchronous calls: when they may begin", Schema: &huma.Schema{Type: huma.TypeString, Format: "date-time"},
+		}, {
+			Name: "Hearth-Deduplication-Key", In: "header", Description: "For asynchronous calls: a second call with the same key is not stored, and answered with the first one", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(256)},
 		}},
 		RequestBody: &huma.RequestBody{
 			Description: "The event, at most " + hearth.Bytes(s.MaxEvent).String(),
@@ -76,6 +95,14 @@ func (s *API) registerInvocations() {
 				"Server-Timing":        text("queue, start, init and run in ms"),
 			},
 			Content: anyJSON(),
+		}, "202": {
+			Description: "The asynchronous call is stored; 200 with Hearth-Deduplicated: true if it was before",
+			Headers: map[string]*huma.Param{
+				"Hearth-Invocation-Id": text("Id of the call, for GET /v1/invocations/{id}"),
+				"Location":             text("Where it is read"),
+				"Hearth-Deduplicated":  text("true if it was accepted before under the same key"),
+			},
+			Content: map[string]*huma.MediaType{"application/json": {Schema: schemaOf[asyncBody](s)}},
 		}},
 	}, s.invoke)
 }
@@ -98,7 +125,28 @@ func (s *API) listInvocations(ctx context.Context, in *invocationsInput) (*invoc
 }
 
 func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocationOutput, error) {
-	i, err := s.Invocations.Invocation(ctx, in.ID)
+	var wait hearth.Duration
+	if in.Wait != "" {
+		if err := wait.UnmarshalText([]byte(in.Wait)); err != nil {
+			return nil, err
+		}
+		wait = min(wait, hearth.Duration(maxWait))
+	}
+	async, err := s.asyncCall(ctx, in.ID, time.Duration(wait))
+	if err != nil {
+		return nil, err
+	}
+	id := in.ID
+	if async != nil && async.Attempts > 1 {
+		id += "." + strconv.Itoa(async.Attempts) // the record of the latest attempt
+	}
+	i, err := s.Invocations.Invocation(ctx, id)
+	if hearth.ErrorCode(err) == hearth.CodeNotFound && async != nil {
+		i, err = hearth.Invocation{Function: async.Function, Kind: async.Kind, StartedAt: async.AcceptedAt}, nil
+	}
+	if async != nil {
+		i.ID = in.ID
+	}
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
 		return nil, (&hearth.Error{
 			Code: hearth.CodeNotFound, Message: "there is no record of a call " + strconv.Quote(clip(in.ID)), Err: err,
@@ -107,14 +155,21 @@ func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocati
 	if err != nil {
 		return nil, err
 	}
-	return &invocationOutput{Body: i}, nil
+	return &invocationOutput{Body: invocationBody{i, async}}, nil
 }
 
 // invoke serves POST /v1/functions/{name}/invocations.
 func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
+	async, err := hearth.ParseInvocationType(r.Header.Get("Hearth-Invocation-Type"))
+	if err != nil {
+		return err
+	}
 	event, err := s.readEvent(r)
 	if err != nil {
 		return err
+	}
+	if async {
+		return s.acceptEvent(w, r, event)
 	}
 	a := &answer{w: w}
 	inv, err := s.Invoker.InvokeEvent(r.Context(), hearth.EventRequest{

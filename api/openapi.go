@@ -46,6 +46,7 @@ func newHuma(s *API) huma.API {
 				{Name: "Pool", Description: "The instances of all functions, how they change, and why."},
 				{Name: "Artifacts", Description: "Upload code as an archive."},
 				{Name: "Invocations", Description: "Call functions and read the records of calls."},
+				{Name: "Queue", Description: "Calls that run later: what waits, what failed, and what became of them."},
 				{Name: "Logs", Description: "What functions wrote."},
 				{Name: "Host", Description: "What this server can do and how it is."},
 			},

@@ -58,9 +58,9 @@ type endReleaseInput struct {
 type rollbackInput struct {
 	Name    string `path:"name" doc:"Name of the function" example:"hello"`
 	IfMatch string `header:"If-Match" doc:"Only if the function has this ETag"`
-	Body    struct {
+	Body    *struct {
 		Version int `json:"version,omitempty" minimum:"0" doc:"Version to go back to; default is the one that was live before"`
-	} `required:"false"`
+	}
 }
 
 type releaseOutput struct {
@@ -265,7 +265,10 @@ func (s *API) rollback(ctx context.Context, in *rollbackInput) (out *releaseOutp
 		return nil, err
 	}
 	err = s.change(ctx, in.Name, match, func(ctx context.Context, f hearth.Function) error {
-		to := in.Body.Version
+		to := 0
+		if in.Body != nil {
+			to = in.Body.Version
+		}
 		if to == 0 {
 			r, err := s.running(ctx, f)
 			if err != nil {

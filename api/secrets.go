@@ -60,7 +60,7 @@ type rollbackSecretInput struct {
 	}
 }
 
-type secretOutput struct{ Body hearth.Secret }
+type oneSecretOutput struct{ Body hearth.Secret }
 
 func (s *API) registerSecrets() {
 	register(s, huma.Operation{
@@ -96,7 +96,7 @@ func (s *API) listSecrets(ctx context.Context, _ *struct{}) (*secretListOutput, 
 	return &secretListOutput{Body: secretList{Secrets: list}}, nil
 }
 
-func (s *API) putSecret(ctx context.Context, in *putSecretInput) (*secretOutput, error) {
+func (s *API) putSecret(ctx context.Context, in *putSecretInput) (*oneSecretOutput, error) {
 	value := []byte(in.Body.Value)
 	if in.Body.Base64 != "" {
 		var err error
@@ -111,14 +111,14 @@ func (s *API) putSecret(ctx context.Context, in *putSecretInput) (*secretOutput,
 	})
 }
 
-func (s *API) rollbackSecret(ctx context.Context, in *rollbackSecretInput) (*secretOutput, error) {
+func (s *API) rollbackSecret(ctx context.Context, in *rollbackSecretInput) (*oneSecretOutput, error) {
 	return s.changeSecret(ctx, func(ctx context.Context) (hearth.Secret, error) {
 		return s.Secrets.RollbackSecret(ctx, in.Secret, in.Body.Version)
 	})
 }
 
 // changeSecret makes a change and lets calls follow it.
-func (s *API) changeSecret(ctx context.Context, change func(context.Context) (hearth.Secret, error)) (*secretOutput, error) {
+func (s *API) changeSecret(ctx context.Context, change func(context.Context) (hearth.Secret, error)) (*oneSecretOutput, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	s.commit.Lock()
@@ -128,7 +128,7 @@ func (s *API) changeSecret(ctx context.Context, change func(context.Context) (he
 		return nil, err
 	}
 	s.Logger.InfoContext(ctx, "a secret was set", "secret", secret.Name, "version", secret.Version, "functions", secret.Functions)
-	return &secretOutput{Body: secret}, s.reload(ctx)
+	return &oneSecretOutput{Body: secret}, s.reload(ctx)
 }
 
 func (s *API) deleteSecret(ctx context.Context, in *secretInput) (*struct{}, error) {

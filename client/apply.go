@@ -197,6 +197,16 @@ func (c *Client) planOne(ctx context.Context, f Found, have map[string]Function,
 		return ch
 	}
 	ch.Action = ApplyAction(ch.Plan.Action)
+	if old, ok := have[ch.Function]; ok {
+		aliases, err := c.planAliases(ctx, f.Manifest, old.Live, ch.Action == ApplyUpdate)
+		if err != nil {
+			ch.Action, ch.Err = ApplyFail, err
+			return ch
+		}
+		if ch.Plan.Settings = append(ch.Plan.Settings, aliases...); len(aliases) > 0 {
+			ch.Action = ApplyUpdate
+		}
+	}
 	if ch.Action == ApplyUpdate && owner == "" {
 		ch.Plan.Settings = append(ch.Plan.Settings, hearth.SettingChange{Setting: "labels." + hearth.SetLabel, To: set})
 	}

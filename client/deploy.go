@@ -128,6 +128,11 @@ func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Fu
 	if err != nil {
 		return Function{}, err
 	}
+	if !opts.Preview {
+		if err := c.setAliases(ctx, m, f.Live); err != nil {
+			return f, err
+		}
+	}
 	report(Event{Stage: StageDone})
 	return f, nil
 }

@@ -73,13 +73,19 @@ func (c *Client) Source(ctx context.Context, name string, version int, w io.Writ
 // Export writes a function as files into dir/NAME: its code as it was uploaded, and
 // a hearth.yaml, so that applying them makes the same function. What Pack would
 // pack of a directory that exists is replaced, the rest of it stays. It returns
-// what of the code Pack will leave out. Errors: those of Source, and CodeInvalid if
+// what is not in the files: of the code what Pack will leave out, and aliases that
+// lead to other versions than the live one. Errors: those of Source, and CodeInvalid if
 // dir cannot be written to or the code makes no sense.
 func (c *Client) Export(ctx context.Context, f Function, dir string) (leftOut []string, err error) {
 	if err := hearth.ValidateName(f.Name); err != nil {
 		return nil, err // it becomes a path
 	}
-	manifest, err := Manifest{Name: f.Name, Config: f.Config}.YAML()
+	aliases, err := c.Aliases(ctx, f.Name)
+	if err != nil {
+		return nil, err
+	}
+	written, others := exportAliases(aliases, f.Live)
+	manifest, err := Manifest{Name: f.Name, Config: f.Config, Aliases: written}.YAML()
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +123,9 @@ func (c *Client) Export(ctx context.Context, f Function, dir string) (leftOut []
 	}
 	if leftOut, err = notPacked(root, names); err != nil {
 		return nil, err
+	}
+	for _, name := range others {
+		leftOut = append(leftOut, "the alias "+name+", which leads to other versions than the live one")
 	}
 	return leftOut, replace(dir, filepath.Base(temp), f.Name)
 }

@@ -21,7 +21,12 @@ import (
 // have their own name as content. It breaks off before the end if cut.
 func sourceServer(t *testing.T, cut bool, headers ...tar.Header) *client.Client {
 	t.Helper()
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/aliases") {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write([]byte(`{"aliases":[]}`)) //nolint:errcheck // the client may have left
+			return
+		}
 		gz := gzip.NewWriter(w)
 		tw := tar.NewWriter(gz)
 		for _, h := range headers {

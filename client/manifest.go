@@ -31,6 +31,8 @@ type Manifest struct {
 	Name string `yaml:"name"`
 	// Config has what was written, defaults are not filled in.
 	hearth.Config `yaml:",inline"`
+	// Aliases lead to the version that a deploy makes live; by name.
+	Aliases map[string]ManifestAlias `yaml:"aliases,omitempty" doc:"Aliases that lead to the version that a deploy makes live, by name"`
 }
 
 // Validate checks m as LoadManifest does. Errors: CodeInvalid.
@@ -38,7 +40,7 @@ func (m Manifest) Validate() error {
 	if err := hearth.ValidateName(m.Name); err != nil {
 		return err
 	}
-	return m.WithDefaults().Validate()
+	return cmp.Or(m.WithDefaults().Validate(), m.validateAliases())
 }
 
 // LoadManifest reads and checks the manifest at path, a file or a directory
@@ -164,6 +166,12 @@ func (p parser) manifest(n *yaml.Node) (Manifest, error) {
 	keys := slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return cmp.Compare(place(a), place(b)) })
 	for _, key := range keys {
 		if key == "name" {
+			continue
+		}
+		if key == "aliases" {
+			if err := m.validateAliases(); err != nil {
+				return Manifest{}, p.at(lines[key], err)
+			}
 			continue
 		}
 		checkedFields[key].Set(known[key])

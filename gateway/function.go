@@ -42,6 +42,7 @@ func (f *function) all() iter.Seq2[string, *alias] {
 
 // alias is an alias in the table.
 type alias struct {
+	name hearth.Target // "function" or "function@alias"
 	// portions has the newest version first, so that while its share grows callers
 	// who stay only ever move to it.
 	portions []portion
@@ -90,7 +91,7 @@ func newFunction(d *hearth.Deployment, old *function) (*function, error) {
 }
 
 func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
-	made := &alias{routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
+	made := &alias{name: hearth.Target(d.Function), routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
 	if a.Sticky == hearth.StickyCookie {
 		made.cookie = "hearth_" + d.Function + "_" + a.Name
 	}
@@ -113,6 +114,8 @@ func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
 	config := made.main().Config
 	if a.Name == hearth.Live {
 		made.routes = config.Routes
+	} else {
+		made.name += hearth.Target("@" + a.Name)
 	}
 	made.cors = newCORS(config, hearth.AllCalls)
 	return made, nil

@@ -74,6 +74,10 @@ type Config struct {
 	Recorder Recorder
 	Logs     Logs
 	Logger   *slog.Logger
+	// Queue stores calls that are to run later; nil refuses them.
+	Queue Queue
+	// Keeper keeps responses for idempotency keys; nil refuses such calls.
+	Keeper Keeper
 	// MaxRequest and MaxResponse bound bodies in bytes where a function's own limits
 	// do not; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
@@ -107,6 +111,8 @@ type Gateway struct {
 	cache    *cache
 	previews previews
 	sockets  sockets
+	running  sync.Map      // chan struct{} that is closed at its end, by the key of a KeptResponse
+	large    chan struct{} // a token for each large body that is being stored
 	reload   sync.Mutex
 	table    atomic.Pointer[table]
 }
@@ -139,7 +145,7 @@ func New(cfg Config) *Gateway {
 	if cfg.MaxMessages == 0 {
 		cfg.MaxMessages = 256 << 20
 	}
-	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}}
+	g := &Gateway{cfg: cfg, cache: newCache(cfg.MaxCache, cfg.MaxCached), spool: spool{dir: cfg.SpoolDir, limit: cfg.MaxSpool}, large: make(chan struct{}, maxLargeBodies)}
 	g.table.Store(emptyTable())
 	return g
 }
@@ -344,6 +350,10 @@ type eventSink struct {
 func (s *eventSink) Head(*guest.Head) error { return nil }
 
 func (s *eventSink) Data(p []byte, _ bool) error {
+	s.rec.BytesOut += int64(len(p))
+	if s.rec.BytesOut > s.limit {
+		return responseTooLarge(s.limit)
+	}
 	if !s.begun {
 		s.begun = true
 		rec := *s.rec
@@ -351,10 +361,6 @@ func (s *eventSink) Data(p []byte, _ bool) error {
 		rec.Status = 200
 		rec.Timings.Run = time.Since(s.begin) - t.Queue - t.Start - t.Init
 		s.started(rec)
-	}
-	s.rec.BytesOut += int64(len(p))
-	if s.rec.BytesOut > s.limit {
-		return responseTooLarge(s.limit)
 	}
 	_, err := s.w.Write(p)
 	return clientError(err)

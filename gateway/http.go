@@ -82,10 +82,38 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Add("Set-Cookie", cookie)
 		}
 	}
+	if h := r.Header[invocationType]; h != nil {
+		async, err := hearth.ParseInvocationType(h[0])
+		if err != nil {
+			writeError(w, r, nil, err)
+			return
+		}
+		if async {
+			g.async(w, r, &t, now)
+			return
+		}
+	}
 	if t.version.Websocket && upgrades(r) {
 		g.serveSocket(w, r, &t, now)
 		return
 	}
+	key, err := idempotencyKey(r)
+	if err != nil {
+		writeError(w, r, nil, err)
+		return
+	}
+	if key != "" {
+		g.once(w, r, &t, key, now)
+		return
+	}
+	if _, broken := g.answer(w, r, &t, now); broken {
+		// The status is out; only a broken connection can tell the client.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// answer answers a request to a function. broken tells that the response broke off.
+func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, t *target, now time.Time) (rec hearth.Invocation, broken bool) {
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
 	x := exchanges.Get().(*exchange)
@@ -98,27 +126,25 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	var kept *entry
 	if t.version.Config.Cache != nil {
-		kept = g.cached(ctx, x, &t, now)
+		kept = g.cached(ctx, x, t, now)
 	}
+	var err error
 	if kept != nil {
 		err = x.replay(kept, time.Now())
 	} else {
-		err = g.call(ctx, x, &t, now)
+		err = g.call(ctx, x, t, now)
 	}
 	if x.bounded {
 		http.NewResponseController(w).SetWriteDeadline(time.Time{}) //nolint:errcheck // it was set before
 	}
 	err = blame(err, x.end)
-	broken := err != nil && x.wrote
+	broken = err != nil && x.wrote
 	if err != nil && !broken {
 		x.rec.Status = hearth.AsError(err).Code.HTTPStatus()
 		writeError(w, r, &x.rec, err)
 	}
 	g.finish(&x.rec, err)
-	if broken {
-		// The status is out; only a broken connection can tell the client.
-		panic(http.ErrAbortHandler)
-	}
+	return x.rec, broken
 }
 
 // call has the function answer x.
@@ -221,10 +247,7 @@ func bodyError(err error) error {
 
 // Head implements guest.Sink.
 func (x *exchange) Head(h *guest.Head) error {
-	if h.Status < 200 || h.Status > 599 {
-		return invalidResponse("status " + strconv.Itoa(h.Status) + " is not between 200 and 599")
-	}
-	if err := checkHeaders(h); err != nil {
+	if err := validHead(h); err != nil {
 		return err
 	}
 	x.head = h
@@ -232,6 +255,14 @@ func (x *exchange) Head(h *guest.Head) error {
 		x.fill.head(h)
 	}
 	return nil
+}
+
+// validHead tells whether a response can be sent. Errors: CodeFunction.
+func validHead(h *guest.Head) error {
+	if h.Status < 200 || h.Status > 599 {
+		return invalidResponse("status " + strconv.Itoa(h.Status) + " is not between 200 and 599")
+	}
+	return checkHeaders(h)
 }
 
 func checkHeaders(h *guest.Head) error {
@@ -259,16 +290,16 @@ func (x *exchange) Data(p []byte, last bool) error {
 	if x.fill != nil {
 		x.fill.data(p, last)
 	}
+	x.rec.BytesOut += int64(len(p))
+	if x.rec.BytesOut > x.limit {
+		return responseTooLarge(x.limit)
+	}
 	if !x.wrote {
 		length := -1
 		if last {
 			length = len(p)
 		}
 		x.writeHead(length)
-	}
-	x.rec.BytesOut += int64(len(p))
-	if x.rec.BytesOut > x.limit {
-		return responseTooLarge(x.limit)
 	}
 	if !x.bounded && (!last || len(p) > smallWrite) {
 		x.boundWrites()
@@ -383,6 +414,8 @@ type problem struct {
 	Detail string      `json:"detail"`
 	Code   hearth.Code `json:"code"`
 	Hint   string      `json:"hint,omitempty"`
+	// ErrorType tells errors of the function apart: see docs/errors.md.
+	ErrorType string `json:"error_type,omitempty"`
 	// RetryAfter is the header Retry-After, in seconds.
 	RetryAfter int64 `json:"retry_after_s,omitempty"`
 	// Invocation is the id to look for in the function's log.
@@ -392,9 +425,18 @@ type problem struct {
 // writeError answers with an error. What the function raised is for its owner:
 // it is in its log, and its callers learn only that it failed.
 func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error) {
+	writeProblem(w, r, rec, err, 0)
+}
+
+// writeProblem does so with a status that is more exact than that of the error's
+// code, unless it is 0.
+func writeProblem(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error, status int) {
 	e := hearth.AsError(err)
+	if status == 0 {
+		status = e.Code.HTTPStatus()
+	}
 	p := problem{
-		Type: "about:blank", Status: e.Code.HTTPStatus(), Detail: e.Message,
+		Type: "about:blank", Status: status, Detail: e.Message,
 		Code: e.Code, Hint: e.Hint, RetryAfter: e.RetrySeconds(),
 	}
 	p.Title = http.StatusText(p.Status)
@@ -406,8 +448,9 @@ func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, 
 		p.Invocation = rec.ID
 		setHeaders(h, rec)
 		if isFunctionError(err) {
-			p.Detail = "the function failed"
+			p.Detail, p.ErrorType = "the function failed", "Handler.Exception"
 			if e.Function != nil && strings.HasPrefix(e.Function.Type, "Runtime.") {
+				p.ErrorType = e.Function.Type
 				p.Detail += " (" + e.Function.Type + ")"
 			}
 			p.Hint = "its owner finds the reason with: hearth logs " + rec.Function

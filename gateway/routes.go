@@ -180,6 +180,7 @@ func hostName(host string) string {
 
 // target is where a request goes.
 type target struct {
+	name    hearth.Target
 	alias   *alias // nil for a version that was named
 	version *hearth.Version
 	route   hearth.Route // hearth.AllCalls for /fn/{name}
@@ -230,7 +231,7 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 		var pattern string
 		h, pattern = mux.Handler(r)
 		if e, ok := h.(*endpoint); ok {
-			return target{alias: e.alias, route: e.route, cors: e.cors, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
+			return target{name: e.alias.name, alias: e.alias, route: e.route, cors: e.cors, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
 		}
 		if pattern != "" {
 			return target{redirect: h}, nil
@@ -264,7 +265,7 @@ func (g *Gateway) matchCall(ctx context.Context, t *table, r *http.Request, rest
 	if err != nil {
 		return target{}, err
 	}
-	to := target{alias: a, version: v, route: hearth.AllCalls, path: path, prefix: "/fn/" + name, routeKey: "$default"}
+	to := target{name: hearth.Target(name), alias: a, version: v, route: hearth.AllCalls, path: path, prefix: "/fn/" + name, routeKey: "$default"}
 	if a != nil {
 		to.cors = a.cors
 	} else {

@@ -25,6 +25,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 	"github.com/hearthrun/hearth/gateway"
 	"github.com/hearthrun/hearth/pool"
+	"github.com/hearthrun/hearth/queue"
 	"github.com/hearthrun/hearth/store"
 	"github.com/hearthrun/hearth/telemetry"
 )
@@ -58,6 +59,13 @@ type Config struct {
 	// KeepVersions is how many of the newest versions of a function are kept besides
 	// those that aliases and releases need; default 20.
 	KeepVersions int
+
+	// QueueSize bounds the payloads and results of asynchronous calls that are stored,
+	// in bytes; default 1 GiB.
+	QueueSize hearth.Bytes
+	// WebhookAllow are endpoints, "host:port", that webhooks of functions may reach
+	// besides public addresses.
+	WebhookAllow []string
 
 	// MemoryBudget is what all instances together are expected to use at most, in
 	// bytes; default three quarters of the memory that this process may have.
@@ -162,6 +170,8 @@ type Server struct {
 	builder  *build.Builder
 	probes   *probes
 	pool     *pool.Pool
+	queue    *queue.Queue
+	webhooks *webhooks
 	gateway  *gateway.Gateway
 	api      *api.API
 	http     *http.Server
@@ -226,9 +236,14 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "the data directory cannot be used: %w", err)
 	}
+	calls := s.store.Queue(store.QueueLimits{Bytes: int64(s.cfg.QueueSize)})
+	if s.webhooks, err = newWebhooks(calls.WebhookSecret(), s.cfg.WebhookAllow, s.cfg.Version); err != nil {
+		return nil, err
+	}
+	s.queue = queue.New(queue.Config{Store: calls, Webhooks: s.webhooks, Logger: log})
 	s.gateway = gateway.New(gateway.Config{
-		SpoolDir: spool,
-		Pool:     lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
+		SpoolDir: spool, Queue: s.queue, Keeper: calls,
+		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
 		Managed: func(host string) bool { return api.ManagementHost(host, s.cfg.AllowedHosts) },
 	})
 	s.http = &http.Server{
@@ -269,6 +284,8 @@ func (s *Server) handler() http.Handler {
 		Verifier:    s.pool,
 		Router:      s.gateway,
 		Invoker:     s.gateway,
+		Acceptor:    s.gateway,
+		Queue:       s.queue,
 		Instances:   instances{s.gateway, s.pool},
 		Pool:        s.pool,
 		Logs:        s.logs,
@@ -336,6 +353,9 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	s.checkSecrets(ctx)
+	if err := s.queue.Start(ctx, s.gateway); err != nil {
+		return err
+	}
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
 	s.wg.Go(func() { s.api.Run(background) })
@@ -364,7 +384,16 @@ func (s *Server) Run(ctx context.Context) error {
 	// outlives the drain is broken off.
 	s.listener.Close() //nolint:errcheck // Serve tells
 	<-served
+	var broken int
+	queued := make(chan struct{})
+	go func() {
+		defer close(queued)
+		broken = s.queue.Close(drain)
+	}()
 	err := s.listener.drain(drain)
+	if <-queued; broken > 0 {
+		s.cfg.Logger.Info("queued calls that were running begin anew after the next start", "calls", broken)
+	}
 	if poolErr := s.pool.Close(drain); err == nil {
 		err = poolErr
 	}
@@ -385,6 +414,12 @@ func (s *Server) Close() error {
 	}
 	if s.debug != nil {
 		s.debug.Close() //nolint:errcheck // as above
+	}
+	if s.queue != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // Run has waited for what runs
+		s.queue.Close(ctx)
+		s.webhooks.Close()
 	}
 	if s.pool != nil {
 		ctx, cancel := context.WithCancel(context.Background())

@@ -2,12 +2,12 @@ package store
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -89,14 +89,13 @@ func acquire(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, dirError(err, path)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockFor(f, orphanTime); err != nil {
 		defer func() { _ = f.Close() }()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, dirError(err, path)
 		}
 		who := ""
-		b, _ := io.ReadAll(io.LimitReader(f, 32))
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+		if pid := lockedBy(f); pid > 0 {
 			who = " (pid " + strconv.Itoa(pid) + ")"
 		}
 		return nil, hearth.Errorf(hearth.CodeConflict, "data directory %s is in use by another hearth server%s", dir, who).
@@ -111,4 +110,34 @@ func acquire(dir string) (*os.File, error) {
 		return nil, dirError(err, path)
 	}
 	return f, nil
+}
+
+// orphanTime is how long a server waits for the lock of one that has ended.
+const orphanTime = 5 * time.Second
+
+// lockFor takes the lock. If the process that wrote its id into the file has ended,
+// it waits a while: one that was killed as it started a sandbox may have left a
+// child that still has all its files, and is about to end too.
+func lockFor(f *os.File, d time.Duration) error {
+	for end := time.Now().Add(d); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+		if pid := lockedBy(f); pid > 0 && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond) // nothing tells when it is free, but for a wait that cannot be given up
+	}
+}
+
+// lockedBy returns the process id in the lock file, 0 if there is none.
+func lockedBy(f *os.File) int {
+	b := make([]byte, 32)
+	n, _ := f.ReadAt(b, 0) // the end of the file
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	if err != nil {
+		return 0
+	}
+	return pid
 }

@@ -5,14 +5,22 @@
 //	lock             held by the server that uses the directory
 //	hearth.db        the catalog (SQLite, WAL, synchronous=FULL)
 //	invocations.db   the invocation records (SQLite, WAL, synchronous=NORMAL)
+//	queue.db         the asynchronous calls (SQLite, WAL, synchronous=FULL)
 //	artifacts/<hex>  one directory of read-only files for each artifact
 //
-// The databases are two because they make different promises. A catalog method
+// The databases are several because they make different promises. A catalog method
 // that returned without an error has reached the disk. Invocation records come
 // by the hundred each second and are written without waiting for the disk: a
 // crash of Hearth loses none that AppendInvocations acknowledged, a crash of
 // the machine may lose the last ones. In one file either each batch of records
 // would wait for the disk or a deploy might be lost.
+//
+// The queue is a third one because SQLite has one writer for each file. A call is
+// accepted when it has reached the disk, thousands of times a second, and one
+// goroutine commits what has come meanwhile in one transaction (see queueWriter).
+// A deploy would wait for that, and the calls for the deploy. It is also the file that
+// grows and shrinks with other people's data, and it can be deleted without
+// touching the functions.
 package store
 
 import (
@@ -44,6 +52,7 @@ var migrations embed.FS
 const (
 	catalogFile     = "hearth.db"
 	invocationsFile = "invocations.db"
+	queueFile       = "queue.db"
 	readers         = 4
 )
 
@@ -59,6 +68,8 @@ type Store struct {
 	owner       string
 	catalog     *database
 	invocations *database
+	queueDB     *database
+	queue       *Queue
 
 	mu    sync.Mutex     // guards what follows and the removal of artifacts
 	holds map[string]int // by digest: how many stages and new versions need it
@@ -98,6 +109,9 @@ func Open(ctx context.Context, dir string, logger *slog.Logger) (_ *Store, err e
 	if s.invocations, err = openDatabase(ctx, filepath.Join(dir, invocationsFile), "invocations", "NORMAL"); err != nil {
 		return nil, err
 	}
+	if err = s.openQueue(ctx, filepath.Join(dir, queueFile)); err != nil {
+		return nil, err
+	}
 	if s.owner, err = s.loadOwner(ctx); err != nil {
 		return nil, err
 	}
@@ -111,7 +125,10 @@ func Open(ctx context.Context, dir string, logger *slog.Logger) (_ *Store, err e
 // does not wait for calls in progress, which fail. A second Close does nothing.
 func (s *Store) Close() error {
 	var errs []error
-	for _, d := range []*database{s.invocations, s.catalog} {
+	if s.queue != nil {
+		errs = append(errs, s.queue.w.close())
+	}
+	for _, d := range []*database{s.queueDB, s.invocations, s.catalog} {
 		if d != nil {
 			errs = append(errs, d.read.Close(), d.write.Close())
 		}

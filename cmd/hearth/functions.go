@@ -224,6 +224,15 @@ func configPairs(c hearth.Config) [][2]string {
 			}
 		}
 	}
+	if s := c.Async; s != nil {
+		pairs = append(pairs, [2]string{"async", fmt.Sprintf("%d attempts within %s, pauses of %s to %s, kept %s", s.MaxAttempts, s.MaxAge, s.MinBackoff, s.MaxBackoff, s.KeepResult)})
+		for _, d := range s.OnSuccess {
+			pairs = append(pairs, [2]string{"async.on_success", string(d)})
+		}
+		for _, d := range s.OnFailure {
+			pairs = append(pairs, [2]string{"async.on_failure", string(d)})
+		}
+	}
 	if c.Egress != "" {
 		pairs = append(pairs, [2]string{"egress", string(c.Egress)})
 	}
@@ -269,6 +278,8 @@ func keys() string {
 		}
 	}
 	list(reflect.TypeFor[hearth.Config](), "")
+	aliases, _ := reflect.TypeFor[client.Manifest]().FieldByName("Aliases")
+	rows = append(rows, [3]string{"aliases", aliases.Tag.Get("doc"), "{beta: {env: {STAGE: beta}, routes: [beta.example.com/]}}"})
 	width := 0
 	for _, r := range rows {
 		width = max(width, len(r[0]))

@@ -18,8 +18,9 @@ import (
 
 func (a *app) invokeCmd() *cobra.Command {
 	var data, named string
-	var verbose bool
+	var verbose, async, wait bool
 	var example hearth.ExampleOptions
+	var o client.AsyncOptions
 	cmd := &cobra.Command{
 		Use:   "invoke NAME",
 		Short: "Call a function with a JSON event",
@@ -30,15 +31,27 @@ that, to standard output as it comes. The event is what --data says, or what
 Without either it is null.
 
 When the function's own code fails, its error and stack go to standard error and
-the exit code is 9; other exit codes mean that Hearth could not do the call.`,
+the exit code is 9; other exit codes mean that Hearth could not do the call.
+
+With --async the call is stored on the server's disk and runs later: Invoke prints
+its id, for hearth queue show, or with --wait its answer when it has succeeded.
+It is tried again when it fails, and can run more than once.`,
 		Example: `  hearth invoke hello --data '{"name":"you"}'
   hearth invoke hello --event event.json -v
   hearth invoke hello --event example:http --path '/hello?name=you'
   hearth invoke hello --event example:webhook --data '{"action":"closed"}'
-  echo '[1,2]' | hearth invoke hello --data -`,
+  echo '[1,2]' | hearth invoke hello --data -
+  hearth invoke hello --async --delay 30s --dedup order-7
+  hearth invoke hello --async --wait`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !async && (wait || o != client.AsyncOptions{}) {
+				return &usageError{errors.New("--wait, --delay and --dedup are for calls that run later\n\nadd --async")}
+			}
+			if o.Delay < 0 {
+				return &usageError{fmt.Errorf("--delay %s is negative", o.Delay)}
+			}
 			event, err := a.event(data, cmd.Flags().Changed("event"))
 			if err != nil {
 				return err
@@ -62,6 +75,9 @@ the exit code is 9; other exit codes mean that Hearth could not do the call.`,
 				return err
 			}
 			defer c.Close()
+			if async {
+				return a.invokeLater(cmd.Context(), c, args[0], event, o, wait)
+			}
 			out := &lastByte{w: a.stdout}
 			call, err := c.Invoke(cmd.Context(), args[0], event, out)
 			if out.last != '\n' && out.last != 0 && isTerminal(a.stdout) {
@@ -80,6 +96,10 @@ the exit code is 9; other exit codes mean that Hearth could not do the call.`,
 		panic(err) // the flag exists: it was just made
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the invocation's id and timings on standard error")
+	cmd.Flags().BoolVar(&async, "async", false, "store the call and run it later")
+	cmd.Flags().BoolVar(&wait, "wait", false, "with --async: wait until it has ended, and write its answer")
+	cmd.Flags().DurationVar(&o.Delay, "delay", 0, "with --async: how long it waits at least, such as 30s")
+	cmd.Flags().StringVar(&o.DeduplicationKey, "dedup", "", "with --async: `KEY` under which it is accepted once only")
 	return a.talks(cmd)
 }
 

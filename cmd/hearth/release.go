@@ -48,6 +48,9 @@ difference is above 10 ms.
 		Args:              oneFunctionAtMost,
 		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if ends := abort || finish; abort && finish || ends && (version != 0 || canary != "") {
+				return &usageError{errors.New("--abort and --finish go with neither each other nor a version or canary\n\nsay one of them")}
+			}
 			name, err := functionName(args)
 			if err != nil {
 				return err
@@ -94,8 +97,6 @@ difference is above 10 ms.
 	f.BoolVar(&wait, "wait", false, "stay until the release has ended")
 	f.BoolVar(&abort, "abort", false, "end the release that runs: the old version gets all calls again")
 	f.BoolVar(&finish, "finish", false, "end the release that runs: the new version gets all calls now")
-	cmd.MarkFlagsMutuallyExclusive("abort", "finish", "canary")
-	cmd.MarkFlagsMutuallyExclusive("abort", "finish", "version")
 	return a.talks(a.prints(cmd))
 }
 

@@ -207,3 +207,13 @@ func readResolvers(path string) []netip.AddrPort {
 	}
 	return list
 }
+
+// Refuse returns an error unless addr is public, none of the host's own, and is
+// reached by leaving the host. Parts of Hearth that connect to where users tell them
+// ask it with the address that is about to be dialed.
+func (h *Host) Refuse(addr netip.Addr) error {
+	if err := h.check(addr); err != nil {
+		return err
+	}
+	return routedAway(addr)
+}

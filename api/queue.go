@@ -1,0 +1,244 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/hearthrun/hearth"
+)
+
+// Queue keeps calls that run later; package queue implements it.
+type Queue interface {
+	// Call returns a call with its result. Errors: CodeNotFound.
+	Call(ctx context.Context, id string) (hearth.AsyncCall, error)
+	// Wait does so as soon as it has ended, or ctx ends.
+	Wait(ctx context.Context, id string) (hearth.AsyncCall, error)
+	// Calls returns at most limit calls of a function, newest first, in one state
+	// unless that is empty, that are older than the one with the id before.
+	Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error)
+	// Cancel ends a call; canceled is false if it had ended before.
+	Cancel(ctx context.Context, id string) (call hearth.AsyncCall, canceled bool, err error)
+	// Redrive queues dead letters of a function anew, all or those with the ids.
+	Redrive(ctx context.Context, function string, ids []string) (int64, error)
+	// Purge deletes the dead letters of a function.
+	Purge(ctx context.Context, function string) (int64, error)
+	// Forget cancels all calls of a function that was deleted.
+	Forget(ctx context.Context, function string) error
+	// Status counts the calls of one function, or of all.
+	Status(ctx context.Context, function string) (hearth.QueueStatus, error)
+	// WebhookSecret is with what webhooks are signed.
+	WebhookSecret() string
+}
+
+// Acceptor takes calls that run later; package gateway implements it.
+type Acceptor interface {
+	// AcceptEvent stores a call as the headers of its request say, durably. first is
+	// false if it was accepted before, under the same deduplication key.
+	AcceptEvent(ctx context.Context, target string, event []byte, h http.Header) (call hearth.AsyncCall, first bool, err error)
+}
+
+// maxWait bounds how long a request waits for a result.
+const maxWait = 5 * time.Minute
+
+// asyncBody is an asynchronous call as it is answered.
+type asyncBody struct {
+	hearth.AsyncCall
+	Result *asyncResult `json:"result,omitempty" doc:"What the function answered; missing until the call succeeded"`
+}
+
+type asyncResult struct {
+	Status  int         `json:"status" doc:"HTTP status of the response; 200 for events"`
+	Headers [][2]string `json:"headers,omitempty" doc:"Names and values of the headers of an HTTP response"`
+	Value   any         `json:"value,omitempty" doc:"The response if it is JSON"`
+	Text    string      `json:"text,omitempty" doc:"The response if it is other text"`
+	Base64  []byte      `json:"base64,omitempty" doc:"The response if it is no text"`
+	Cut     bool        `json:"cut,omitempty" doc:"The response was longer: this is its beginning"`
+}
+
+func asyncBodyOf(c hearth.AsyncCall) *asyncBody {
+	b := &asyncBody{AsyncCall: c}
+	if r := c.Result; r != nil {
+		value, text, bytes := r.Content()
+		b.Result = &asyncResult{Status: r.Status, Headers: r.Headers, Text: text, Base64: bytes, Cut: r.Cut}
+		if value != nil {
+			b.Result.Value = json.RawMessage(value)
+		}
+	}
+	return b
+}
+
+type queueInput struct {
+	Name   string `path:"name" doc:"Name of the function" example:"hello"`
+	State  string `query:"state" enum:"queued,running,succeeded,failed,dead,canceled" doc:"Only calls in this state; dead is the same as failed"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"50" doc:"Greatest number of calls"`
+	Before string `query:"before" maxLength:"100" doc:"Only calls older than the one with this id"`
+}
+
+type queueList struct {
+	Calls []hearth.AsyncCall `json:"calls" doc:"Newest first"`
+	Next  string             `json:"next,omitempty" doc:"The before of the next page; missing on the last one"`
+}
+
+type queueListOutput struct{ Body queueList }
+
+type queueStatusOutput struct{ Body hearth.QueueStatus }
+
+type redriveInput struct {
+	Name string `path:"name" doc:"Name of the function" example:"hello"`
+	Body struct {
+		IDs []string `json:"ids,omitempty" maxItems:"1000" doc:"Ids of dead letters; all if there are none"`
+	}
+}
+
+type countOutput struct {
+	Body struct {
+		Calls int64 `json:"calls" doc:"How many calls it was"`
+	}
+}
+
+type cancelOutput struct{ Body *asyncBody }
+
+type secretOutput struct {
+	Body struct {
+		Secret string `json:"secret" doc:"With what webhooks are signed, as Standard Webhooks have it: whsec_ and base64"`
+	}
+}
+
+func (s *API) registerQueue() {
+	register(s, huma.Operation{
+		OperationID: "get-queue", Method: http.MethodGet, Path: "/v1/queue", Tags: []string{"Queue"},
+		Summary: "Count the asynchronous calls that are stored",
+	}, s.getQueue)
+	register(s, huma.Operation{
+		OperationID: "get-webhook-secret", Method: http.MethodGet, Path: "/v1/queue/webhook-secret", Tags: []string{"Queue"},
+		Summary: "Read the secret with which webhooks are signed",
+	}, s.getSecret)
+	register(s, huma.Operation{
+		OperationID: "list-queue", Method: http.MethodGet, Path: "/v1/functions/{name}/queue", Tags: []string{"Queue"},
+		Summary: "List the asynchronous calls of a function, newest first", Description: "With the deliveries to its webhooks.",
+	}, s.listQueue)
+	register(s, huma.Operation{
+		OperationID: "redrive", Method: http.MethodPost, Path: "/v1/functions/{name}/queue/redrive", Tags: []string{"Queue"},
+		Summary: "Queue dead letters of a function anew", Description: "They are tried again as if they were accepted now.",
+	}, s.redrive)
+	register(s, huma.Operation{
+		OperationID: "purge-dead", Method: http.MethodDelete, Path: "/v1/functions/{name}/queue/dead", Tags: []string{"Queue"},
+		Summary: "Delete the dead letters of a function",
+	}, s.purge)
+	register(s, huma.Operation{
+		OperationID: "cancel-invocation", Method: http.MethodDelete, Path: "/v1/invocations/{id}", Tags: []string{"Queue"},
+		Summary:     "Cancel an asynchronous call",
+		Description: "One that runs is broken off. If it has ended already, the answer is a conflict.",
+	}, s.cancelInvocation)
+}
+
+func (s *API) getQueue(ctx context.Context, _ *struct{}) (*queueStatusOutput, error) {
+	st, err := s.Queue.Status(ctx, "")
+	return &queueStatusOutput{Body: st}, err
+}
+
+func (s *API) getSecret(context.Context, *struct{}) (*secretOutput, error) {
+	out := &secretOutput{}
+	out.Body.Secret = s.Queue.WebhookSecret()
+	return out, nil
+}
+
+func (s *API) listQueue(ctx context.Context, in *queueInput) (*queueListOutput, error) {
+	if _, err := s.function(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	state := hearth.AsyncState(in.State)
+	if in.State == "dead" {
+		state = hearth.AsyncFailed
+	}
+	list, err := s.Queue.Calls(ctx, in.Name, state, in.Before, in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	out := &queueListOutput{Body: queueList{Calls: []hearth.AsyncCall{}}}
+	if len(list) > in.Limit {
+		list = list[:in.Limit]
+		out.Body.Next = list[in.Limit-1].ID
+	}
+	out.Body.Calls = append(out.Body.Calls, list...)
+	return out, nil
+}
+
+func (s *API) redrive(ctx context.Context, in *redriveInput) (*countOutput, error) {
+	if _, err := s.function(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	out, err := &countOutput{}, error(nil)
+	out.Body.Calls, err = s.Queue.Redrive(ctx, in.Name, in.Body.IDs)
+	return out, err
+}
+
+func (s *API) purge(ctx context.Context, in *nameInput) (*countOutput, error) {
+	if _, err := s.function(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	out, err := &countOutput{}, error(nil)
+	out.Body.Calls, err = s.Queue.Purge(ctx, in.Name)
+	return out, err
+}
+
+func (s *API) cancelInvocation(ctx context.Context, in *callInput) (*cancelOutput, error) {
+	call, canceled, err := s.Queue.Cancel(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if !canceled {
+		return nil, hearth.Errorf(hearth.CodeConflict, "the call has ended already: it is %s", call.State)
+	}
+	return &cancelOutput{Body: asyncBodyOf(call)}, nil
+}
+
+// asyncCall returns the asynchronous call with the id, nil if there is none. It
+// waits for its end for the given time, as long as the server does not drain.
+func (s *API) asyncCall(ctx context.Context, id string, wait time.Duration) (*asyncBody, error) {
+	var call hearth.AsyncCall
+	var err error
+	if wait <= 0 {
+		call, err = s.Queue.Call(ctx, id)
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		stop := context.AfterFunc(s.drainContext, cancel)
+		defer stop()
+		call, err = s.Queue.Wait(ctx, id)
+	}
+	if hearth.ErrorCode(err) == hearth.CodeNotFound {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	return asyncBodyOf(call), nil
+}
+
+// acceptEvent serves POST /v1/functions/{name}/invocations with the header
+// Hearth-Invocation-Type: async.
+func (s *API) acceptEvent(w http.ResponseWriter, r *http.Request, event []byte) error {
+	call, first, err := s.Acceptor.AcceptEvent(r.Context(), r.PathValue("name"), event, r.Header)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(asyncBodyOf(call))
+	if err != nil {
+		return err
+	}
+	h, status := w.Header(), http.StatusAccepted
+	h["Hearth-Invocation-Id"] = []string{call.ID}
+	h.Set("Location", "/v1/invocations/"+call.ID)
+	if !first {
+		h.Set("Hearth-Deduplicated", "true")
+		status = http.StatusOK
+	}
+	h.Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+	return nil
+}

@@ -1,0 +1,297 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/guest"
+)
+
+// This file is about calls that are stored and run later: how they come in over
+// HTTP, and how package queue has them run.
+
+const (
+	// maxAsyncBody bounds the body of an asynchronous call in bytes.
+	maxAsyncBody = 6 << 20
+	// maxAsyncResult is how much of a result is stored, in bytes.
+	maxAsyncResult = 256 << 10
+	// maxAsyncHeaders bounds the stored headers of a response in bytes.
+	maxAsyncHeaders = 16 << 10
+	// maxLargeBodies is how many bodies over spooledInMemory are in memory at the
+	// same time while they are stored.
+	maxLargeBodies = 8
+)
+
+// Queue stores calls to run them later; package queue has one.
+type Queue interface {
+	// Accept returns when the call has reached the disk. first is false if it was
+	// accepted before, under the same deduplication key.
+	Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error)
+}
+
+// invocationType is the header that asks for an asynchronous call.
+const invocationType = "Hearth-Invocation-Type"
+
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}
+
+// asyncRequest reads the headers that say how a call is to be run later.
+func asyncRequest(h http.Header, now time.Time) (r hearth.AsyncRequest, err error) {
+	r.ID, r.DeduplicationKey = newInvocationID(), h.Get("Hearth-Deduplication-Key")
+	delay, at := h.Get("Hearth-Delay"), h.Get("Hearth-Not-Before")
+	switch {
+	case delay != "" && at != "":
+		return r, hearth.Errorf(hearth.CodeInvalid, "the request has both Hearth-Delay and Hearth-Not-Before").WithHint("send one of them")
+	case delay != "":
+		var d hearth.Duration
+		if err := d.UnmarshalText([]byte(delay)); err != nil || d < 0 {
+			return r, hearth.Errorf(hearth.CodeInvalid, "Hearth-Delay %q is not a duration", clip(delay)).WithHint("write for example 500ms, 30s or 2h")
+		}
+		r.NotBefore = now.Add(time.Duration(d))
+	case at != "":
+		if r.NotBefore, err = time.Parse(time.RFC3339, at); err != nil {
+			return r, hearth.Errorf(hearth.CodeInvalid, "Hearth-Not-Before %q is not a time", clip(at)).WithHint("write it as RFC 3339, for example 2030-01-31T08:00:00Z")
+		}
+	}
+	return r, nil
+}
+
+// AcceptEvent stores a call with an event, as the headers of its request say.
+// first is false if it was accepted before. Errors: those of Queue.Accept,
+// CodeInvalid for a header.
+func (g *Gateway) AcceptEvent(ctx context.Context, target string, event []byte, h http.Header) (call hearth.AsyncCall, first bool, err error) {
+	r, err := asyncRequest(h, time.Now())
+	if err != nil {
+		return call, false, err
+	}
+	r.Target, r.Kind, r.Body = target, hearth.KindEvent, event
+	return g.cfg.Queue.Accept(ctx, r)
+}
+
+// async answers a request that is to be run later.
+func (g *Gateway) async(w http.ResponseWriter, r *http.Request, t *target, now time.Time) {
+	call, first, err := g.acceptRequest(w, r, t, now)
+	if err != nil {
+		status := 0
+		if errors.Is(err, errBodyTooLarge) {
+			status = http.StatusRequestEntityTooLarge
+		}
+		writeProblem(w, r, nil, err, status)
+		return
+	}
+	call.Failures = nil // what a function raised is for its owner
+	body, err := json.Marshal(call)
+	if err != nil {
+		writeError(w, r, nil, err)
+		return
+	}
+	setAccepted(w.Header(), call.ID, first)
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header().Set("Cache-Control", "no-store")
+	status := http.StatusAccepted
+	if !first {
+		status = http.StatusOK
+	}
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		w.Write(body) //nolint:errcheck // the client is gone
+	}
+}
+
+// setAccepted sets the headers of the answer to a call that was accepted.
+func setAccepted(h http.Header, id string, first bool) {
+	h["Hearth-Invocation-Id"] = []string{id}
+	h["Location"] = []string{"/v1/invocations/" + id}
+	if !first {
+		h["Hearth-Deduplicated"] = []string{"true"}
+	}
+}
+
+func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *target, now time.Time) (call hearth.AsyncCall, first bool, err error) {
+	if g.cfg.Queue == nil {
+		return call, false, hearth.Errorf(hearth.CodeUnsupported, "this server has no queue")
+	}
+	req, err := asyncRequest(r.Header, now)
+	if err != nil {
+		return call, false, err
+	}
+	if t.alias != nil {
+		if err := t.alias.allow(now); err != nil {
+			return call, false, err
+		}
+	}
+	ctx, cancel, end := deadline(r.Context(), t.version, now)
+	defer cancel()
+	if r.ContentLength > maxAsyncBody {
+		return call, false, errBodyTooLarge
+	}
+	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
+		http.NewResponseController(w).SetReadDeadline(end) //nolint:errcheck // a connection without deadlines is a test's
+		counted := &countingReader{r: r.Body, limit: maxAsyncBody}
+		body, err := g.spool.collect(counted)
+		if counted.n.Load() > maxAsyncBody {
+			err = errBodyTooLarge
+		}
+		if err != nil {
+			return call, false, err
+		}
+		defer body.Close()
+		req.Body = body.head
+		if body.rest != nil {
+			select {
+			case g.large <- struct{}{}:
+				defer func() { <-g.large }()
+			case <-ctx.Done():
+				return call, false, hearth.Errorf(hearth.CodeExhausted, "too many large requests are being stored").WithHint("try again in a moment")
+			}
+			all := make([]byte, body.size)
+			copy(all, body.head)
+			if _, err := io.ReadFull(body.rest, all[len(body.head):]); err != nil {
+				return call, false, spoolError(err)
+			}
+			req.Body = all
+		}
+	}
+	req.Target, req.Kind = string(t.name), hearth.KindHTTP
+	req.Head = appendEvent(nil, r, t, req.ID, now)
+	return g.cfg.Queue.Accept(ctx, req)
+}
+
+var errBodyTooLarge = tooLarge(maxAsyncBody)
+
+// AsyncConfig returns the configuration of the version that a target names now.
+// Errors: CodeNotFound.
+func (g *Gateway) AsyncConfig(target string) (hearth.Config, error) {
+	a, v, err := g.resolve(context.Background(), g.table.Load(), hearth.Target(target))
+	switch {
+	case err != nil:
+		return hearth.Config{}, err
+	case a != nil:
+		v = a.main()
+	}
+	return v.Config, nil
+}
+
+// RunAsync makes an attempt of a stored call, on the version that its target names
+// now. lent tells whether an instance had it; without one it makes no record.
+// Errors: as those of InvokeEvent.
+func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int) (result hearth.AsyncResult, lent bool, err error) {
+	now := time.Now()
+	a, v, err := g.resolve(ctx, g.table.Load(), hearth.Target(e.Target))
+	if err != nil {
+		return result, false, err
+	}
+	if a != nil {
+		v = a.any()
+	}
+	ctx, cancel, end := deadline(ctx, v, now)
+	defer cancel()
+	rec := g.newRecord(v, e.Kind, now)
+	rec.ID, rec.BytesIn = e.ID, int64(len(e.Body))
+	call := &guest.Call{ID: e.ID, Deadline: end, Kind: e.Kind, Event: e.Head, Body: e.Body}
+	if e.Kind == hearth.KindHTTP {
+		rec.Method, rec.Path = requestLine(e.Head)
+	}
+	sink := &resultSink{http: e.Kind == hearth.KindHTTP, limit: g.maxResponse(v)}
+	err = g.invoke(ctx, v, call, &rec, sink)
+	lent = rec.Instance != ""
+	result = sink.result
+	if result.Status == 0 {
+		result.Status = 200
+	}
+	rec.BytesOut = sink.size
+	if err == nil {
+		rec.Status = result.Status
+	}
+	if lent {
+		g.finishAttempt(rec, attempt, err)
+	}
+	return result, lent, err
+}
+
+// finishAttempt logs and records an attempt. Its lines have the id of the call, as
+// those of the other attempts; records after the first one's have a number too.
+func (g *Gateway) finishAttempt(rec hearth.Invocation, attempt int, err error) {
+	if err != nil {
+		e := hearth.AsError(err)
+		rec.ErrorCode, rec.ErrorMessage, rec.Status = e.Code, e.Message, e.Code.HTTPStatus()
+		if e.Code == hearth.CodeInternal || e.Code == hearth.CodeUnavailable {
+			g.cfg.Logger.Error("attempt failed", "function", rec.Function, "invocation", rec.ID, "attempt", attempt, "err", err)
+		}
+		g.logError(&rec, e)
+	}
+	if attempt > 1 {
+		rec.ID += "." + strconv.Itoa(attempt)
+	}
+	g.cfg.Recorder.Record(rec)
+}
+
+// requestLine finds the method and path in an event that appendEvent made.
+func requestLine(event []byte) (method, path string) {
+	var e struct {
+		RequestContext struct {
+			HTTP struct{ Method, Path string }
+		}
+		Headers map[string]string
+	}
+	if json.Unmarshal(event, &e) != nil {
+		return "", ""
+	}
+	return e.RequestContext.HTTP.Method, e.Headers["x-forwarded-prefix"] + e.RequestContext.HTTP.Path
+}
+
+// resultSink keeps the beginning of a response.
+type resultSink struct {
+	http   bool
+	limit  int64
+	size   int64
+	result hearth.AsyncResult
+}
+
+// Head implements guest.Sink.
+func (s *resultSink) Head(h *guest.Head) error {
+	if !s.http {
+		return nil
+	}
+	if err := validHead(h); err != nil {
+		return err
+	}
+	s.result.Status = h.Status
+	size := 0
+	for _, kv := range h.Headers {
+		if size += len(kv[0]) + len(kv[1]); size > maxAsyncHeaders {
+			s.result.Cut = true
+			break
+		}
+		if !dropResponseHeader(kv[0]) {
+			s.result.Headers = append(s.result.Headers, kv)
+		}
+	}
+	return nil
+}
+
+// Data implements guest.Sink.
+func (s *resultSink) Data(p []byte, _ bool) error {
+	if s.size += int64(len(p)); s.size > s.limit {
+		return responseTooLarge(s.limit)
+	}
+	if room := maxAsyncResult - len(s.result.Body); len(p) > room {
+		p, s.result.Cut = p[:room], true
+	}
+	s.result.Body = append(s.result.Body, p...)
+	return nil
+}
+
+// Flush implements guest.Sink.
+func (s *resultSink) Flush() error { return nil }

@@ -1,0 +1,28 @@
+package hearth
+
+// KeptState is what is known of a call with an idempotency key.
+type KeptState string
+
+const (
+	// KeptRunning: it runs.
+	KeptRunning KeptState = "running"
+	// KeptDone: its response is kept.
+	KeptDone KeptState = "done"
+	// KeptUnknown: it had begun, and its response is not known: the server ended
+	// meanwhile, the response broke off, or it is too large to be kept.
+	KeptUnknown KeptState = "unknown"
+)
+
+// KeptResponse is a call with an idempotency key and its response.
+type KeptResponse struct {
+	// Key is unique: whose it is and what the caller named it.
+	Key      string
+	Function string
+	// Fingerprint tells requests apart that come with the same key.
+	Fingerprint string
+	State       KeptState
+	// Status, Header and Body are the response in KeptDone.
+	Status int
+	Header map[string][]string
+	Body   []byte
+}

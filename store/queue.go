@@ -1,0 +1,460 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/hearthrun/hearth"
+)
+
+const (
+	// webhookSecretPrefix is that of Standard Webhooks' secrets.
+	webhookSecretPrefix = "whsec_"
+	// deduplicationWindow is how long after its acceptance a call that has ended
+	// still answers for its deduplication key.
+	deduplicationWindow = 24 * time.Hour
+	// maxFailures of a call are kept.
+	maxFailures = 10
+	// queueBatch rows are changed in one transaction where there may be any number,
+	// so that others get their turn.
+	queueBatch = 500
+	// totalsAge is how long the sum of all totals is believed.
+	totalsAge = time.Second
+)
+
+// States as they are stored.
+const (
+	stateQueued = iota
+	stateRunning
+	stateSucceeded
+	stateFailed
+	stateCanceled
+)
+
+var states = []hearth.AsyncState{hearth.AsyncQueued, hearth.AsyncRunning, hearth.AsyncSucceeded, hearth.AsyncFailed, hearth.AsyncCanceled}
+
+// QueueLimits bound what a Queue stores; zero fields take the default.
+type QueueLimits struct {
+	// Calls bounds those that have not ended, and dead letters; default 1,000,000.
+	// Bytes bounds all payloads and results; default 1 GiB. One function can use
+	// half of each.
+	Calls, Bytes int64
+	// Finished bounds the calls that are kept after they succeeded or were canceled,
+	// whatever keep_result says; default 200,000.
+	Finished int64
+}
+
+func (l QueueLimits) withDefaults() QueueLimits {
+	if l.Calls == 0 {
+		l.Calls = 1_000_000
+	}
+	if l.Bytes == 0 {
+		l.Bytes = 1 << 30
+	}
+	if l.Finished == 0 {
+		l.Finished = 200_000
+	}
+	return l
+}
+
+// Queue is the asynchronous calls of a Store. A method that returned without an
+// error has reached the disk, but for Started. Its methods may be called from many
+// goroutines.
+type Queue struct {
+	// Constant after construction.
+	db     *database
+	w      *queueWriter
+	limits QueueLimits
+	secret string
+	now    func() time.Time
+
+	// Of the writer's goroutine.
+	total   sums // as of totalAt, and what was accepted since
+	totalAt time.Time
+}
+
+type sums struct{ calls, bytes int64 }
+
+// Queue returns the asynchronous calls, bounded by limits. Call it once, before
+// they are used.
+func (s *Store) Queue(limits QueueLimits) *Queue {
+	s.queue.limits = limits.withDefaults()
+	return s.queue
+}
+
+// WebhookSecret is with what webhooks are signed: "whsec_" and base64.
+func (q *Queue) WebhookSecret() string { return q.secret }
+
+func randomSecret() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return base64.StdEncoding.EncodeToString(b[:])
+}
+
+// Accept stores a call. If its deduplication key is that of an earlier call of the
+// same function, that one is returned, and first is false.
+// Errors: CodeExhausted if there is no room.
+func (q *Queue) Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error) {
+	err = q.w.do(ctx, "store a call", func(tx *queueTx) error {
+		call, first = e.AsyncCall, true
+		if key := e.DeduplicationKey; key != "" {
+			old, err := q.deduplicate(tx, e.Function, key, e.AcceptedAt)
+			if err != nil {
+				return err
+			}
+			if old.ID != "" {
+				call, first = old, false
+				return nil
+			}
+		}
+		if err := q.room(tx, e.Function, e.Bytes, 1); err != nil {
+			return err
+		}
+		return q.insert(tx, e)
+	})
+	return call, first, err
+}
+
+// deduplicate returns the call that answers for a key, none if there is none.
+func (q *Queue) deduplicate(tx *queueTx, function, key string, now time.Time) (hearth.AsyncCall, error) {
+	old, err := scanCall(tx.row(selectCall+` WHERE function = ? AND dedup = ?`, function, key))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return hearth.AsyncCall{}, nil
+	case err != nil:
+		return old, err
+	case old.State == hearth.AsyncCanceled, old.State.Ended() && now.Sub(old.AcceptedAt) > deduplicationWindow:
+		_, err := tx.exec(`UPDATE calls SET dedup = NULL WHERE id = ?`, old.ID)
+		return hearth.AsyncCall{}, err
+	}
+	return old, nil
+}
+
+// room tells whether another call can be stored within the limits, times some.
+func (q *Queue) room(tx *queueTx, function string, bytes, times int64) error {
+	limits := q.limits
+	limits.Calls *= times
+	limits.Bytes *= times
+	if now := q.now(); now.Sub(q.totalAt) > totalsAge || now.Before(q.totalAt) {
+		err := tx.row(`SELECT COALESCE(SUM(CASE WHEN state IN (0, 1, 3) THEN calls END), 0),
+			COALESCE(SUM(bytes), 0) FROM totals`).Scan(&q.total.calls, &q.total.bytes)
+		if err != nil {
+			return err
+		}
+		q.totalAt = now
+	}
+	if q.total.calls >= limits.Calls || q.total.bytes+bytes > limits.Bytes {
+		return queueFull("the queue is full", limits.Calls, limits.Bytes)
+	}
+	var calls, used int64
+	err := tx.row(`SELECT COALESCE(SUM(calls), 0), COALESCE(SUM(bytes), 0) FROM totals WHERE function = ? AND state IN (0, 1, 3)`, function).
+		Scan(&calls, &used)
+	if err != nil {
+		return err
+	}
+	if calls >= limits.Calls/2 || used+bytes > limits.Bytes/2 {
+		return queueFull("the queue of "+function+" is full", limits.Calls/2, limits.Bytes/2)
+	}
+	q.total.calls++
+	q.total.bytes += bytes
+	return nil
+}
+
+func queueFull(what string, calls, bytes int64) error {
+	e := hearth.Errorf(hearth.CodeExhausted, "%s: it has room for %d calls and %s", what, calls, hearth.Bytes(bytes)).
+		WithHint("try again later; hearth queue shows what is in it, and hearth queue purge removes dead letters")
+	e.RetryAfter = 5 * time.Second
+	return e
+}
+
+func (q *Queue) insert(tx *queueTx, e hearth.AsyncEntry) error {
+	var dedup any
+	if e.DeduplicationKey != "" {
+		dedup = e.DeduplicationKey
+	}
+	var seq int64
+	err := tx.row(`INSERT INTO calls (id, function, lane, target, kind, state, accepted_at, due_at, expires_at, dedup, source, depth, bytes)
+		VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
+		e.ID, e.Function, e.Lane(), e.Target, string(e.Kind), e.AcceptedAt.UnixMicro(), e.DueAt.UnixMicro(), e.ExpiresAt.UnixMicro(),
+		dedup, e.Source, e.Depth, e.Bytes).Scan(&seq)
+	if err != nil || len(e.Head) == 0 && len(e.Body) == 0 {
+		return err
+	}
+	_, err = tx.exec(`INSERT INTO payloads (seq, head, body) VALUES (?, ?, ?)`, seq, e.Head, e.Body)
+	return err
+}
+
+// Begin reads a call and what it passes. Errors: CodeNotFound.
+func (q *Queue) Begin(ctx context.Context, id string) (e hearth.AsyncEntry, err error) {
+	err = q.db.view(ctx, "read a call", func(tx *sql.Tx) error {
+		var err error
+		if e.AsyncCall, err = scanCall(tx.QueryRowContext(ctx, selectCall+` WHERE id = ?`, id)); err != nil {
+			return noCall(err, id)
+		}
+		err = tx.QueryRowContext(ctx, `SELECT head, body FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id).Scan(&e.Head, &e.Body)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		return err
+	})
+	return e, err
+}
+
+// Started stores that an attempt is under way. It does not wait for the disk: what
+// is lost with the machine's power is at worst that the attempt counts.
+func (q *Queue) Started(id string, attempt int) {
+	q.w.later(func(tx *queueTx) error {
+		_, err := tx.exec(`UPDATE calls SET state = 1, attempts = ? WHERE id = ? AND state < 2`, attempt, id)
+		return err
+	})
+}
+
+// Retry puts a call back whose attempt is over: its attempts, failures and due time
+// are those of c. queued is false if it has ended meanwhile, because it was canceled.
+func (q *Queue) Retry(ctx context.Context, c hearth.AsyncCall) (queued bool, err error) {
+	failures, err := marshalFailures(c.Failures)
+	if err != nil {
+		return false, err
+	}
+	err = q.w.do(ctx, "put a call back", func(tx *queueTx) error {
+		n, err := tx.exec(`UPDATE calls SET state = 0, attempts = ?, failures = ?, due_at = ? WHERE id = ? AND state < 2`,
+			c.Attempts, failures, c.DueAt.UnixMicro(), c.ID)
+		queued = n > 0
+		return err
+	})
+	return queued, err
+}
+
+// Finish ends a call: its state, attempts, failures, result and times are those of
+// c. The payload is removed, but for dead letters. ended is false, and nothing is
+// stored, if the call had ended before, because it was canceled. It is deleted
+// after purge.
+//
+// In the same transaction follow is accepted, to twice the limits: calls that end
+// free room, and must not wait for it. refused are those of follow that found none.
+func (q *Queue) Finish(ctx context.Context, c hearth.AsyncCall, purge time.Time, follow []hearth.AsyncEntry) (ended bool, refused []hearth.AsyncEntry, err error) {
+	failures, err := marshalFailures(c.Failures)
+	if err != nil {
+		return false, nil, err
+	}
+	var headers []byte
+	if c.Result != nil {
+		if headers, err = json.Marshal(c.Result.Headers); err != nil {
+			return false, nil, err
+		}
+	}
+	state := stateOf(c.State)
+	err = q.w.do(ctx, "store the end of a call", func(tx *queueTx) error {
+		ended, refused = false, nil
+		var status, cut int
+		var size any // unchanged
+		if c.Result != nil {
+			status = c.Result.Status
+			size = int64(len(c.Result.Body) + len(headers))
+			if c.Result.Cut {
+				cut = 1
+			}
+		}
+		var seq int64
+		err := tx.row(`UPDATE calls SET state = ?, attempts = ?, failures = ?, finished_at = ?, purge_at = ?, status = ?, cut = ?, bytes = COALESCE(?, bytes)
+			WHERE id = ? AND state < 2 RETURNING seq`,
+			state, c.Attempts, failures, c.FinishedAt.UnixMicro(), purge.UnixMicro(), status, cut, size, c.ID).Scan(&seq)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		ended = true
+		if state == stateSucceeded {
+			if _, err := tx.exec(`DELETE FROM payloads WHERE seq = ?`, seq); err != nil {
+				return err
+			}
+		}
+		if c.Result != nil {
+			if _, err := tx.exec(`INSERT OR REPLACE INTO results (seq, headers, body) VALUES (?, ?, ?)`, seq, string(headers), c.Result.Body); err != nil {
+				return err
+			}
+		}
+		for _, e := range follow {
+			if err := q.room(tx, e.Function, e.Bytes, 2); hearth.ErrorCode(err) == hearth.CodeExhausted {
+				refused = append(refused, e)
+				continue
+			} else if err != nil {
+				return err
+			}
+			if err := q.insert(tx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return ended, refused, err
+}
+
+// Cancel ends a call that has not ended, and returns it as it is then. canceled is
+// false if it had ended before. Errors: CodeNotFound.
+func (q *Queue) Cancel(ctx context.Context, id string, reason hearth.AsyncFailure, purge time.Time) (call hearth.AsyncCall, canceled bool, err error) {
+	err = q.w.do(ctx, "cancel a call", func(tx *queueTx) error {
+		canceled = false
+		var err error
+		if call, err = scanCall(tx.row(selectCall+` WHERE id = ?`, id)); err != nil {
+			return noCall(err, id)
+		}
+		if call.State.Ended() {
+			return nil
+		}
+		call.Failures = append(call.Failures, reason)
+		failures, err := marshalFailures(call.Failures)
+		if err != nil {
+			return err
+		}
+		call.State, call.FinishedAt, call.Bytes, call.DeduplicationKey = hearth.AsyncCanceled, reason.EndedAt, 0, ""
+		canceled = true
+		if _, err := tx.exec(`DELETE FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id); err != nil {
+			return err
+		}
+		_, err = tx.exec(`UPDATE calls SET state = 4, failures = ?, finished_at = ?, purge_at = ?, bytes = 0, dedup = NULL WHERE id = ?`,
+			failures, reason.EndedAt.UnixMicro(), purge.UnixMicro(), id)
+		return err
+	})
+	return call, canceled, err
+}
+
+// Forget takes all calls and kept responses from a function that was deleted: those that have not
+// ended are canceled, for the reason. They can still be read by their id.
+func (q *Queue) Forget(ctx context.Context, function string, reason hearth.AsyncFailure, purge time.Time) error {
+	failures, err := marshalFailures([]hearth.AsyncFailure{reason})
+	if err != nil {
+		return err
+	}
+	_, err = q.batches(ctx, "cancel the calls of a deleted function", func(tx *queueTx) (int64, error) {
+		const some = ` WHERE seq IN (SELECT seq FROM calls WHERE function = ? LIMIT ?)`
+		// The payloads first: the update takes away by what they are found.
+		if _, err := tx.exec(`DELETE FROM payloads`+some, function, queueBatch); err != nil {
+			return 0, err
+		}
+		return tx.exec(`UPDATE calls SET function = '', dedup = NULL,
+			bytes = (SELECT COALESCE(SUM(LENGTH(body) + LENGTH(headers)), 0) FROM results WHERE results.seq = calls.seq),
+			failures = CASE WHEN state < 2 THEN ?3 ELSE failures END,
+			finished_at = CASE WHEN state < 2 THEN ?4 ELSE finished_at END,
+			purge_at = MIN(COALESCE(purge_at, ?5), ?5),
+			state = CASE WHEN state < 2 THEN 4 ELSE state END`+
+			` WHERE seq IN (SELECT seq FROM calls WHERE function = ?1 LIMIT ?2)`,
+			function, queueBatch, failures, reason.EndedAt.UnixMicro(), purge.UnixMicro())
+	})
+	if err != nil {
+		return err
+	}
+	return q.forgetKept(ctx, function)
+}
+
+// Redrive queues dead letters of a function anew, all that ended before now or those
+// with the given ids: as if they were accepted now, with the same payload. It
+// returns how many.
+func (q *Queue) Redrive(ctx context.Context, function string, ids []string, now, expires time.Time) (int64, error) {
+	const set = `UPDATE calls SET state = 0, attempts = 0, due_at = ?1, expires_at = ?2, finished_at = NULL, purge_at = NULL`
+	if len(ids) > 0 {
+		var total int64
+		err := q.w.do(ctx, "redrive dead letters", func(tx *queueTx) error {
+			total = 0
+			for _, id := range ids {
+				n, err := tx.exec(set+` WHERE id = ?3 AND function = ?4 AND state = 3`, now.UnixMicro(), expires.UnixMicro(), id, function)
+				if err != nil {
+					return err
+				}
+				total += n
+			}
+			return nil
+		})
+		return total, err
+	}
+	return q.batches(ctx, "redrive dead letters", func(tx *queueTx) (int64, error) {
+		return tx.exec(set+` WHERE seq IN (SELECT seq FROM calls WHERE function = ?3 AND state = 3 AND finished_at <= ?1 LIMIT ?4)`,
+			now.UnixMicro(), expires.UnixMicro(), function, queueBatch)
+	})
+}
+
+// Purge deletes the dead letters of a function and returns how many there were.
+func (q *Queue) Purge(ctx context.Context, function string) (int64, error) {
+	return q.batches(ctx, "delete dead letters", func(tx *queueTx) (int64, error) {
+		return tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE function = ? AND state = 3 LIMIT ?)`, function, queueBatch)
+	})
+}
+
+// Prune deletes what was to be kept until now only, and the oldest of the calls that
+// succeeded or were canceled if there are too many or they take too much room.
+func (q *Queue) Prune(ctx context.Context, now time.Time) error {
+	_, err := q.batches(ctx, "delete old calls", func(tx *queueTx) (int64, error) {
+		return tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE purge_at <= ? LIMIT ?)`, now.UnixMicro(), queueBatch)
+	})
+	if err != nil {
+		return err
+	}
+	if err := q.pruneKept(ctx, now); err != nil {
+		return err
+	}
+	var finished, bytes, all int64
+	err = q.db.read.QueryRowContext(ctx, `SELECT COALESCE(SUM(CASE WHEN state IN (2, 4) THEN calls END), 0),
+		COALESCE(SUM(CASE WHEN state IN (2, 4) THEN bytes END), 0), COALESCE(SUM(bytes), 0) FROM totals`).Scan(&finished, &bytes, &all)
+	if err != nil {
+		return dbError(ctx, err, "count old calls")
+	}
+	over := finished - q.limits.Finished
+	if roomy := q.limits.Bytes / 4 * 3; all > roomy && bytes > 0 {
+		over = max(over, (all-roomy)*finished/bytes+1) // by their mean size
+	}
+	for over > 0 {
+		n := min(over, queueBatch)
+		err := q.w.do(ctx, "delete old calls", func(tx *queueTx) error {
+			_, err := tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls
+				WHERE purge_at IS NOT NULL AND state IN (2, 4) ORDER BY purge_at LIMIT ?)`, n)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		over -= n
+	}
+	return nil
+}
+
+// batches repeats a change of at most queueBatch rows until it has no more to do.
+func (q *Queue) batches(ctx context.Context, what string, run func(tx *queueTx) (int64, error)) (total int64, err error) {
+	for {
+		var n int64
+		err := q.w.do(ctx, what, func(tx *queueTx) (err error) {
+			n, err = run(tx)
+			return err
+		})
+		if total += n; err != nil || n < queueBatch {
+			return total, err
+		}
+	}
+}
+
+// marshalFailures keeps the latest ones.
+func marshalFailures(list []hearth.AsyncFailure) (string, error) {
+	if len(list) == 0 {
+		return "", nil
+	}
+	list = append([]hearth.AsyncFailure(nil), list[max(0, len(list)-maxFailures):]...)
+	for i := range list {
+		list[i].Type, list[i].Message = cut(list[i].Type, 200), cut(list[i].Message, maxMessage)
+	}
+	b, err := json.Marshal(list)
+	return string(b), err
+}
+
+func stateOf(s hearth.AsyncState) int {
+	for i, other := range states {
+		if other == s {
+			return i
+		}
+	}
+	return stateFailed
+}

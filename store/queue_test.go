@@ -1,0 +1,377 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/store"
+)
+
+// queued makes an entry that is due now.
+func queued(function, body string) hearth.AsyncEntry {
+	now := time.Now().Truncate(time.Microsecond).UTC()
+	return hearth.AsyncEntry{
+		AsyncCall: hearth.AsyncCall{
+			ID: uuid.Must(uuid.NewV7()).String(), Function: function, Target: function, Kind: hearth.KindEvent, State: hearth.AsyncQueued,
+			AcceptedAt: now, DueAt: now, ExpiresAt: now.Add(time.Hour), Bytes: int64(len(body)),
+		},
+		AsyncPayload: hearth.AsyncPayload{Body: []byte(body)},
+	}
+}
+
+func accept(t testing.TB, q *store.Queue, e hearth.AsyncEntry) hearth.AsyncCall {
+	t.Helper()
+	c, first, err := q.Accept(t.Context(), e)
+	if err != nil || !first {
+		t.Fatalf("accept: %v %v", first, err)
+	}
+	return c
+}
+
+// status returns the counts of one function.
+func status(t testing.TB, q *store.Queue, function string) hearth.FunctionQueue {
+	t.Helper()
+	st, err := q.Status(t.Context(), function, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(st.Functions) == 0 {
+		return hearth.FunctionQueue{Function: function}
+	}
+	return st.Functions[0]
+}
+
+func end(c hearth.AsyncCall, state hearth.AsyncState) hearth.AsyncCall {
+	c.State, c.Attempts, c.FinishedAt = state, c.Attempts+1, time.Now().Truncate(time.Microsecond).UTC()
+	return c
+}
+
+func TestQueueCallFromAcceptanceToEnd(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	q := s.Queue(store.QueueLimits{})
+	e := queued("hello", `{"n":1}`)
+	accept(t, q, e)
+
+	got, err := q.Begin(t.Context(), e.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(e, got); diff != "" {
+		t.Errorf("what was accepted and what is begun differ: %s", diff)
+	}
+	q.Started(e.ID, 1)
+	c := end(got.AsyncCall, hearth.AsyncSucceeded)
+	c.Result = &hearth.AsyncResult{Status: 200, Headers: [][2]string{{"content-type", "text/plain"}}, Body: []byte("\x00done"), Cut: true}
+	follow := queued("next", `{"from":"hello"}`)
+	follow.Source, follow.Depth = e.ID, 1
+	if ok, _, err := q.Finish(t.Context(), c, time.Now().Add(time.Hour), []hearth.AsyncEntry{follow}); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if ok, _, err := q.Finish(t.Context(), c, time.Now().Add(time.Hour), []hearth.AsyncEntry{queued("next", "")}); ok || err != nil {
+		t.Errorf("a second end: %v %v", ok, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	q = open(t, dir).Queue(store.QueueLimits{})
+	done, err := q.Call(t.Context(), e.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Bytes = done.Bytes
+	if diff := cmp.Diff(c, done); diff != "" {
+		t.Errorf("after the end: %s", diff)
+	}
+	if b, err := q.Begin(t.Context(), e.ID); err != nil || b.Body != nil {
+		t.Errorf("the payload of a call that succeeded is still there: %v %v", b, err)
+	}
+	if b, err := q.Begin(t.Context(), follow.ID); err != nil || string(b.Body) != `{"from":"hello"}` || b.Depth != 1 || b.Source != e.ID {
+		t.Errorf("what follows: %+v %v", b, err)
+	}
+	if lanes, err := q.Lanes(t.Context()); err != nil || len(lanes) != 1 || lanes[0] != "next" {
+		t.Errorf("lanes: %v %v", lanes, err)
+	}
+}
+
+// TestQueueReopen: what was running when the server was killed waits again, and its
+// attempt counts.
+func TestQueueReopen(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	q := s.Queue(store.QueueLimits{})
+	e := queued("hello", "1")
+	accept(t, q, e)
+	q.Started(e.ID, 1)
+	s.Close() //nolint:errcheck // the next one tells
+	q = open(t, dir).Queue(store.QueueLimits{})
+	c, err := q.Call(t.Context(), e.ID)
+	if err != nil || c.State != hearth.AsyncQueued || c.Attempts != 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if f := status(t, q, "hello"); f.Queued != 1 || f.Running != 0 {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestQueueDeduplication(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
+	request := func(function string, at time.Time) hearth.AsyncEntry {
+		e := queued(function, "1")
+		e.DeduplicationKey, e.AcceptedAt = "order-7", at
+		return e
+	}
+	now := time.Now()
+	first := accept(t, q, request("a", now))
+	same, fresh, err := q.Accept(t.Context(), request("a", now))
+	if err != nil || fresh || same.ID != first.ID {
+		t.Errorf("the same key again: %v %v %v", same, fresh, err)
+	}
+	if f := status(t, q, "a"); f.Queued != 1 {
+		t.Errorf("stored twice: %+v", f)
+	}
+	accept(t, q, request("b", now)) // of another function
+
+	// One that has not ended answers for its key for ever, one that has for a day.
+	if same, fresh, err = q.Accept(t.Context(), request("a", now.Add(48*time.Hour))); err != nil || fresh {
+		t.Errorf("after two days: %v %v", fresh, err)
+	}
+	if _, _, err := q.Finish(t.Context(), end(same, hearth.AsyncSucceeded), now.Add(99*time.Hour), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, fresh, _ = q.Accept(t.Context(), request("a", now.Add(23*time.Hour))); fresh {
+		t.Error("the key of a call that ended counted for less than a day")
+	}
+	second := accept(t, q, request("a", now.Add(25*time.Hour)))
+	if second.ID == first.ID {
+		t.Error("the key counted for more than a day")
+	}
+	if _, ok, err := q.Cancel(t.Context(), second.ID, hearth.AsyncFailure{}, now.Add(time.Hour)); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	accept(t, q, request("a", now.Add(25*time.Hour)))
+}
+
+func TestQueueLimits(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{Calls: 8, Bytes: 1000})
+	full := func(e hearth.AsyncEntry) {
+		t.Helper()
+		_, _, err := q.Accept(t.Context(), e)
+		if hearth.ErrorCode(err) != hearth.CodeExhausted || hearth.AsError(err).RetryAfter == 0 {
+			t.Errorf("a full queue: %v", err)
+		}
+	}
+	full(queued("a", strings.Repeat("x", 501)))
+	var calls []hearth.AsyncCall
+	for range 4 {
+		calls = append(calls, accept(t, q, queued("a", "x")))
+	}
+	full(queued("a", "x"))
+	for range 4 {
+		accept(t, q, queued("b", "x"))
+	}
+	full(queued("c", "x"))
+	// There is room for calls of a again when some have succeeded.
+	if _, _, err := q.Finish(t.Context(), end(calls[0], hearth.AsyncSucceeded), time.Now(), nil); err != nil {
+		t.Fatal(err)
+	}
+	for start := time.Now(); ; { // the sum is believed for a second
+		_, _, err := q.Accept(t.Context(), queued("a", "x"))
+		if err == nil {
+			break
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestQueueDeadLetters(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
+	now := time.Now()
+	var dead []hearth.AsyncCall
+	for i := range 3 {
+		c := end(accept(t, q, queued("a", fmt.Sprint(i))), hearth.AsyncFailed)
+		c.Failures = []hearth.AsyncFailure{{Attempt: 1, Code: hearth.CodeFunction, Type: "ValueError", Message: "no"}}
+		if _, _, err := q.Finish(t.Context(), c, now.Add(time.Hour), nil); err != nil {
+			t.Fatal(err)
+		}
+		dead = append(dead, c)
+	}
+	list, err := q.Calls(t.Context(), "a", hearth.AsyncFailed, "", 2)
+	if err != nil || len(list) != 2 || list[0].ID != dead[2].ID || list[0].Failures[0].Type != "ValueError" {
+		t.Fatalf("%+v %v", list, err)
+	}
+	list, err = q.Calls(t.Context(), "a", hearth.AsyncFailed, list[1].ID, 2)
+	if err != nil || len(list) != 1 || list[0].ID != dead[0].ID {
+		t.Fatalf("the second page: %+v %v", list, err)
+	}
+	due := time.Now()
+	if n, err := q.Redrive(t.Context(), "b", []string{dead[0].ID}, due, due.Add(time.Hour)); n != 0 || err != nil {
+		t.Errorf("the dead letter of another function: %v %v", n, err)
+	}
+	if n, err := q.Redrive(t.Context(), "a", []string{dead[0].ID, "unknown"}, due, due.Add(time.Hour)); n != 1 || err != nil {
+		t.Errorf("redrive one: %v %v", n, err)
+	}
+	again, err := q.Begin(t.Context(), dead[0].ID)
+	if err != nil || again.State != hearth.AsyncQueued || again.Attempts != 0 || string(again.Body) != "0" || !again.FinishedAt.IsZero() {
+		t.Errorf("redriven: %+v %v", again, err)
+	}
+	if n, err := q.Redrive(t.Context(), "a", nil, due, due.Add(time.Hour)); n != 2 || err != nil {
+		t.Errorf("redrive all: %v %v", n, err)
+	}
+	for _, c := range dead {
+		if _, _, err := q.Finish(t.Context(), c, now.Add(time.Hour), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := q.Purge(t.Context(), "a"); n != 3 || err != nil {
+		t.Errorf("purge: %v %v", n, err)
+	}
+	if _, err := q.Call(t.Context(), dead[0].ID); hearth.ErrorCode(err) != hearth.CodeNotFound {
+		t.Errorf("after the purge: %v", err)
+	}
+}
+
+// TestQueueForget: the calls of a deleted function are canceled and do not come
+// back with a new one of the same name.
+func TestQueueForget(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
+	waits := accept(t, q, queued("a", "secret"))
+	gone := end(accept(t, q, queued("a", "1")), hearth.AsyncSucceeded)
+	gone.Result = &hearth.AsyncResult{Status: 200, Body: []byte("7")}
+	if _, _, err := q.Finish(t.Context(), gone, time.Now().Add(time.Hour), nil); err != nil {
+		t.Fatal(err)
+	}
+	reason := hearth.AsyncFailure{EndedAt: time.Now(), Code: hearth.CodeCanceled, Message: "function a was deleted"}
+	if err := q.Forget(t.Context(), "a", reason, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := q.Begin(t.Context(), waits.ID)
+	if err != nil || c.State != hearth.AsyncCanceled || c.Failures[0].Message != reason.Message || c.Body != nil || c.Function != "" || c.Target != "a" {
+		t.Errorf("%+v %v", c, err)
+	}
+	if c, err := q.Call(t.Context(), gone.ID); err != nil || c.State != hearth.AsyncSucceeded || c.Result == nil {
+		t.Errorf("%+v %v", c, err)
+	}
+	if list, err := q.Calls(t.Context(), "a", "", "", 0); err != nil || len(list) != 0 {
+		t.Errorf("they are still listed: %v %v", list, err)
+	}
+	if lanes, err := q.Lanes(t.Context()); err != nil || len(lanes) != 0 {
+		t.Errorf("lanes: %v %v", lanes, err)
+	}
+}
+
+func TestQueuePrune(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{Finished: 2})
+	now := time.Now()
+	var ids []string
+	for i := range 5 {
+		c := end(accept(t, q, queued("a", "x")), hearth.AsyncSucceeded)
+		ids = append(ids, c.ID)
+		if _, _, err := q.Finish(t.Context(), c, now.Add(time.Duration(i)*time.Minute), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Prune(t.Context(), now.Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range ids {
+		_, err := q.Call(t.Context(), id)
+		if kept := err == nil; kept != (i >= 3) {
+			t.Errorf("call %d: %v", i, err)
+		}
+	}
+	if f := status(t, q, "a"); f.Succeeded != 2 {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestQueueTotals: the totals are what counting would find, whatever happens.
+func TestQueueTotals(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			ctx := t.Context()
+			for i := range 40 {
+				c, _, err := q.Accept(ctx, queued([]string{"a", "b"}[w%2], strings.Repeat("x", i)))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				q.Started(c.ID, 1)
+				switch i % 4 {
+				case 0:
+					_, _, err = q.Finish(ctx, end(c, hearth.AsyncSucceeded), time.Now(), nil)
+				case 1:
+					_, _, err = q.Finish(ctx, end(c, hearth.AsyncFailed), time.Now().Add(time.Hour), nil)
+				case 2:
+					_, _, err = q.Cancel(ctx, c.ID, hearth.AsyncFailure{EndedAt: time.Now()}, time.Now().Add(time.Hour))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := q.Prune(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"a", "b"} {
+		list, err := q.Calls(t.Context(), f, "", "", 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := hearth.FunctionQueue{Function: f}
+		for _, c := range list {
+			want.Bytes += c.Bytes
+			switch c.State {
+			case hearth.AsyncQueued:
+				want.Queued++
+			case hearth.AsyncRunning:
+				want.Running++
+			case hearth.AsyncFailed:
+				want.Dead++
+			case hearth.AsyncCanceled:
+				want.Canceled++
+			}
+		}
+		got := status(t, q, f)
+		got.OldestDue = time.Time{}
+		if got != want || want.Running != 40 || want.Dead != 40 || want.Canceled != 40 {
+			t.Errorf("got %+v, counted %+v", got, want)
+		}
+	}
+}
+
+// BenchmarkQueueAccept has 64 callers that each wait for the disk.
+func BenchmarkQueueAccept(b *testing.B) {
+	q := open(b, b.TempDir()).Queue(store.QueueLimits{Bytes: 1 << 40, Calls: 1 << 40})
+	body := strings.Repeat("x", 200)
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for range 64 {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				if _, _, err := q.Accept(context.Background(), queued("hello", body)); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "accepted/s")
+}
