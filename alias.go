@@ -134,7 +134,10 @@ func ParseWeights(s string) (Weights, error) {
 		}
 		n, err := strconv.Atoi(strings.TrimSpace(number))
 		p, err2 := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(share), "%"))
-		if _, twice := w[n]; err != nil || err2 != nil || twice {
+		if _, twice := w[n]; twice {
+			return nil, Errorf(CodeInvalid, "version %d is given twice in %q", n, clip(s)).WithHint("remove one of them")
+		}
+		if err != nil || err2 != nil {
 			return nil, Errorf(CodeInvalid, "%q is no share of versions", clip(s)).WithHint("write a version, such as 7, or shares in percent, such as 7=90,8=10")
 		}
 		w[n] = p

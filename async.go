@@ -3,6 +3,7 @@ package hearth
 import (
 	"encoding/json"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -11,7 +12,7 @@ import (
 // Async is how the asynchronous calls of a function are treated.
 type Async struct {
 	// MaxAttempts is how often a call is tried at most.
-	MaxAttempts int `json:"max_attempts,omitempty" yaml:"max_attempts,omitempty" doc:"How often a call is tried at most" example:"3"`
+	MaxAttempts int `json:"max_attempts,omitempty" yaml:"max_attempts,omitempty" minimum:"1" doc:"How often a call is tried at most" example:"3"`
 	// MaxAge is how long after it was first due the last attempt may begin.
 	MaxAge Duration `json:"max_age,omitempty" yaml:"max_age,omitempty" doc:"How long after it was first due an attempt may still begin" example:"6h"`
 	// MinBackoff is the pause after the first failure. It doubles with each, up to
@@ -37,6 +38,27 @@ const (
 	MaxKeepResult      = 30 * 24 * time.Hour
 	MaxDestinations    = 5
 )
+
+// AttemptID returns the id of the record of an attempt of a call.
+func AttemptID(id string, attempt int) string {
+	if attempt < 2 {
+		return id
+	}
+	return id + "." + strconv.Itoa(attempt)
+}
+
+// LastAttempt returns the number of the latest attempt among all, those before the
+// call was redriven included; 0 if there was none.
+func (c AsyncCall) LastAttempt() int {
+	n := len(c.Failures)
+	switch c.State {
+	case AsyncSucceeded, AsyncRunning:
+		n++
+	case AsyncCanceled:
+		n-- // the last one says why it was canceled
+	}
+	return max(c.Attempts, n)
+}
 
 // WithDefaults returns a with every empty field but the destinations set.
 func (a Async) WithDefaults() Async {

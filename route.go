@@ -98,6 +98,8 @@ func checkHost(host string) string {
 		return "its host must be a name in small letters without a port, such as api.example.com or *.example.com"
 	case host == "localhost" || strings.HasSuffix(host, ".localhost"):
 		return "the host " + host + " belongs to Hearth"
+	case !strings.Contains(strings.TrimPrefix(host, "*."), "."):
+		return "its host " + host + " has no dot; if it is to be a path, it must start with /"
 	}
 	return ""
 }

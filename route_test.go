@@ -19,6 +19,7 @@ func TestRouteValidate(t *testing.T) {
 		"GET api.example.com":              "no path",
 		"/v1/x":                            "belongs to Hearth",
 		"localhost/x":                      "belongs to Hearth",
+		"GET products/":                    "has no dot",
 		"a.localhost/x":                    "belongs to Hearth",
 		"api.example.com:8080/x":           "without a port",
 		"API.example.com/":                 "small letters",

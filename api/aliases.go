@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -114,8 +115,15 @@ func (s *API) putAlias(ctx context.Context, in *putAliasInput) (*aliasOutput, er
 	var f hearth.Function
 	err = s.change(ctx, in.Name, match, func(ctx context.Context, old hearth.Function) error {
 		var release *hearth.Release
-		if a.Name == hearth.Live && a.Main() != old.Live {
+		was := old.Split
+		if was == nil {
+			was = hearth.Weights{old.Live: 100}
+		}
+		if a.Name == hearth.Live && !maps.Equal(a.Versions, was) {
 			release = releaseNow(hearth.ReleaseVersion, old.Live, a.Main())
+			if len(a.Versions) > 1 {
+				release.Reason = "split " + a.Versions.String()
+			}
 		}
 		f, _, err = s.lead(ctx, old, a, release)
 		return err

@@ -137,8 +137,8 @@ func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocati
 		return nil, err
 	}
 	id := in.ID
-	if async != nil && async.Attempts > 1 {
-		id += "." + strconv.Itoa(async.Attempts) // the record of the latest attempt
+	if async != nil {
+		id = hearth.AttemptID(id, async.LastAttempt())
 	}
 	i, err := s.Invocations.Invocation(ctx, id)
 	if hearth.ErrorCode(err) == hearth.CodeNotFound && async != nil {
@@ -163,6 +163,11 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 	async, err := hearth.ParseInvocationType(r.Header.Get("Hearth-Invocation-Type"))
 	if err != nil {
 		return err
+	}
+	for _, name := range []string{"Hearth-Delay", "Hearth-Not-Before", "Hearth-Deduplication-Key"} {
+		if !async && r.Header[name] != nil {
+			return hearth.Errorf(hearth.CodeInvalid, "the header %s is for calls that run later", name).WithHint("send Hearth-Invocation-Type: async with it")
+		}
 	}
 	event, err := s.readEvent(r)
 	if err != nil {

@@ -295,6 +295,13 @@ func (s *API) rollback(ctx context.Context, in *rollbackInput) (out *releaseOutp
 // previous returns the version that was live before the one that is live came to
 // be so for the first time. Errors: CodeConflict if there is none.
 func (s *API) previous(ctx context.Context, f hearth.Function) (int, error) {
+	if f.Split != nil { // back is to what was live before somebody split the calls
+		newest, err := s.Aliases.Releases(ctx, f.Name, 0, 1)
+		if err != nil || len(newest) == 0 {
+			return f.Live, err
+		}
+		return newest[0].From, nil
+	}
 	before := int64(0)
 	for {
 		list, err := s.Aliases.Releases(ctx, f.Name, before, 100)
@@ -303,7 +310,7 @@ func (s *API) previous(ctx context.Context, f hearth.Function) (int, error) {
 		}
 		for _, r := range list {
 			before = r.ID
-			if r.State != hearth.ReleaseDone || r.To != f.Live || r.Kind == hearth.ReleaseRollback || r.From == 0 {
+			if r.State != hearth.ReleaseDone || r.To != f.Live || r.From == r.To || r.From == 0 || r.Kind == hearth.ReleaseRollback {
 				continue
 			}
 			if _, err := s.version(ctx, f.Name, r.From); hearth.ErrorCode(err) == hearth.CodeNotFound {

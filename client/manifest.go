@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -208,6 +209,9 @@ func (p parser) keys(within string, n *yaml.Node, into reflect.Value) (lines map
 		if err := p.value(within+key.Value, key, value, field); err != nil {
 			return nil, err
 		}
+		if least := leasts(into.Type())[key.Value]; field.Kind() == reflect.Int && field.Int() < least {
+			return nil, p.err(value.Line, fmt.Sprintf("the least is %d", least), "%s %d is out of range", within+key.Value, field.Int())
+		}
 	}
 	return lines, nil
 }
@@ -356,6 +360,19 @@ func fields(v reflect.Value) map[string]reflect.Value {
 			}
 		} else if name != "" {
 			out[name] = v.Field(i)
+		}
+	}
+	return out
+}
+
+// leasts maps the YAML keys of a struct to what their tags say is the least, if they
+// do: what a zero means otherwise, the default, is to be left out and not written.
+func leasts(t reflect.Type) map[string]int64 {
+	out := map[string]int64{}
+	for _, f := range reflect.VisibleFields(t) {
+		if n, err := strconv.ParseInt(f.Tag.Get("minimum"), 10, 64); err == nil {
+			name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			out[name] = n
 		}
 	}
 	return out

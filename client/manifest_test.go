@@ -133,6 +133,7 @@ func TestManifestErrors(t *testing.T) {
 		ok + "warm: {min: 3}\nconcurrency: 2\n":          {"f:3: warm.min 3 is out of range"},
 		ok + "warm: {min: 1, call: {1: 2, a: b}}\n":      {"f:3: warm.call is not valid"},
 		ok + "async: {max_attempts: 101}\n":              {"f:3: async.max_attempts 101 is out of range"},
+		ok + "async: {max_attempts: 0}\n":                {"f:3: async.max_attempts 0 is out of range"},
 		ok + "async: {max_age: 1ms}\n":                   {"f:3: async.max_age 1ms is out of range"},
 		ok + "async: {min_backoff: -1s}\n":               {"f:3: async.min_backoff -1s is out of range"},
 		ok + "async: {keep_result: 1s}\n":                {"f:3: async.keep_result 1s is out of range"},

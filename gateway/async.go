@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -45,11 +44,24 @@ func clip(s string) string {
 	return s
 }
 
+// onlyLater returns a header of the request that only calls that run later may have,
+// "" if it has none.
+func onlyLater(h http.Header) string {
+	for _, name := range []string{"Hearth-Delay", "Hearth-Not-Before", "Hearth-Deduplication-Key"} {
+		if h[name] != nil {
+			return name
+		}
+	}
+	return ""
+}
+
 // asyncRequest reads the headers that say how a call is to be run later.
 func asyncRequest(h http.Header, now time.Time) (r hearth.AsyncRequest, err error) {
 	r.ID, r.DeduplicationKey = newInvocationID(), h.Get("Hearth-Deduplication-Key")
 	delay, at := h.Get("Hearth-Delay"), h.Get("Hearth-Not-Before")
 	switch {
+	case h["Idempotency-Key"] != nil:
+		return r, hearth.Errorf(hearth.CodeInvalid, "a call that runs later cannot have an Idempotency-Key").WithHint("send Hearth-Deduplication-Key instead")
 	case delay != "" && at != "":
 		return r, hearth.Errorf(hearth.CodeInvalid, "the request has both Hearth-Delay and Hearth-Not-Before").WithHint("send one of them")
 	case delay != "":
@@ -82,11 +94,7 @@ func (g *Gateway) AcceptEvent(ctx context.Context, target string, event []byte, 
 func (g *Gateway) async(w http.ResponseWriter, r *http.Request, t *target, now time.Time) {
 	call, first, err := g.acceptRequest(w, r, t, now)
 	if err != nil {
-		status := 0
-		if errors.Is(err, errBodyTooLarge) {
-			status = http.StatusRequestEntityTooLarge
-		}
-		writeProblem(w, r, nil, err, status)
+		writeError(w, r, nil, err)
 		return
 	}
 	call.Failures = nil // what a function raised is for its owner
@@ -215,7 +223,7 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 		rec.Status = result.Status
 	}
 	if lent {
-		g.finishAttempt(rec, attempt, err)
+		g.finishAttempt(rec, max(attempt, len(e.Failures)+1), err)
 	}
 	return result, lent, err
 }
@@ -232,7 +240,7 @@ func (g *Gateway) finishAttempt(rec hearth.Invocation, attempt int, err error) {
 		g.logError(&rec, e)
 	}
 	if attempt > 1 {
-		rec.ID += "." + strconv.Itoa(attempt)
+		rec.ID = hearth.AttemptID(rec.ID, attempt)
 	}
 	g.cfg.Recorder.Record(rec)
 }

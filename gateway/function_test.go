@@ -392,7 +392,7 @@ func TestRateLimit(t *testing.T) {
 
 func TestBodyLimit(t *testing.T) {
 	g, _, pool := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100})}, numbered("f", 1, func(c *hearth.Config) { c.Limits.Request = 10 }))
-	for body, want := range map[string]int{"0123456789": 429, "0123456789a": 400} { // 429 is what the pool says here
+	for body, want := range map[string]int{"0123456789": 429, "0123456789a": 413} { // 429 is what the pool says here
 		w := httptest.NewRecorder()
 		g.ServeHTTP(w, httptest.NewRequest("POST", "/fn/f/", strings.NewReader(body)))
 		if w.Code != want {

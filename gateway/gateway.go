@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -395,8 +396,21 @@ func (g *Gateway) maxResponse(v *hearth.Version) int64 {
 }
 
 func tooLarge(limit int64) error {
-	return hearth.Errorf(hearth.CodeInvalid, "the request's body is over the limit of %s", hearth.Bytes(limit)).
-		WithHint("send less, or a link to the data")
+	return &hearth.Error{
+		Code: hearth.CodeInvalid, Message: "the request's body is over the limit of " + hearth.Bytes(limit).String(),
+		Hint: "send less, or a link to the data", Err: errTooLarge,
+	}
+}
+
+// errTooLarge is the cause of an error that is answered with 413.
+var errTooLarge = errors.New("the body is too large")
+
+// statusOf returns the HTTP status of an error.
+func statusOf(err error) int {
+	if errors.Is(err, errTooLarge) {
+		return http.StatusRequestEntityTooLarge
+	}
+	return hearth.AsError(err).Code.HTTPStatus()
 }
 
 func responseTooLarge(limit int64) error {

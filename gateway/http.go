@@ -93,6 +93,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if name := onlyLater(r.Header); name != "" {
+		writeError(w, r, nil, hearth.Errorf(hearth.CodeInvalid, "the header %s is for calls that run later", name).
+			WithHint("send Hearth-Invocation-Type: async with it"))
+		return
+	}
 	if t.version.Websocket && upgrades(r) {
 		g.serveSocket(w, r, &t, now)
 		return
@@ -140,7 +145,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, t *target, now 
 	err = blame(err, x.end)
 	broken = err != nil && x.wrote
 	if err != nil && !broken {
-		x.rec.Status = hearth.AsError(err).Code.HTTPStatus()
+		x.rec.Status = statusOf(err)
 		writeError(w, r, &x.rec, err)
 	}
 	g.finish(&x.rec, err)
@@ -433,7 +438,7 @@ func writeError(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, 
 func writeProblem(w http.ResponseWriter, r *http.Request, rec *hearth.Invocation, err error, status int) {
 	e := hearth.AsError(err)
 	if status == 0 {
-		status = e.Code.HTTPStatus()
+		status = statusOf(err)
 	}
 	p := problem{
 		Type: "about:blank", Status: status, Detail: e.Message,

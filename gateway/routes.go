@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -223,22 +224,22 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 			break
 		}
 	}
-	var h http.Handler
+	methods := ""
 	for _, mux := range []*http.ServeMux{exact, wild, t.anyHost} {
 		if mux == nil {
 			continue
 		}
-		var pattern string
-		h, pattern = mux.Handler(r)
+		h, pattern := mux.Handler(r)
 		if e, ok := h.(*endpoint); ok {
 			return target{name: e.alias.name, alias: e.alias, route: e.route, cors: e.cors, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
 		}
 		if pattern != "" {
 			return target{redirect: h}, nil
 		}
+		methods = cmp.Or(methods, allowed(h, r))
 	}
 	err := hearth.Errorf(hearth.CodeNotFound, "no function has the route %s %s", r.Method, r.URL.Path)
-	if methods := allowed(h, r); methods != "" {
+	if methods != "" {
 		return target{}, err.WithHint("this path answers to %s", methods)
 	}
 	return target{}, err.WithHint("functions answer at /fn/NAME/ and at their routes; hearth list shows them, and /docs describes the management API")

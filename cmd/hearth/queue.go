@@ -292,21 +292,30 @@ had, as if they were accepted now.`,
 }
 
 func (a *app) queuePurgeCmd() *cobra.Command {
-	return a.talks(&cobra.Command{
-		Use:               "purge NAME",
-		Short:             "Delete the dead letters of a function",
-		Long:              `Purge deletes the calls that failed for good, with their payloads.`,
-		Example:           `  hearth queue purge hello`,
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "purge NAME",
+		Short: "Delete the dead letters of a function",
+		Long: `Purge deletes the calls that failed for good, with their payloads. On a terminal
+it asks first; otherwise it needs --yes.`,
+		Example:           `  hearth queue purge hello --yes`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			if !yes {
+				if err := a.confirm("Delete all dead letters of the function " + args[0] + "?"); err != nil {
+					return err
+				}
+			}
 			n, err := c.PurgeDead(ctx, args[0])
 			if err == nil {
 				fmt.Fprintf(a.stderr, "deleted %s of %s\n", count(int(n), "dead letter"), args[0])
 			}
 			return err
 		}),
-	})
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return a.talks(cmd)
 }
 
 func (a *app) queueSecretCmd() *cobra.Command {
@@ -349,7 +358,9 @@ func (a *app) invokeLater(ctx context.Context, c *client.Client, name string, ev
 		return err
 	}
 	for !call.State.Ended() {
-		if call, err = c.AsyncCall(ctx, call.ID, time.Minute); err != nil {
+		id := call.ID
+		if call, err = c.AsyncCall(ctx, id, time.Minute); err != nil {
+			fmt.Fprintf(a.stderr, "The call goes on without you: hearth queue show %s, or cancel in place of show.\n", id)
 			return err
 		}
 	}

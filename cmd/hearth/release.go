@@ -62,6 +62,9 @@ difference is above 10 ms.
 					return err
 				}
 				steps = &hearth.Canary{Shares: shares, Step: hearth.Duration(step), RollbackOn: rollbackOn, MinCalls: minCalls}
+				if err := steps.WithDefaults().Validate(); err != nil {
+					return err
+				}
 			} else if f := cmd.Flags(); f.Changed("step") || f.Changed("rollback-on") || f.Changed("min-calls") {
 				return &usageError{errors.New("--step, --rollback-on and --min-calls belong to a canary\n\nsay for example --canary 10%")}
 			}
@@ -75,6 +78,14 @@ difference is above 10 ms.
 			case abort || finish:
 				r, err = endRelease(cmd.Context(), c, name, finish)
 			default:
+				if version == 0 {
+					if live, err := newestIsLive(cmd.Context(), c, name); err != nil || live > 0 {
+						if live > 0 {
+							fmt.Fprintf(a.stderr, "Nothing to release: version %d of %s, the newest, is live.\n", live, name)
+						}
+						return err
+					}
+				}
 				r, err = c.StartRelease(cmd.Context(), name, version, steps)
 			}
 			if err != nil {
@@ -98,6 +109,15 @@ difference is above 10 ms.
 	f.BoolVar(&abort, "abort", false, "end the release that runs: the old version gets all calls again")
 	f.BoolVar(&finish, "finish", false, "end the release that runs: the new version gets all calls now")
 	return a.talks(a.prints(cmd))
+}
+
+// newestIsLive returns the number of the newest version if it has all calls, else 0.
+func newestIsLive(ctx context.Context, c *client.Client, name string) (int, error) {
+	list, err := c.Versions(ctx, name, 1, 0)
+	if err != nil || len(list) == 0 || list[0].Aliases[hearth.Live] < 100 {
+		return 0, err
+	}
+	return list[0].Number, nil
 }
 
 // endRelease ends the release of a function that runs.

@@ -147,6 +147,10 @@ func TestAsyncRetries(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	want(t, in.do("DELETE", "/v1/invocations/"+id, nil), 409, "conflict")
+	eventually(t, "the redriven call has a record of its own", func() bool {
+		r := in.do("GET", "/v1/invocations/"+id, nil).json(t)
+		return r["status"] == 200.0 && r["version"] == 2.0 && in.do("GET", "/v1/invocations/"+id+".4", nil).status == 200
+	})
 
 	// A call that waits is canceled; the same key is the same call.
 	id = in.later("flaky", 1, "Hearth-Delay", "1h", "Hearth-Deduplication-Key", "k")

@@ -176,6 +176,15 @@ func TestRollback(t *testing.T) {
 		t.Errorf("%v", a)
 	}
 
+	// From a split that somebody made, back is to what was live before it.
+	for shares, want := range map[[2]int]float64{{90, 10}: 1, {40, 60}: 1} {
+		in.do("PUT", "/v1/functions/back/aliases/live", fields{"versions": fields{"1": 100}})
+		in.do("PUT", "/v1/functions/back/aliases/live", fields{"versions": fields{"1": shares[0], "3": shares[1]}})
+		if a := rollback(nil); a.status != 200 || version("/fn/back/") != want {
+			t.Errorf("from %v: %v, version %v", shares, a, version("/fn/back/"))
+		}
+	}
+
 	// Aliases: an environment of their own needs no version.
 	beta := fields{"versions": fields{"2": 100}, "env": fields{"STAGE": "beta"}, "routes": []string{"beta.example.com/"}}
 	if a := in.do("PUT", "/v1/functions/back/aliases/beta", beta); a.status != 200 || a.json(t)["url"] != "/fn/back@beta/" {
