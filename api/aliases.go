@@ -3,8 +3,11 @@ package api
 import (
 	"context"
 	"maps"
+	"net"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -120,7 +123,11 @@ func (s *API) putAlias(ctx context.Context, in *putAliasInput) (*aliasOutput, er
 			was = hearth.Weights{old.Live: 100}
 		}
 		if a.Name == hearth.Live && !maps.Equal(a.Versions, was) {
-			release = releaseNow(hearth.ReleaseVersion, old.Live, a.Main())
+			base, err := s.base(ctx, old)
+			if err != nil {
+				return err
+			}
+			release = releaseNow(hearth.ReleaseVersion, base, a.Main())
 			if len(a.Versions) > 1 {
 				release.Reason = "split " + a.Versions.String()
 			}
@@ -263,10 +270,19 @@ func (s *API) version(ctx context.Context, name string, number int) (hearth.Vers
 // others. Errors: CodeConflict.
 func (s *API) checkRoutes(function, alias string, routes []hearth.Route) error {
 	for _, r := range routes {
-		if _, host, _ := r.Parts(); host != "" && ManagementHost(host, s.AllowedHosts) {
+		if _, host, _ := r.Parts(); host != "" && (ManagementHost(host, s.AllowedHosts) || s.managedOnAPort(host)) {
 			return hearth.Errorf(hearth.CodeConflict, "the host of route %q is one under which Hearth is managed", r).
 				WithHint("choose another host, or take %s out of --allowed-hosts", host)
 		}
 	}
 	return s.Router.CheckRoutes(function, alias, routes)
+}
+
+// managedOnAPort tells whether Hearth is managed under the host with some port:
+// browsers send cookies to all of them.
+func (s *API) managedOnAPort(host string) bool {
+	return slices.ContainsFunc(s.AllowedHosts, func(allowed string) bool {
+		name, _, err := net.SplitHostPort(allowed)
+		return err == nil && strings.EqualFold(name, host)
+	})
 }

@@ -2,8 +2,8 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -18,6 +18,9 @@ const canaryInterval = time.Second
 func (s *API) Run(ctx context.Context) {
 	tick := time.NewTicker(canaryInterval)
 	defer tick.Stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var proceeding sync.Map // by id
 	for {
 		select {
 		case <-ctx.Done():
@@ -32,9 +35,16 @@ func (s *API) Run(ctx context.Context) {
 			continue
 		}
 		for _, r := range list {
-			if err := s.proceed(ctx, r); err != nil && ctx.Err() == nil {
-				s.Logger.ErrorContext(ctx, "a release does not proceed", "function", r.Function, "release", r.ID, "err", err)
+			if _, busy := proceeding.LoadOrStore(r.ID, true); busy {
+				continue
 			}
+			// One that waits, as for the start of a version, holds up no other.
+			wg.Go(func() {
+				defer proceeding.Delete(r.ID)
+				if err := s.proceed(ctx, r); err != nil && ctx.Err() == nil {
+					s.Logger.ErrorContext(ctx, "a release does not proceed", "function", r.Function, "release", r.ID, "err", err)
+				}
+			})
 		}
 	}
 }
@@ -66,18 +76,20 @@ func (s *API) proceed(ctx context.Context, r hearth.Release) error {
 		return nil
 	}
 	return s.advance(ctx, r, func(f hearth.Function) error {
+		var err error
 		if r.Step+1 == len(r.Canary.Shares) {
-			_, err := s.end(ctx, f, r, hearth.ReleaseDone, fmt.Sprintf("no condition of %s held", r.Canary.RollbackOn))
-			if hearth.ErrorCode(err) != hearth.CodeConflict {
-				return err
-			}
-			// Its routes were free when it began.
-			_, back := s.end(ctx, f, r, hearth.ReleaseRolledBack, err.Error())
-			return errors.Join(err, back)
+			_, err = s.end(ctx, f, r, hearth.ReleaseDone, fmt.Sprintf("no condition of %s held", r.Canary.RollbackOn))
+		} else {
+			next := r
+			next.Step, next.StepAt = r.Step+1, time.Now()
+			_, err = s.shift(ctx, f, next, split(next))
 		}
-		r.Step, r.StepAt = r.Step+1, time.Now()
-		_, err := s.shift(ctx, f, r, split(r))
-		return err
+		if now, nowErr := s.function(ctx, f.Name); hearth.ErrorCode(err) != hearth.CodeConflict || nowErr != nil || now.Generation != f.Generation {
+			return err
+		}
+		// A route was free when it began, and belongs to another now.
+		_, back := s.end(ctx, f, r, hearth.ReleaseRolledBack, err.Error())
+		return back
 	})
 }
 

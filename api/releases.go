@@ -160,12 +160,16 @@ func (s *API) startRelease(ctx context.Context, in *startReleaseInput) (out *rel
 			return hearth.Errorf(hearth.CodeConflict, "version %d of function %s is live already", to, f.Name).
 				WithHint("make a version without releasing it with hearth deploy --preview, or go back with hearth rollback %s", f.Name)
 		}
-		r := releaseNow(hearth.ReleaseVersion, f.Live, to)
+		base, err := s.base(ctx, f)
+		if err != nil {
+			return err
+		}
+		r := releaseNow(hearth.ReleaseVersion, base, to)
 		if canary == nil {
 			out, err = s.shift(ctx, f, *r, hearth.Weights{to: 100})
 			return err
 		}
-		if to == f.Live {
+		if to == base {
 			return hearth.Errorf(hearth.CodeConflict, "version %d of function %s has the greatest share of calls already", to, f.Name).
 				WithHint("release it without a canary")
 		}
@@ -221,6 +225,16 @@ func (s *API) running(ctx context.Context, f hearth.Function) (*hearth.Release, 
 		return nil, err
 	}
 	return &list[0], nil
+}
+
+// base returns the version that f has proved: what was live before a release that
+// runs, whatever its share is, else the main version.
+func (s *API) base(ctx context.Context, f hearth.Function) (int, error) {
+	r, err := s.running(ctx, f)
+	if err != nil || r == nil {
+		return f.Live, err
+	}
+	return r.From, nil
 }
 
 func (s *API) abortRelease(ctx context.Context, in *endReleaseInput) (*releaseOutput, error) {
@@ -286,7 +300,11 @@ func (s *API) rollback(ctx context.Context, in *rollbackInput) (out *releaseOutp
 			return hearth.Errorf(hearth.CodeConflict, "version %d of function %s is live already", to, f.Name).
 				WithHint("hearth versions %s shows the others", f.Name)
 		}
-		out, err = s.shift(ctx, f, *releaseNow(hearth.ReleaseRollback, f.Live, to), hearth.Weights{to: 100})
+		base, err := s.base(ctx, f)
+		if err != nil {
+			return err
+		}
+		out, err = s.shift(ctx, f, *releaseNow(hearth.ReleaseRollback, base, to), hearth.Weights{to: 100})
 		return err
 	})
 	return out, err

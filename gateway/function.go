@@ -151,6 +151,9 @@ func (a *alias) at(point int) *hearth.Version {
 // which is returned: the function does not get to see it.
 func (a *alias) pick(r *http.Request) (_ *hearth.Version, _ *http.Request, cookie string) {
 	if !a.split() {
+		if a.cookie != "" && r.Header["Cookie"] != nil {
+			_, r, _ = takePoint(r, a.cookie) // of an earlier split
+		}
 		return a.portions[0].version, r, ""
 	}
 	switch {

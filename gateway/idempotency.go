@@ -95,11 +95,13 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 	if err != nil {
 		return k, nil, err
 	}
-	// Callers with the same key are told apart by what they identify themselves
-	// with: nobody gets to see the response to another.
+	// Callers with the same key are told apart by what they usually identify
+	// themselves with, so that none gets to see the response to another.
 	name, print := sha256.New(), sha256.New()
-	for _, s := range []string{t.version.Function, key, r.Header.Get("Authorization"), r.Header.Get("Cookie")} {
-		addTo(name, []byte(s))
+	addTo(name, []byte(t.version.Function))
+	addTo(name, []byte(key))
+	for _, header := range identifying {
+		addTo(name, []byte(r.Header.Get(header)))
 	}
 	for _, s := range []string{r.Method, hostName(r.Host), r.URL.RequestURI(), r.Header.Get("Content-Type")} {
 		addTo(print, []byte(s))
@@ -117,6 +119,12 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 	}, body, nil
 }
 
+// identifying are the headers by which callers are told apart.
+var identifying = []string{
+	"Authorization", "Cookie", "X-Api-Key", "Api-Key", "X-Auth-Token", "X-Access-Token",
+	"X-Forwarded-User", "X-Forwarded-Email", "X-Auth-Request-User", "X-Remote-User", "X-Client-Cert", "X-Forwarded-Client-Cert",
+}
+
 // addTo adds p with its length, so that what follows cannot be taken for a part of
 // it.
 func addTo(h hash.Hash, p []byte) {
@@ -131,7 +139,13 @@ func (g *Gateway) begin(ctx context.Context, k hearth.KeptResponse) (hearth.Kept
 		running := make(chan struct{})
 		other, busy := g.running.LoadOrStore(k.Key, running)
 		if !busy {
+			// What is being stored may be stored although the caller left.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+			defer cancel()
 			before, began, err := g.cfg.Keeper.BeginKept(ctx, k)
+			if err != nil {
+				g.drop(k)
+			}
 			if !began {
 				g.ended(k.Key)
 			}
@@ -143,6 +157,15 @@ func (g *Gateway) begin(ctx context.Context, k hearth.KeptResponse) (hearth.Kept
 			return hearth.KeptResponse{}, false, hearth.Errorf(hearth.CodeTimeout, "the call with the same Idempotency-Key had not ended within the function's timeout: %w", ctx.Err()).
 				WithHint("try again with the same key")
 		}
+	}
+}
+
+// drop forgets a call that the function did not get.
+func (g *Gateway) drop(k hearth.KeptResponse) {
+	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
+	defer cancel()
+	if err := g.cfg.Keeper.DropKept(ctx, k.Key); err != nil {
+		g.cfg.Logger.Error("a call with an Idempotency-Key cannot be tried again before the next start", "function", k.Function, "err", err)
 	}
 }
 
@@ -167,20 +190,18 @@ func (g *Gateway) runOnce(w http.ResponseWriter, r *http.Request, t *target, k h
 		again.Body = io.NopCloser(bytes.NewReader(body.head))
 	}
 	rec, broken := g.answer(kept, again, t, now)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), keepTimeout)
-	defer cancel()
-	var err error
 	if rec.Instance == "" {
-		err = g.cfg.Keeper.DropKept(ctx, k.Key) // it can be tried again
+		g.drop(k) // it can be tried again
 	} else {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), keepTimeout)
+		defer cancel()
 		k.State, k.Status, k.Header, k.Body = hearth.KeptDone, kept.status, kept.header, kept.body
 		if broken || kept.over {
 			k.State, k.Header, k.Body = hearth.KeptUnknown, nil, nil
 		}
-		err = g.cfg.Keeper.EndKept(ctx, k)
-	}
-	if err != nil {
-		g.cfg.Logger.Error("the response of a call with an Idempotency-Key is not kept", "function", k.Function, "invocation", rec.ID, "err", err)
+		if err := g.cfg.Keeper.EndKept(ctx, k); err != nil {
+			g.cfg.Logger.Error("the response of a call with an Idempotency-Key is not kept", "function", k.Function, "invocation", rec.ID, "err", err)
+		}
 	}
 	if broken {
 		panic(http.ErrAbortHandler)

@@ -210,6 +210,7 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 	if rest, ok := strings.CutPrefix(escaped, "/fn/"); ok && exact == nil && wild == nil {
 		return g.matchCall(r.Context(), t, r, rest)
 	}
+	refused := false // a preflight for a route without CORS
 	if wanted := preflightFor(r); wanted != "" {
 		asked := *r
 		asked.Method = wanted
@@ -221,6 +222,7 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 			if e.cors != nil {
 				return target{cors: e.cors, preflight: true}, nil
 			}
+			refused = true
 			break
 		}
 	}
@@ -231,7 +233,11 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 		}
 		h, pattern := mux.Handler(r)
 		if e, ok := h.(*endpoint); ok {
-			return target{name: e.alias.name, alias: e.alias, route: e.route, cors: e.cors, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
+			answers := e.cors
+			if refused || preflightFor(r) != "" {
+				answers = nil // it would answer for another method
+			}
+			return target{name: e.alias.name, alias: e.alias, route: e.route, cors: answers, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
 		}
 		if pattern != "" {
 			return target{redirect: h}, nil

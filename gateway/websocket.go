@@ -119,6 +119,11 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 		writeError(w, r, nil, err)
 		return
 	}
+	if t.cors != nil && r.Header["Origin"] != nil && !t.cors.OriginAllowed(r) {
+		writeError(w, r, nil, hearth.Errorf(hearth.CodeDenied, "pages of %s may not connect to this function", clip(r.Header.Get("Origin"))).
+			WithHint("its owner can allow the origin in cors of hearth.yaml"))
+		return
+	}
 	if t.alias != nil {
 		if err := t.alias.allow(now); err != nil {
 			writeError(w, r, nil, err)

@@ -56,6 +56,8 @@ func (q *Queue) attempt(ctx context.Context, id string) outcome {
 		}
 	}
 	switch {
+	case err != nil && hearth.ErrorCode(err) != hearth.CodeNotFound:
+		return q.putBack(e, outcome{busy: true}) // the catalog could not be read
 	case err != nil: // the function is gone
 	case now.After(e.ExpiresAt):
 		err = hearth.Errorf(hearth.CodeTimeout, "the call was not done within its max_age, until %s", e.ExpiresAt.UTC().Format(time.RFC3339))

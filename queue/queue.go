@@ -233,15 +233,23 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 	function, _, _ := strings.Cut(r.Target, "@")
 	e := entry(r.ID, function, r.Target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
 	e.DeduplicationKey = r.DeduplicationKey
+	// What is being stored may be stored although the caller left: it is to run then.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
+	defer cancel()
 	call, first, err = q.cfg.Store.Accept(ctx, e)
-	if err != nil || !first {
-		return call, false, err
-	}
 	q.mu.Lock()
-	q.addLocked(call)
-	q.mu.Unlock()
-	return call, true, nil
+	defer q.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		q.reloadLocked(q.laneLocked(e.Lane()))
+	case err == nil && first:
+		q.addLocked(call)
+	}
+	return call, first && err == nil, err
 }
+
+// acceptTimeout bounds the storing of a call.
+const acceptTimeout = 30 * time.Second
 
 // entry makes a call that is queued.
 func entry(id, function, target string, kind hearth.Kind, now, due time.Time, age hearth.Duration, p hearth.AsyncPayload) hearth.AsyncEntry {

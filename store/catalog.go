@@ -137,6 +137,11 @@ func makeLive(ctx context.Context, tx *sql.Tx, v hearth.Version) error {
 	if err == nil {
 		r.From = a.Main()
 	}
+	// The version of a release that was not finished is none to go back to.
+	err = tx.QueryRowContext(ctx, `SELECT "from" FROM releases WHERE function = ? AND state = ?`, v.Function, string(hearth.ReleaseRunning)).Scan(&r.From)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
 	a.Name, a.Versions, a.UpdatedAt = hearth.Live, hearth.Weights{v.Number: 100}, v.CreatedAt
 	if err := putAlias(ctx, tx, v.Function, a); err != nil {
 		return err

@@ -176,6 +176,14 @@ func TestRollback(t *testing.T) {
 		t.Errorf("%v", a)
 	}
 
+	// Neither a deploy nor another release makes one that was not finished the one to
+	// go back to.
+	in.do("POST", "/v1/functions/back/releases", fields{"version": 3, "canary": fields{"shares": []int{60}}})
+	in.deploy(name, "python", telling(4, "pass"), fields{"env": fields{"STAGE": "live"}})
+	if a := rollback(nil); a.status != 200 || version("/fn/back/") != 1 {
+		t.Errorf("%v; version %v", a, version("/fn/back/"))
+	}
+
 	// From a split that somebody made, back is to what was live before it.
 	for shares, want := range map[[2]int]float64{{90, 10}: 1, {40, 60}: 1} {
 		in.do("PUT", "/v1/functions/back/aliases/live", fields{"versions": fields{"1": 100}})
