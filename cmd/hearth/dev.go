@@ -156,11 +156,12 @@ func (d *dev) deploy(ctx context.Context, saved time.Time, w *client.Watcher) {
 	if began.IsZero() {
 		began = time.Now()
 	}
-	unchanged, interrupted := false, ""
+	unchanged, name, fresh := false, "", false
 	opts := client.DeployOptions{Override: d.override, OnEvent: func(e client.Event) {
 		switch e.Stage {
 		case client.StageUpload: // now its name is known and its code packed
-			interrupted = d.prepare(ctx, e.Manifest.Name)
+			name = e.Manifest.Name
+			fresh = d.prepare(ctx, name)
 		case client.StageUnchanged:
 			unchanged = true
 		case client.StageChange, client.StageBuild, client.StageBuilt, client.StageLog:
@@ -168,11 +169,16 @@ func (d *dev) deploy(ctx context.Context, saved time.Time, w *client.Watcher) {
 		}
 	}}
 	f, err := d.client.Deploy(ctx, d.dir, opts)
+	if _, made := d.made[name]; made || fresh {
+		switch {
+		case err == nil:
+			d.made[name] = f.Generation
+		case ctx.Err() != nil:
+			d.made[name] = 0 // it may have been made all the same
+		}
+	}
 	switch {
 	case ctx.Err() != nil:
-		if interrupted != "" && err != nil {
-			d.made[interrupted] = 0
-		}
 		return
 	case err != nil:
 		if len(w.Changes()) == 0 { // else it may be about half a save, and the next deploy says
@@ -180,9 +186,6 @@ func (d *dev) deploy(ctx context.Context, saved time.Time, w *client.Watcher) {
 			d.out.failed(err, d.name)
 		}
 		return
-	}
-	if _, ok := d.made[f.Name]; ok || interrupted == f.Name {
-		d.made[f.Name] = f.Generation
 	}
 	first := d.name == ""
 	d.name = f.Name
@@ -196,9 +199,9 @@ func (d *dev) deploy(ctx context.Context, saved time.Time, w *client.Watcher) {
 	}
 }
 
-// prepare makes ready for a deploy of the function. It returns its name if it does
-// not exist yet, else "".
-func (d *dev) prepare(ctx context.Context, name string) string {
+// prepare makes ready for a deploy of the function. It tells whether there is none
+// yet.
+func (d *dev) prepare(ctx context.Context, name string) bool {
 	if d.name != "" && d.name != name {
 		// Its name was changed. What dev made under the old one would stand in the
 		// way: of its routes, there can only be one function.
@@ -208,18 +211,18 @@ func (d *dev) prepare(ctx context.Context, name string) string {
 		d.name = ""
 	}
 	if _, ok := d.made[name]; ok {
-		return ""
+		return false
 	}
 	if _, err := d.client.Function(ctx, name); err != nil {
 		if hearth.ErrorCode(err) == hearth.CodeNotFound {
-			return name
+			return true
 		}
-		return "" // the deploy says what is wrong
+		return false // the deploy says what is wrong
 	}
 	if d.logs == nil {
 		d.logs = d.follow(ctx, name, 0)
 	}
-	return ""
+	return false
 }
 
 // warn shows warnings that are not those of the last deploy.
