@@ -2,6 +2,8 @@ package pool
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -132,7 +134,12 @@ func newSchedule(w hearth.Warm) (*schedule, error) {
 		return s, nil
 	}
 	var err error
-	if s.cron, err = cron.ParseStandard(w.Schedule); err != nil {
+	if zone, _, _ := strings.Cut(w.Schedule, "="); (zone == "TZ" || zone == "CRON_TZ") && !strings.Contains(w.Schedule, " ") {
+		err = errors.New("nothing follows the time zone") // cron would panic
+	} else {
+		s.cron, err = cron.ParseStandard(w.Schedule)
+	}
+	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "warm.schedule %q is no cron expression: %w", w.Schedule, err).
 			WithHint("write minute, hour, day of month, month and day of week, for example: '* 8-18 * * MON-FRI'")
 	}
