@@ -39,6 +39,18 @@ const (
 	MaxDestinations    = 5
 )
 
+// CheckSyncHeaders refuses headers that only calls that run later may have, in
+// their canonical form. Errors: CodeInvalid.
+func CheckSyncHeaders(h map[string][]string) error {
+	for _, name := range []string{"Hearth-Delay", "Hearth-Not-Before", "Hearth-Deduplication-Key"} {
+		if h[name] != nil {
+			return Errorf(CodeInvalid, "the header %s is for calls that run later", name).
+				WithHint("send Hearth-Invocation-Type: async with it")
+		}
+	}
+	return nil
+}
+
 // AttemptID returns the id of the record of an attempt of a call.
 func AttemptID(id string, attempt int) string {
 	if attempt < 2 {

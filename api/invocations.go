@@ -164,9 +164,9 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"Hearth-Delay", "Hearth-Not-Before", "Hearth-Deduplication-Key"} {
-		if !async && r.Header[name] != nil {
-			return hearth.Errorf(hearth.CodeInvalid, "the header %s is for calls that run later", name).WithHint("send Hearth-Invocation-Type: async with it")
+	if !async {
+		if err := hearth.CheckSyncHeaders(r.Header); err != nil {
+			return err
 		}
 	}
 	event, err := s.readEvent(r)

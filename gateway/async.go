@@ -44,17 +44,6 @@ func clip(s string) string {
 	return s
 }
 
-// onlyLater returns a header of the request that only calls that run later may have,
-// "" if it has none.
-func onlyLater(h http.Header) string {
-	for _, name := range []string{"Hearth-Delay", "Hearth-Not-Before", "Hearth-Deduplication-Key"} {
-		if h[name] != nil {
-			return name
-		}
-	}
-	return ""
-}
-
 // asyncRequest reads the headers that say how a call is to be run later.
 func asyncRequest(h http.Header, now time.Time) (r hearth.AsyncRequest, err error) {
 	r.ID, r.DeduplicationKey = newInvocationID(), h.Get("Hearth-Deduplication-Key")

@@ -93,9 +93,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if name := onlyLater(r.Header); name != "" {
-		writeError(w, r, nil, hearth.Errorf(hearth.CodeInvalid, "the header %s is for calls that run later", name).
-			WithHint("send Hearth-Invocation-Type: async with it"))
+	if err := hearth.CheckSyncHeaders(r.Header); err != nil {
+		writeError(w, r, nil, err)
 		return
 	}
 	if t.version.Websocket && upgrades(r) {

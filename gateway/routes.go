@@ -210,8 +210,8 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 	if rest, ok := strings.CutPrefix(escaped, "/fn/"); ok && exact == nil && wild == nil {
 		return g.matchCall(r.Context(), t, r, rest)
 	}
-	refused := false // a preflight for a route without CORS
-	if wanted := preflightFor(r); wanted != "" {
+	wanted := preflightFor(r)
+	if wanted != "" {
 		asked := *r
 		asked.Method = wanted
 		for _, mux := range []*http.ServeMux{exact, wild, t.anyHost} {
@@ -222,7 +222,6 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 			if e.cors != nil {
 				return target{cors: e.cors, preflight: true}, nil
 			}
-			refused = true
 			break
 		}
 	}
@@ -234,8 +233,8 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 		h, pattern := mux.Handler(r)
 		if e, ok := h.(*endpoint); ok {
 			answers := e.cors
-			if refused || preflightFor(r) != "" {
-				answers = nil // it would answer for another method
+			if wanted != "" {
+				answers = nil // it would answer for another method than the one asked about
 			}
 			return target{name: e.alias.name, alias: e.alias, route: e.route, cors: answers, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
 		}

@@ -25,7 +25,7 @@ func (q *Queue) BeginKept(ctx context.Context, k hearth.KeptResponse) (before he
 		n, err := tx.exec(`INSERT INTO kept (key, function, fingerprint, state, created_at) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (key) DO UPDATE SET function = excluded.function, fingerprint = excluded.fingerprint, state = excluded.state,
 				status = 0, header = '{}', body = x'', bytes = 0, created_at = excluded.created_at
-			WHERE created_at <= ? AND state <> 'running'`,
+			WHERE created_at <= ?`, // no call runs for so long
 			k.Key, k.Function, k.Fingerprint, string(hearth.KeptRunning), now.UnixMicro(), now.Add(-keptFor).UnixMicro())
 		if err != nil {
 			return err
@@ -93,7 +93,7 @@ func (q *Queue) forgetKept(ctx context.Context, function string) error {
 // pruneKept forgets what is too old.
 func (q *Queue) pruneKept(ctx context.Context, now time.Time) error {
 	_, err := q.batches(ctx, "forget kept responses", func(tx *queueTx) (int64, error) {
-		return tx.exec(`DELETE FROM kept WHERE key IN (SELECT key FROM kept WHERE created_at <= ? AND state <> 'running' LIMIT ?)`,
+		return tx.exec(`DELETE FROM kept WHERE key IN (SELECT key FROM kept WHERE created_at <= ? LIMIT ?)`,
 			now.Add(-keptFor).UnixMicro(), queueBatch)
 	})
 	return err

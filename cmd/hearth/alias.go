@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -26,13 +27,8 @@ not. Old versions that nothing leads to are removed (hearth serve
   hearth versions hello -o json | jq '.[0].config'`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			list, err := c.Versions(cmd.Context(), args[0], 0, 0)
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			list, err := c.Versions(ctx, args[0], 0, 0)
 			if err != nil {
 				return err
 			}
@@ -51,7 +47,7 @@ not. Old versions that nothing leads to are removed (hearth serve
 				rows = append(rows, []string{strconv.Itoa(v.Number), ago(v.CreatedAt, time.Now()), v.Config.Runtime, v.Config.Isolation, dash(strings.Join(aliases, ", ")), v.URL})
 			}
 			return a.printTable(rows)
-		},
+		}),
 	}))
 }
 
@@ -89,13 +85,8 @@ func (a *app) aliasListCmd() *cobra.Command {
 		Example:           `  hearth alias list hello`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			list, err := c.Aliases(cmd.Context(), args[0])
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			list, err := c.Aliases(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -103,7 +94,7 @@ func (a *app) aliasListCmd() *cobra.Command {
 				return a.printJSON(list)
 			}
 			return a.printAliases(list)
-		},
+		}),
 	}))
 }
 
@@ -220,17 +211,12 @@ func (a *app) aliasDeleteCmd() *cobra.Command {
 			return nil
 		},
 		ValidArgsFunction: a.completeName,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			if err := c.DeleteAlias(cmd.Context(), args[0], args[1]); err != nil {
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			if err := c.DeleteAlias(ctx, args[0], args[1]); err != nil {
 				return err
 			}
 			fmt.Fprintf(a.stderr, "Deleted the alias %s of %s\n", args[1], args[0])
 			return nil
-		},
+		}),
 	})
 }

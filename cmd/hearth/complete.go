@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/hearthrun/hearth/client"
 )
 
 // oneName accepts exactly one argument, the name of a function.
@@ -34,6 +36,17 @@ const completionTime = time.Second
 // completeName completes the name of a function. Without a server it has
 // nothing to offer.
 func (a *app) completeName(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.completeFrom(cmd, args, func(ctx context.Context, c *client.Client) (names []string, err error) {
+		functions, err := c.AllFunctions(ctx)
+		for _, f := range functions {
+			names = append(names, f.Name)
+		}
+		return names, err
+	})
+}
+
+// completeFrom completes the first argument with what list returns.
+func (a *app) completeFrom(cmd *cobra.Command, args []string, list func(context.Context, *client.Client) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 || a.flagsFromEnv(cmd) != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -44,13 +57,9 @@ func (a *app) completeName(cmd *cobra.Command, args []string, _ string) ([]strin
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 	defer cancel()
-	functions, err := c.AllFunctions(ctx)
+	names, err := list(ctx, c)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	names := make([]string, len(functions))
-	for i, f := range functions {
-		names[i] = f.Name
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -208,13 +208,8 @@ rollbacks, and how those by steps went.`,
 		Example:           `  hearth releases hello`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			list, err := c.Releases(cmd.Context(), args[0], 0, 0)
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			list, err := c.Releases(ctx, args[0], 0, 0)
 			if err != nil {
 				return err
 			}
@@ -236,7 +231,7 @@ rollbacks, and how those by steps went.`,
 				rows = append(rows, []string{strconv.FormatInt(r.ID, 10), string(r.Kind), from, strconv.Itoa(r.To), ago(r.StartedAt, time.Now()), state})
 			}
 			return a.printTable(rows)
-		},
+		}),
 	}))
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
 )
 
 func (a *app) secretCmd() *cobra.Command {
@@ -241,23 +242,11 @@ func (a *app) secretDeleteCmd() *cobra.Command {
 
 // completeSecret completes the name of a secret, as completeName does.
 func (a *app) completeSecret(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 || a.flagsFromEnv(cmd) != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	c, err := a.client()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-	defer cancel()
-	list, err := c.Secrets(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	names := make([]string, len(list))
-	for i, s := range list {
-		names[i] = s.Name
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return a.completeFrom(cmd, args, func(ctx context.Context, c *client.Client) (names []string, err error) {
+		list, err := c.Secrets(ctx)
+		for _, s := range list {
+			names = append(names, s.Name)
+		}
+		return names, err
+	})
 }

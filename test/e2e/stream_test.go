@@ -135,9 +135,6 @@ func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
 // TestGigabyte: a response and a request of 1 GB pass in constant memory.
 func TestGigabyte(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes seconds")
-	}
 	const size = 1_000_000_000
 	dir := t.TempDir()
 	in, child := spawn(t, dir)
