@@ -44,6 +44,7 @@ type Store interface {
 	Functions(ctx context.Context) ([]string, error)
 	Status(ctx context.Context, function string, now time.Time) (hearth.QueueStatus, error)
 	WebhookSecret() string
+	ScheduleStore
 }
 
 // Runner knows functions and calls them; package gateway implements it.
@@ -93,7 +94,8 @@ type Config struct {
 // Queue accepts calls and, once it is started, runs them. Its methods may be called
 // from many goroutines.
 type Queue struct {
-	cfg Config
+	cfg       Config
+	schedules *schedules
 
 	// Set by Start.
 	runner Runner
@@ -139,6 +141,7 @@ func New(cfg Config) *Queue {
 		idle: make(chan struct{}), waiters: map[string][]chan struct{}{},
 	}
 	q.ctx, q.cancel = context.WithCancelCause(context.Background())
+	q.schedules = newSchedules(q)
 	return q
 }
 
@@ -178,7 +181,7 @@ func (q *Queue) Start(ctx context.Context, runner Runner) error {
 	q.mu.Unlock()
 	q.wg.Go(q.timer)
 	q.wg.Go(q.prune)
-	return nil
+	return q.schedules.start(ctx)
 }
 
 // Close begins no more attempts and lets those under way finish until ctx ends;
@@ -229,6 +232,9 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 	case len(r.DeduplicationKey) > maxKey:
 		return call, false, hearth.Errorf(hearth.CodeInvalid, "the deduplication key has %d bytes", len(r.DeduplicationKey)).
 			WithHint("use at most %d bytes, for example a UUID", maxKey)
+	case strings.HasPrefix(r.DeduplicationKey, hearth.SchedulePrefix):
+		return call, false, hearth.Errorf(hearth.CodeInvalid, "the deduplication key begins with %q, as those of schedules do", hearth.SchedulePrefix).
+			WithHint("choose another one")
 	}
 	function, _, _ := strings.Cut(r.Target, "@")
 	e := entry(r.ID, function, r.Target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
@@ -241,6 +247,13 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 	q.addLocked(call)
 	q.mu.Unlock()
 	return call, true, nil
+}
+
+// stopped tells whether Close was called.
+func (q *Queue) stopped() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.stopping
 }
 
 // entry makes a call that is queued.
@@ -276,6 +289,7 @@ func (q *Queue) Cancel(ctx context.Context, id string) (call hearth.AsyncCall, c
 		q.placeLocked(l)
 	}
 	q.endedLocked(id)
+	q.schedules.ended(call.Function)
 	return call, true, nil
 }
 
