@@ -157,6 +157,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"GET /v1/functions/{name}/logs",
 		"GET /v1/functions/{name}/queue",
 		"GET /v1/functions/{name}/releases",
+		"GET /v1/functions/{name}/schedules",
 		"GET /v1/functions/{name}/versions",
 		"GET /v1/functions/{name}/versions/{number}",
 		"GET /v1/functions/{name}/versions/{number}/source",
@@ -165,6 +166,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"GET /v1/pool/events",
 		"GET /v1/queue",
 		"GET /v1/queue/webhook-secret",
+		"GET /v1/schedules",
 		"POST /v1/artifacts",
 		"POST /v1/functions",
 		"POST /v1/functions/{name}/invocations",
@@ -174,8 +176,10 @@ func TestOpenAPIStructure(t *testing.T) {
 		"POST /v1/functions/{name}/releases/{id}/abort",
 		"POST /v1/functions/{name}/releases/{id}/finish",
 		"POST /v1/functions/{name}/rollback",
+		"POST /v1/functions/{name}/schedules/{schedule}/run",
 		"PUT /v1/functions/{name}",
 		"PUT /v1/functions/{name}/aliases/{alias}",
+		"PUT /v1/functions/{name}/schedules/{schedule}/paused",
 	}
 	if d := cmp.Diff(want, ops); d != "" {
 		t.Errorf("operations (-want +got):\n%s", d)

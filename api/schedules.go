@@ -33,8 +33,9 @@ type scheduleInput struct {
 }
 
 type pausedInput struct {
-	scheduleInput
-	Body struct {
+	Name     string `path:"name" doc:"Name of the function" example:"hello"`
+	Schedule string `path:"schedule" doc:"Name of the schedule" example:"nightly"`
+	Body     struct {
 		Paused bool `json:"paused" doc:"Whether it is to be paused"`
 	}
 }

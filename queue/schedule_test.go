@@ -58,10 +58,8 @@ func same(t *testing.T, got []string, want ...string) {
 func (b *bed) restarted(dir string, pause time.Duration, list map[string]hearth.Schedule) *bed {
 	b.close()
 	time.Sleep(pause)
-	b.f.began = nil
-	n := newBed(b.t, dir, b.f)
-	n.scheduled(list)
-	return n
+	b.f.began, b.f.schedules = nil, list
+	return newBed(b.t, dir, b.f)
 }
 
 // TestScheduleTimes: calls come at their times, in their zone, and tell them.
@@ -87,23 +85,6 @@ func TestScheduleTimes(t *testing.T) {
 		if s := b.status("once"); s.Last == nil || len(s.Next) != 0 {
 			t.Errorf("%+v", s)
 		}
-	})
-}
-
-// TestScheduleDST: a time that the clock leaps over is left out that day, one that it
-// has twice comes twice.
-func TestScheduleDST(t *testing.T) {
-	inBubble(t, func(b *bed) {
-		time.Sleep(time.Until(time.Date(2000, 3, 25, 0, 0, 0, 0, time.UTC)))
-		b.scheduled(map[string]hearth.Schedule{"night": {Cron: "30 2 * * *", TimeZone: "Europe/Berlin"}})
-		time.Sleep(72 * time.Hour) // the clock leaps from 2:00 to 3:00 on March 26
-		same(t, b.dues(), "03-25T01:30", "03-27T00:30")
-		b.f.began = nil
-		b.scheduled(nil)
-		time.Sleep(time.Until(time.Date(2000, 10, 28, 0, 0, 0, 0, time.UTC)))
-		b.scheduled(map[string]hearth.Schedule{"night": {Cron: "30 2 * * *", TimeZone: "Europe/Berlin"}})
-		time.Sleep(72 * time.Hour) // back from 3:00 to 2:00 on October 29
-		same(t, b.dues(), "10-28T00:30", "10-29T00:30", "10-29T01:30", "10-30T01:30")
 	})
 }
 
