@@ -50,6 +50,8 @@ type Config struct {
 	Websocket *Websocket `json:"websocket,omitempty" yaml:"websocket,omitempty" doc:"Limits of the WebSockets of a handler that takes them"`
 	// Async is how calls that run later are treated; nil means the defaults.
 	Async *Async `json:"async,omitempty" yaml:"async,omitempty" doc:"How asynchronous calls are retried, and what is told of their end"`
+	// CloudEvents makes requests that carry CloudEvents calls with these events.
+	CloudEvents bool `json:"cloudevents,omitempty" yaml:"cloudevents,omitempty" doc:"Pass CloudEvents that come over HTTP as the event, rather than the HTTP request"`
 	// Schedules call the function by themselves, by their names.
 	Schedules map[string]Schedule `json:"schedules,omitempty" yaml:"schedules,omitempty" doc:"When the function is called by itself, by the name of the schedule"`
 	// Egress is what the function may connect to; empty means internet where

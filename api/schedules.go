@@ -59,7 +59,6 @@ func (s *API) registerSchedules() {
 	register(s, huma.Operation{
 		OperationID: "run-schedule", Method: http.MethodPost, Path: "/v1/functions/{name}/schedules/{schedule}/run", Tags: []string{"Schedules"},
 		Summary: "Make the call of a schedule now", Description: "Whatever else runs, and even if it is paused; its times stay as they are.",
-		DefaultStatus: http.StatusAccepted,
 	}, func(ctx context.Context, in *scheduleInput) (*scheduleOutput, error) {
 		if _, err := s.function(ctx, in.Name); err != nil {
 			return nil, err

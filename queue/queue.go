@@ -28,6 +28,7 @@ import (
 // has reached the disk, but for Started.
 type Store interface {
 	Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error)
+	AcceptAll(ctx context.Context, list []hearth.AsyncEntry) error
 	Begin(ctx context.Context, id string) (hearth.AsyncEntry, error)
 	Started(id string, attempt int)
 	Retry(ctx context.Context, c hearth.AsyncCall) (queued bool, err error)

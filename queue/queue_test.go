@@ -26,8 +26,8 @@ type functions struct {
 	configs map[string]hearth.Config
 	// schedules are those of hello from the start.
 	schedules map[string]hearth.Schedule
-	run     func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error)
-	began   []begun
+	run       func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error)
+	began     []begun
 }
 
 type begun struct {
