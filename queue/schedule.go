@@ -33,6 +33,9 @@ const (
 	// maxFiring is how many calls of schedules are stored at the same time; they
 	// share the cost of reaching the disk.
 	maxFiring = 64
+	// maxAhead is how far ahead of the clock times can have been dealt with. If it is
+	// more, the clock was wrong, and the schedule would be silent until then.
+	maxAhead = 24 * time.Hour
 	// nextTimes is how many coming times of a schedule are shown.
 	nextTimes = 5
 )
@@ -169,12 +172,15 @@ func (s *schedules) start(ctx context.Context) error {
 	s.work.Lock()
 	defer s.work.Unlock()
 	s.mu.Lock()
-	functions := map[string]bool{}
+	now, functions := wallClock(), map[string]bool{}
 	for key := range s.all {
 		functions[key.function] = true
 	}
 	for _, st := range list {
 		key := scheduleKey{st.Function, st.Name}
+		if st.Done.Sub(now) > maxAhead {
+			st.Spec = "" // it begins anew
+		}
 		if !functions[st.Function] {
 			if _, err := s.q.runner.AsyncConfig(st.Function); hearth.ErrorCode(err) == hearth.CodeNotFound {
 				st.Spec, st.Paused = "", false

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/queue"
+	"github.com/hearthrun/hearth/store"
 )
 
 // scheduled makes these the schedules of hello.
@@ -266,5 +267,60 @@ func TestScheduleForms(t *testing.T) {
 		if c.want == "" && err != nil || c.want != "" && (hearth.ErrorCode(err) != hearth.CodeInvalid || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%+v: %v", c.s, err)
 		}
+	}
+}
+
+// TestScheduleClock: a schedule does not stay silent because the clock was far ahead
+// once.
+func TestScheduleClock(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		list := map[string]hearth.Schedule{"hourly": {Cron: "0 * * * *"}}
+		b := newBed(t, dir, &functions{run: ok, schedules: list, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}})
+		if _, _, err := b.store.Queue(store.QueueLimits{}).FireSchedule(context.Background(), hearth.ScheduleFiring{
+			Function: "hello", Name: "hourly", Spec: "CRON_TZ=UTC 0 * * * *", Due: time.Now().AddDate(10, 0, 0), Skip: "a wrong clock",
+		}); err != nil {
+			t.Fatal(err)
+		}
+		b = b.restarted(dir, time.Minute, list)
+		time.Sleep(2 * time.Hour)
+		same(t, b.dues(), "01-01T01:00", "01-01T02:00")
+		b.close()
+	})
+}
+
+// TestManySchedules: thousands that are due at once are called for within seconds.
+func TestManySchedules(t *testing.T) {
+	const many = 10_000
+	list := []hearth.FunctionSchedules{}
+	f := &functions{run: ok, configs: map[string]hearth.Config{}}
+	for i := range many / 100 {
+		fs := hearth.FunctionSchedules{Function: fmt.Sprint("f", i), Schedules: map[string]hearth.Schedule{}}
+		for j := range 100 {
+			fs.Schedules[fmt.Sprint("s", j)] = hearth.Schedule{Cron: "0 0 1 1 *"}
+		}
+		list = append(list, fs)
+		f.configs[fs.Function] = config(hearth.Async{})
+	}
+	at := time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+	for _, fs := range list {
+		fs.Schedules["now"] = hearth.Schedule{At: at}
+	}
+	b := newBed(t, t.TempDir(), f)
+	defer b.close()
+	began := time.Now()
+	b.SetSchedules(list)
+	first := time.Since(began)
+	began = time.Now()
+	b.SetSchedules(list)
+	t.Logf("%d schedules: %s at first, %s when nothing changes", many, first, time.Since(began))
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("a change took %s", d)
+	}
+	for deadline := time.Now().Add(30 * time.Second); len(b.f.list()) < len(list); {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d calls", len(b.f.list()), len(list))
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
