@@ -132,13 +132,18 @@ func (q *Queue) SetSchedules(list []hearth.FunctionSchedules) {
 	for _, f := range list {
 		for name, cfg := range f.Schedules {
 			key := scheduleKey{f.Function, name}
-			t, err := parseTimes(name, cfg)
-			if err != nil { // it was refused, unless an older Hearth deployed it
-				q.cfg.Logger.Error("a schedule cannot be kept", "function", f.Function, "schedule", name, "err", err)
-				continue
+			o := old[key]
+			e := &schedule{key: key, cfg: cfg.WithDefaults(), since: now, at: -1}
+			if o != nil && o.cfg.Cron == cfg.Cron && o.cfg.At == cfg.At && o.cfg.TimeZone == e.cfg.TimeZone {
+				e.times = o.times
+			} else {
+				var err error
+				if e.times, err = parseTimes(name, cfg); err != nil { // it was refused, unless an older Hearth deployed it
+					q.cfg.Logger.Error("a schedule cannot be kept", "function", f.Function, "schedule", name, "err", err)
+					continue
+				}
 			}
-			e := &schedule{key: key, cfg: cfg.WithDefaults(), times: t, since: now, at: -1}
-			if o := old[key]; o != nil && o.spec == t.spec {
+			if o != nil && o.spec == e.spec {
 				e.since, e.state = o.since, o.state
 			}
 			s.all[key] = e

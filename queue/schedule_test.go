@@ -141,7 +141,7 @@ func TestScheduleMissed(t *testing.T) {
 // waits, or runs beside it.
 func TestScheduleOverlap(t *testing.T) {
 	inBubble(t, func(b *bed) {
-		slow := 3*time.Hour + 30*time.Minute
+		slow := 35 * time.Minute
 		b.f.run = func(ctx context.Context, _ hearth.AsyncEntry, _ int) (hearth.AsyncResult, bool, error) {
 			select {
 			case <-time.After(slow):
@@ -153,34 +153,34 @@ func TestScheduleOverlap(t *testing.T) {
 			overlap string
 			want    []string
 		}{
-			{hearth.OverlapSkip, []string{"01:00", "05:00"}},
-			{hearth.OverlapQueue, []string{"01:00", "04:30"}},
-			{hearth.OverlapAllow, []string{"01:00", "02:00", "03:00", "04:00", "05:00"}},
+			{hearth.OverlapSkip, []string{":10", ":50"}},
+			{hearth.OverlapQueue, []string{":10", ":45"}},
+			{hearth.OverlapAllow, []string{":10", ":20", ":30", ":40", ":50"}},
 		} {
-			began := time.Now().Truncate(24 * time.Hour).Add(24 * time.Hour)
+			began := time.Now().Truncate(time.Hour).Add(time.Hour)
 			time.Sleep(time.Until(began))
 			b.f.mu.Lock()
 			b.f.began = nil
 			b.f.mu.Unlock()
-			b.scheduled(map[string]hearth.Schedule{"slow": {Cron: "0 * * * *", Overlap: c.overlap}})
-			time.Sleep(5*time.Hour + time.Minute)
+			b.scheduled(map[string]hearth.Schedule{"slow": {Cron: "*/10 * * * *", Overlap: c.overlap}})
+			time.Sleep(51 * time.Minute)
 			var got []string
 			for _, c := range b.f.list() {
 				if c.at.Before(began.Add(time.Minute)) {
-					continue // of midnight
+					continue // of the full hour
 				}
-				got = append(got, c.at.UTC().Format("15:04"))
+				got = append(got, c.at.UTC().Format(":04"))
 			}
 			same(t, got, c.want...)
 			s := b.status("slow")
 			if skipped := s.Skipped != nil && s.Skipped.Due.After(began); skipped == (c.overlap == hearth.OverlapAllow) {
 				t.Errorf("%s: skipped %+v", c.overlap, s.Skipped)
 			}
-			if c.overlap == hearth.OverlapQueue && s.Waiting.Hour() != 5 {
+			if c.overlap == hearth.OverlapQueue && s.Waiting.Minute() != 50 {
 				t.Errorf("%s waits", s.Waiting)
 			}
 			b.scheduled(nil)
-			time.Sleep(12 * time.Hour)
+			time.Sleep(2 * time.Hour)
 		}
 	})
 }

@@ -51,13 +51,6 @@ configured below schedules in hearth.yaml, and those of the live version count.`
 
 func scheduleRow(s hearth.ScheduleStatus) []string {
 	stamp := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
-	when := s.At
-	if s.Cron != "" {
-		when = s.Cron
-		if s.TimeZone != "" && s.TimeZone != "UTC" {
-			when += " " + s.TimeZone
-		}
-	}
 	next, last, call, state, skipped := "-", "-", "-", "-", "-"
 	switch {
 	case s.Paused:
@@ -74,7 +67,15 @@ func scheduleRow(s hearth.ScheduleStatus) []string {
 	if k := s.Skipped; k != nil {
 		skipped = stamp(k.Due) + ": " + k.Reason
 	}
-	return []string{s.Function, s.Name, when, next, last, call, state, skipped}
+	return []string{s.Function, s.Name, scheduleTime(s.Schedule), next, last, call, state, skipped}
+}
+
+// scheduleTime says when a schedule calls.
+func scheduleTime(s hearth.Schedule) string {
+	if s.TimeZone != "" && s.TimeZone != "UTC" {
+		return s.Cron + " " + s.TimeZone
+	}
+	return s.Cron + s.At // it has one of them
 }
 
 func (a *app) scheduleCmd() *cobra.Command {
