@@ -32,7 +32,8 @@ func (q *Queue) AcceptAll(ctx context.Context, target string, list []hearth.Asyn
 		entries[i] = entry(r.ID, function, target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
 		calls[i] = entries[i].AsyncCall
 	}
-	if err := q.cfg.Store.AcceptAll(ctx, entries); err != nil {
+	// Without an end: calls that are stored have to be known of here.
+	if err := q.cfg.Store.AcceptAll(context.WithoutCancel(ctx), entries); err != nil {
 		return nil, err
 	}
 	q.mu.Lock()

@@ -410,9 +410,8 @@ func (s *schedules) fire(e *schedule, state hearth.ScheduleState, f hearth.Sched
 			return state, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.q.ctx, 10*time.Second)
-	defer cancel()
-	next, accepted, err := s.q.cfg.Store.FireSchedule(ctx, f)
+	// Without an end: a call that is stored has to be known of here.
+	next, accepted, err := s.q.cfg.Store.FireSchedule(context.WithoutCancel(s.q.ctx), f)
 	if err != nil {
 		return state, err
 	}
@@ -465,8 +464,8 @@ func (s *schedules) find(function, name string) (*schedule, error) {
 
 // RunSchedule makes the call of a schedule now, whatever else runs and even if it is
 // paused; its times stay as they are. Errors: CodeNotFound, CodeExhausted.
-func (q *Queue) RunSchedule(ctx context.Context, function, name string) (hearth.ScheduleStatus, error) {
-	return q.schedules.change(ctx, function, name, func(e *schedule) (hearth.ScheduleState, error) {
+func (q *Queue) RunSchedule(_ context.Context, function, name string) (hearth.ScheduleStatus, error) {
+	return q.schedules.change(function, name, func(e *schedule) (hearth.ScheduleState, error) {
 		now := wallClock()
 		return q.schedules.fire(e, e.state, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true}, now)
 	})
@@ -475,12 +474,12 @@ func (q *Queue) RunSchedule(ctx context.Context, function, name string) (hearth.
 // PauseSchedule pauses or resumes a schedule. Times that pass while it is paused are
 // not made up for. Errors: CodeNotFound.
 func (q *Queue) PauseSchedule(ctx context.Context, function, name string, paused bool) (hearth.ScheduleStatus, error) {
-	return q.schedules.change(ctx, function, name, func(*schedule) (hearth.ScheduleState, error) {
-		return q.cfg.Store.PauseSchedule(ctx, function, name, paused, wallClock())
+	return q.schedules.change(function, name, func(*schedule) (hearth.ScheduleState, error) {
+		return q.cfg.Store.PauseSchedule(context.WithoutCancel(ctx), function, name, paused, wallClock())
 	})
 }
 
-func (s *schedules) change(ctx context.Context, function, name string, change func(e *schedule) (hearth.ScheduleState, error)) (st hearth.ScheduleStatus, err error) {
+func (s *schedules) change(function, name string, change func(e *schedule) (hearth.ScheduleState, error)) (st hearth.ScheduleStatus, err error) {
 	s.work.Lock()
 	defer s.work.Unlock()
 	e, err := s.find(function, name)

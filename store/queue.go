@@ -430,8 +430,11 @@ func (q *Queue) batches(ctx context.Context, what string, run func(tx *queueTx) 
 			n, err = run(tx)
 			return err
 		})
-		if total += n; err != nil || n < queueBatch {
-			return total, err
+		if err != nil {
+			return total, err // n may still be written, as the change may still be made
+		}
+		if total += n; n < queueBatch {
+			return total, nil
 		}
 	}
 }
