@@ -169,3 +169,51 @@ func TestScheduleFull(t *testing.T) {
 		t.Errorf("%+v %v", list, err)
 	}
 }
+
+// TestScheduleOnce: a time is called for once, also when the mark that it was is lost
+// with the schedule, and not at all once the schedule is another one or paused.
+func TestScheduleOnce(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
+	st := hearth.ScheduleState{Function: "hello", Name: "x", Spec: "s", Done: scheduleEpoch}
+	set := func(set, gone []hearth.ScheduleState) {
+		t.Helper()
+		if err := q.SetSchedules(t.Context(), set, gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fire := func(f hearth.ScheduleFiring) bool {
+		t.Helper()
+		_, accepted, err := q.FireSchedule(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return accepted
+	}
+	set([]hearth.ScheduleState{st}, nil)
+	due := scheduleEpoch.Add(time.Minute)
+	if !fire(firing("x", due)) || fire(firing("x", due)) || fire(firing("x", due.Add(-time.Second))) {
+		t.Error("a time was called for twice, or not at all")
+	}
+	set(nil, []hearth.ScheduleState{st})
+	if _, _, err := q.FireSchedule(t.Context(), firing("x", due)); hearth.ErrorCode(err) != hearth.CodeNotFound {
+		t.Error(err)
+	}
+	set([]hearth.ScheduleState{st}, nil)
+	if fire(firing("x", due)) {
+		t.Error("a schedule that came back called for a time again")
+	}
+	other := firing("x", due.Add(time.Minute))
+	other.Spec = "another"
+	if fire(other) {
+		t.Error("a schedule was called for with another one's time")
+	}
+	if _, err := q.PauseSchedule(t.Context(), "hello", "x", true, due); err != nil {
+		t.Fatal(err)
+	}
+	if fire(firing("x", due.Add(time.Minute))) {
+		t.Error("a schedule that is paused made a call")
+	}
+	if n := status(t, q, "hello").Queued; n != 1 {
+		t.Errorf("%d calls", n)
+	}
+}
