@@ -50,6 +50,10 @@ type Config struct {
 	Websocket *Websocket `json:"websocket,omitempty" yaml:"websocket,omitempty" doc:"Limits of the WebSockets of a handler that takes them"`
 	// Async is how calls that run later are treated; nil means the defaults.
 	Async *Async `json:"async,omitempty" yaml:"async,omitempty" doc:"How asynchronous calls are retried, and what is told of their end"`
+	// CloudEvents makes requests that carry CloudEvents calls with these events.
+	CloudEvents bool `json:"cloudevents,omitempty" yaml:"cloudevents,omitempty" doc:"Pass CloudEvents that come over HTTP as the event, rather than the HTTP request"`
+	// Schedules call the function by themselves, by their names.
+	Schedules map[string]Schedule `json:"schedules,omitempty" yaml:"schedules,omitempty" doc:"When the function is called by itself, by the name of the schedule"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -223,6 +227,7 @@ func (c Config) Clone() Config {
 		w := *c.Websocket
 		c.Websocket = &w
 	}
+	c.Schedules = maps.Clone(c.Schedules)
 	c.CORS = maps.Clone(c.CORS)
 	for r, cors := range c.CORS {
 		c.CORS[r] = cors.clone()
@@ -306,7 +311,7 @@ func (c Config) Validate() error {
 	if call, err := json.Marshal(c.Warm.Call); err != nil || len(call) > maxCall {
 		return bad("give a JSON value of at most "+Bytes(maxCall).String(), "warm.call is not valid")
 	}
-	if err := cmp.Or(c.validateCache(), c.validateCORS(), c.Limits.validate()); err != nil {
+	if err := cmp.Or(c.validateCache(), c.validateCORS(), c.validateSchedules(), c.Limits.validate()); err != nil {
 		return err
 	}
 	if err := c.Websocket.WithDefaults().validate(); err != nil {

@@ -52,17 +52,33 @@ type HTTPDescription struct {
 	UserAgent string `json:"userAgent" doc:"What the client calls itself"`
 }
 
-// ScheduleEvent is the event of a schedule as Amazon EventBridge sends it.
+// ScheduleEvent is the event of a schedule, in the form of Amazon EventBridge.
 type ScheduleEvent struct {
 	Version    string         `json:"version" doc:"Version of the format" example:"0"`
-	ID         string         `json:"id" doc:"Id of the event"`
+	ID         string         `json:"id" doc:"Id of the call"`
 	DetailType string         `json:"detail-type" doc:"Always Scheduled Event" example:"Scheduled Event"`
-	Source     string         `json:"source" doc:"Always aws.events" example:"aws.events"`
-	Account    string         `json:"account" doc:"Account of the schedule"`
-	Time       time.Time      `json:"time" doc:"Time of the schedule"`
-	Region     string         `json:"region" doc:"Region of the schedule"`
-	Resources  []string       `json:"resources" doc:"Names of the schedule"`
-	Detail     map[string]any `json:"detail" doc:"Empty"`
+	Source     string         `json:"source" doc:"Always hearth.schedules" example:"hearth.schedules"`
+	Account    string         `json:"account" doc:"Always hearth" example:"hearth"`
+	Time       time.Time      `json:"time" doc:"Time of the schedule, however late the call is"`
+	Region     string         `json:"region" doc:"Always local" example:"local"`
+	Resources  []string       `json:"resources" doc:"Path of the schedule in the API"`
+	Detail     ScheduleDetail `json:"detail" doc:"The schedule"`
+}
+
+// ScheduleDetail tells which schedule a ScheduleEvent is of.
+type ScheduleDetail struct {
+	Function string `json:"function" doc:"Name of the function" example:"hello"`
+	Schedule string `json:"schedule" doc:"Name of the schedule" example:"nightly"`
+	Manual   bool   `json:"manual,omitempty" doc:"Whether somebody asked for this call"`
+}
+
+// NewScheduleEvent returns the event of a schedule's call.
+func NewScheduleEvent(id, function, schedule string, due time.Time, manual bool) ScheduleEvent {
+	return ScheduleEvent{
+		Version: "0", ID: id, DetailType: "Scheduled Event", Source: "hearth.schedules", Account: "hearth", Time: due.UTC(), Region: "local",
+		Resources: []string{"/v1/functions/" + function + "/schedules/" + schedule},
+		Detail:    ScheduleDetail{Function: function, Schedule: schedule, Manual: manual},
+	}
 }
 
 // QueueEvent is a batch of messages as Amazon SQS sends it.
@@ -156,11 +172,7 @@ func Examples(o ExampleOptions) ([]Example, error) {
 	return []Example{
 		{"http", "an HTTP request", get},
 		{"webhook", "a webhook: a POST request, signed with the secret " + ExampleSecret + " as GitHub does", post},
-		{"schedule", "a schedule, as Amazon EventBridge sends it", ScheduleEvent{
-			Version: "0", ID: exampleID, DetailType: "Scheduled Event", Source: "aws.events", Account: "123456789012",
-			Time: at, Region: exampleRegion, Detail: map[string]any{},
-			Resources: []string{"arn:aws:events:" + exampleRegion + ":123456789012:rule/" + o.Function},
-		}},
+		{"schedule", "a schedule, in the form of Amazon EventBridge", NewScheduleEvent(exampleID, o.Function, "nightly", at, false)},
 		{"queue", "two messages of a queue, as Amazon SQS sends them", exampleQueue(o.Function, at)},
 		{"cloudevent", "an event in the JSON format of CloudEvents", CloudEvent{
 			SpecVersion: "1.0", ID: exampleID, Source: "/shop/orders", Type: "com.example.order.created", Subject: "7",

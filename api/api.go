@@ -140,6 +140,7 @@ type Deps struct {
 	Invoker     hearth.Invoker
 	Acceptor    Acceptor
 	Queue       Queue
+	Schedules   Schedules
 	Logs        Logs
 	Invocations Invocations
 	Drivers     Drivers
@@ -221,6 +222,7 @@ func New(d Deps) *API {
 	s.registerInvocations()
 	s.registerExamples()
 	s.registerQueue()
+	s.registerSchedules()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()

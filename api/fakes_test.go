@@ -99,12 +99,13 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 		},
 		{Name: "docker", Missing: []driver.Problem{{What: "no daemon", Remedy: "apt-get install docker.io"}}},
 	}
+	calls := queue.New(queue.Config{Store: h.store.Queue(store.QueueLimits{}), Logger: logger})
 	d := api.Deps{
 		Catalog: h.store, Aliases: h.store, Versions: h.store, Traffic: &h.traffic, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
 		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
 		Secrets: h.store.Secrets(filepath.Join(t.TempDir(), "secrets.key")),
-		Queue:   queue.New(queue.Config{Store: h.store.Queue(store.QueueLimits{}), Logger: logger}),
-		Logger:  logger, Version: "1.2.3", Draining: h.draining,
+		Queue:   calls, Schedules: calls,
+		Logger: logger, Version: "1.2.3", Draining: h.draining,
 	}
 	for _, c := range change {
 		c(&d)

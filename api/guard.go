@@ -106,9 +106,14 @@ func ManagementHost(hostport string, allowed []string) bool {
 // checkContentType refuses bodies that are not JSON, which HTML forms can send
 // across origins. POST /v1/artifacts looks for itself.
 func checkContentType(r *http.Request) error {
-	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.ContentLength == 0 || r.URL.Path == artifactsPath {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.ContentLength == 0 || r.URL.Path == artifactsPath || carriesEvents(r) {
 		return nil
 	}
+	return checkJSON(r)
+}
+
+// checkJSON refuses a body that is not JSON.
+func checkJSON(r *http.Request) error {
 	ct := r.Header.Get("Content-Type")
 	if mt, _, err := mime.ParseMediaType(ct); err == nil && mt == "application/json" {
 		return nil

@@ -169,8 +169,12 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	event, err := s.readEvent(r)
+	body, err := s.readEvent(r)
 	if err != nil {
+		return err
+	}
+	event, done, err := s.eventOf(w, r, body)
+	if err != nil || done {
 		return err
 	}
 	if async {
@@ -207,7 +211,7 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// readEvent returns the event, nil for null.
+// readEvent reads the body of a call.
 func (s *API) readEvent(r *http.Request) ([]byte, error) {
 	tooLarge := func() error {
 		return withStatus(http.StatusRequestEntityTooLarge,
@@ -229,7 +233,12 @@ func (s *API) readEvent(r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, &hearth.Error{Code: hearth.CodeCanceled, Message: "the request broke off", Hint: "send it again", Err: err}
 	}
-	event := bytes.TrimSpace(buf.Bytes())
+	return buf.Bytes(), nil
+}
+
+// validEvent returns the event in a body, nil for null. Errors: CodeInvalid.
+func validEvent(body []byte) ([]byte, error) {
+	event := bytes.TrimSpace(body)
 	if len(event) == 0 {
 		return nil, nil
 	}

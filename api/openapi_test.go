@@ -158,6 +158,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"GET /v1/functions/{name}/logs",
 		"GET /v1/functions/{name}/queue",
 		"GET /v1/functions/{name}/releases",
+		"GET /v1/functions/{name}/schedules",
 		"GET /v1/functions/{name}/versions",
 		"GET /v1/functions/{name}/versions/{number}",
 		"GET /v1/functions/{name}/versions/{number}/source",
@@ -166,6 +167,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"GET /v1/pool/events",
 		"GET /v1/queue",
 		"GET /v1/queue/webhook-secret",
+		"GET /v1/schedules",
 		"GET /v1/secrets",
 		"POST /v1/artifacts",
 		"POST /v1/functions",
@@ -176,9 +178,11 @@ func TestOpenAPIStructure(t *testing.T) {
 		"POST /v1/functions/{name}/releases/{id}/abort",
 		"POST /v1/functions/{name}/releases/{id}/finish",
 		"POST /v1/functions/{name}/rollback",
+		"POST /v1/functions/{name}/schedules/{schedule}/run",
 		"POST /v1/secrets/{secret}/rollback",
 		"PUT /v1/functions/{name}",
 		"PUT /v1/functions/{name}/aliases/{alias}",
+		"PUT /v1/functions/{name}/schedules/{schedule}/paused",
 		"PUT /v1/secrets/{secret}",
 	}
 	if d := cmp.Diff(want, ops); d != "" {

@@ -39,6 +39,11 @@ type Acceptor interface {
 	// AcceptEvent stores a call as the headers of its request say, durably. first is
 	// false if it was accepted before, under the same deduplication key.
 	AcceptEvent(ctx context.Context, target string, event []byte, h http.Header) (call hearth.AsyncCall, first bool, err error)
+	// CloudEvents returns the events that a request carries, if the function takes
+	// them; batch tells that they came as a batch.
+	CloudEvents(target string, h http.Header, body []byte) (events [][]byte, batch bool, err error)
+	// AcceptEvents stores a call for each event: all, or none with an error.
+	AcceptEvents(ctx context.Context, target string, events [][]byte, h http.Header) ([]hearth.AsyncCall, error)
 }
 
 // maxWait bounds how long a request waits for a result.

@@ -95,7 +95,7 @@ func TestManifestErrors(t *testing.T) {
 		"runtime: python\n":              {"f: the function has no name"},
 		"name: Hello\nruntime: python\n": {`f:1: function name "Hello" is not valid`},
 		ok + "memroy: 1GiB\n":            {`f:3: unknown key "memroy"`, `did you mean "memory"?`},
-		ok + "quux: 1\n":                 {`unknown key "quux"`, "the keys are aliases, async, cache, concurrency, cors, cpu,"},
+		ok + "quux: 1\n":                 {`unknown key "quux"`, "the keys are aliases, async, cache, cloudevents, concurrency, cors, cpu,"},
 		ok + "Timeout: 1s\n":             {`did you mean "timeout"?`},
 		ok + "name: b\n":                 {"f:3: name was already given in line 1"},
 		ok + "env:\n  A: 1\n  A: 2\n":    {`f:5: env: "A" was already given in line 4`},
@@ -192,4 +192,29 @@ func TestUnreadableManifest(t *testing.T) {
 	}
 	_, err := client.LoadManifest(filepath.Dir(file))
 	wantError(t, err, hearth.CodeInvalid, "hearth.yaml")
+}
+
+// TestManifestSchedules: schedules are read, and an error knows its line.
+func TestManifestSchedules(t *testing.T) {
+	m, err := client.ParseManifest("f", []byte(`name: a
+runtime: python
+schedules:
+  nightly: {cron: 0 3 * * *, time_zone: Europe/Berlin, event: {n: [1, x]}}
+  once:
+    at: 2030-01-31T08:00:00Z
+`))
+	if err != nil || m.Schedules["once"].At != "2030-01-31T08:00:00Z" || m.Schedules["nightly"].TimeZone != "Europe/Berlin" {
+		t.Errorf("%+v, %v", m.Schedules, err)
+	}
+	for _, c := range []struct{ line, want string }{
+		{"{cron: 0 3 * * *, at: 2030-01-31T08:00:00Z}", "one of cron and at"},
+		{"{at: tomorrow}", "is not a time"},
+		{"{cron: 0 3 * * *, missed: all}", "cut short"},
+		{"{cron: 0 3 * * *, zone: UTC}", "unknown key"},
+	} {
+		_, err := client.ParseManifest("f", []byte("name: a\nruntime: python\nschedules:\n  x: "+c.line+"\n"))
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "f:") {
+			t.Errorf("%s: %v", c.line, err)
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -32,6 +33,9 @@ type Queue interface {
 	// Accept returns when the call has reached the disk. first is false if it was
 	// accepted before, under the same deduplication key.
 	Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error)
+	// AcceptAll accepts several calls of a target, without deduplication keys: all, or
+	// none with an error.
+	AcceptAll(ctx context.Context, target string, list []hearth.AsyncRequest) ([]hearth.AsyncCall, error)
 }
 
 // invocationType is the header that asks for an asynchronous call.
@@ -86,6 +90,11 @@ func (g *Gateway) async(w http.ResponseWriter, r *http.Request, t *target, now t
 		writeError(w, r, nil, err)
 		return
 	}
+	writeAccepted(w, r, call, first)
+}
+
+// writeAccepted answers with a call that was accepted.
+func writeAccepted(w http.ResponseWriter, r *http.Request, call hearth.AsyncCall, first bool) {
 	call.Failures = nil // what a function raised is for its owner
 	body, err := json.Marshal(call)
 	if err != nil {
@@ -130,39 +139,52 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
-	if r.ContentLength > maxAsyncBody {
-		return call, false, errBodyTooLarge
+	body, free, err := g.readStored(ctx, w, r, end)
+	defer free()
+	if err != nil {
+		return call, false, err
 	}
-	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
-		http.NewResponseController(w).SetReadDeadline(end) //nolint:errcheck // a connection without deadlines is a test's
-		counted := &countingReader{r: r.Body, limit: maxAsyncBody}
-		body, err := g.spool.collect(counted)
-		if counted.n.Load() > maxAsyncBody {
-			err = errBodyTooLarge
-		}
-		if err != nil {
-			return call, false, err
-		}
-		defer body.Close()
-		req.Body = body.head
-		if body.rest != nil {
-			select {
-			case g.large <- struct{}{}:
-				defer func() { <-g.large }()
-			case <-ctx.Done():
-				return call, false, hearth.Errorf(hearth.CodeExhausted, "too many large requests are being stored").WithHint("try again in a moment")
-			}
-			all := make([]byte, body.size)
-			copy(all, body.head)
-			if _, err := io.ReadFull(body.rest, all[len(body.head):]); err != nil {
-				return call, false, spoolError(err)
-			}
-			req.Body = all
-		}
-	}
+	req.Body = body
 	req.Target, req.Kind = string(t.name), hearth.KindHTTP
 	req.Head = appendEvent(nil, r, t, req.ID, now)
 	return g.cfg.Queue.Accept(ctx, req)
+}
+
+// readStored reads the body of a request that is kept as a whole, maxAsyncBody at most.
+// free is to be called when it is not needed any more.
+func (g *Gateway) readStored(ctx context.Context, w http.ResponseWriter, r *http.Request, end time.Time) (body []byte, free func(), err error) {
+	free = func() {}
+	if r.ContentLength > maxAsyncBody {
+		return nil, free, errBodyTooLarge
+	}
+	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
+		return nil, free, nil
+	}
+	http.NewResponseController(w).SetReadDeadline(end) //nolint:errcheck // a connection without deadlines is a test's
+	counted := &countingReader{r: r.Body, limit: maxAsyncBody}
+	parts, err := g.spool.collect(counted)
+	if counted.n.Load() > maxAsyncBody {
+		err = errBodyTooLarge
+	}
+	if err != nil {
+		return nil, free, err
+	}
+	defer parts.Close()
+	if parts.rest == nil {
+		return parts.head, free, nil
+	}
+	select {
+	case g.large <- struct{}{}:
+		free = sync.OnceFunc(func() { <-g.large })
+	case <-ctx.Done():
+		return nil, free, hearth.Errorf(hearth.CodeExhausted, "too many large requests are being stored").WithHint("try again in a moment")
+	}
+	body = make([]byte, parts.size)
+	copy(body, parts.head)
+	if _, err := io.ReadFull(parts.rest, body[len(parts.head):]); err != nil {
+		return nil, free, spoolError(err)
+	}
+	return body, free, nil
 }
 
 var errBodyTooLarge = tooLarge(maxAsyncBody)

@@ -79,6 +79,8 @@ type Config struct {
 	Queue Queue
 	// Keeper keeps responses for idempotency keys; nil refuses such calls.
 	Keeper Keeper
+	// Schedules are told of the functions' schedules; nil is for none.
+	Schedules Schedules
 	// MaxRequest and MaxResponse bound bodies in bytes where a function's own limits
 	// do not; defaults 32 MiB and 1 GiB.
 	MaxRequest, MaxResponse int64
@@ -176,6 +178,9 @@ func (g *Gateway) Reload(ctx context.Context) error {
 		}
 	}
 	g.cfg.Pool.SetLive(versions)
+	if g.cfg.Schedules != nil {
+		g.cfg.Schedules.SetSchedules(next.schedules())
+	}
 	for incarnation := range old.incarnations {
 		if _, ok := next.incarnations[incarnation]; !ok {
 			g.cache.retire(incarnation)

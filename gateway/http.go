@@ -82,6 +82,17 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Add("Set-Cookie", cookie)
 		}
 	}
+	if t.version.Config.CloudEvents {
+		mode, err := eventModeOf(r.Header)
+		if err != nil {
+			writeError(w, r, nil, err)
+			return
+		}
+		if mode != noEvent {
+			g.serveCloudEvents(w, r, &t, now)
+			return
+		}
+	}
 	if h := r.Header[invocationType]; h != nil {
 		async, err := hearth.ParseInvocationType(h[0])
 		if err != nil {

@@ -231,6 +231,13 @@ func (d *fakeDriver) count() int {
 	return len(d.live)
 }
 
+// peak is how many sandboxes lived at once, at most.
+func (d *fakeDriver) peak() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.most
+}
+
 // made is how many sandboxes were created.
 func (d *fakeDriver) made() int {
 	d.mu.Lock()

@@ -269,8 +269,8 @@ func model(t *testing.T, seed uint64) {
 		time.Sleep(demandKept + time.Minute)
 		synctest.Wait()
 		check(t, p)
-		if d.most > maxInstances {
-			t.Errorf("%d sandboxes at once, want at most %d", d.most, maxInstances)
+		if d.peak() > maxInstances {
+			t.Errorf("%d sandboxes at once, want at most %d", d.peak(), maxInstances)
 		}
 		if n := d.count(); n != 0 {
 			t.Errorf("%d sandboxes did not expire", n)

@@ -196,8 +196,8 @@ func TestConcurrencyLimitAndQueue(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if d.most != 3 {
-			t.Errorf("%d instances at once, want 3", d.most)
+		if d.peak() != 3 {
+			t.Errorf("%d instances at once, want 3", d.peak())
 		}
 		if took := time.Since(start); took != 40*time.Millisecond {
 			t.Errorf("12 calls of 10 ms on 3 instances took %v", took)
@@ -538,8 +538,8 @@ func TestFullPoolMakesRoom(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if d.most > 2 {
-			t.Errorf("%d instances at once, want at most 2", d.most)
+		if d.peak() > 2 {
+			t.Errorf("%d instances at once, want at most 2", d.peak())
 		}
 	})
 }
@@ -571,8 +571,8 @@ func TestFullPoolIsShared(t *testing.T) {
 					t.Errorf("%d places: it waited for %s", places, took)
 				}
 			}
-			if d.most > places {
-				t.Errorf("%d instances at once, want at most %d", d.most, places)
+			if d.peak() > places {
+				t.Errorf("%d instances at once, want at most %d", d.peak(), places)
 			}
 			cancel()
 			wg.Wait()

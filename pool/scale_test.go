@@ -171,17 +171,17 @@ func TestMemoryBudget(t *testing.T) {
 			wg.Wait()
 		}
 		burst("a")
-		if d.most != 3 { // each is expected to use 64 MiB
-			t.Errorf("%d instances before one was weighed, want 3", d.most)
+		if d.peak() != 3 { // each is expected to use 64 MiB
+			t.Errorf("%d instances before one was weighed, want 3", d.peak())
 		}
 		time.Sleep(3 * time.Second) // 40 MiB, and a quarter more
 		burst("a")
-		if d.most != 4 {
-			t.Errorf("%d instances after they were weighed, want 4", d.most)
+		if d.peak() != 4 {
+			t.Errorf("%d instances after they were weighed, want 4", d.peak())
 		}
 		burst("b") // those of a give way
-		if d.most != 4 {
-			t.Errorf("%d instances at once, want 4", d.most)
+		if d.peak() != 4 {
+			t.Errorf("%d instances at once, want 4", d.peak())
 		}
 		if st := p.Status(); st.MemoryUsed > st.MemoryBudget {
 			t.Errorf("%d bytes of %d", st.MemoryUsed, st.MemoryBudget)
@@ -395,8 +395,8 @@ func TestInstanceRunsSeveralCalls(t *testing.T) {
 			}
 			inFlight += inst.InFlight
 		}
-		if inFlight != 10 || d.most != 3 {
-			t.Errorf("%d calls at once on %d instances", inFlight, d.most)
+		if inFlight != 10 || d.peak() != 3 {
+			t.Errorf("%d calls at once on %d instances", inFlight, d.peak())
 		}
 		wg.Wait()
 	})
@@ -417,8 +417,8 @@ func TestSyncHandlerRunsOneCall(t *testing.T) {
 			wg.Go(func() { do(t.Context(), p, v, "a") }) //nolint:errcheck // the time tells
 		}
 		wg.Wait()
-		if took := time.Since(start); took > 1100*time.Millisecond || d.most != 4 {
-			t.Errorf("4 calls took %s on %d instances", took, d.most)
+		if took := time.Since(start); took > 1100*time.Millisecond || d.peak() != 4 {
+			t.Errorf("4 calls took %s on %d instances", took, d.peak())
 		}
 	})
 }

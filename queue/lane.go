@@ -297,6 +297,7 @@ func (q *Queue) endLocked(id string, r *run, o outcome) {
 	}
 	if o.ended {
 		q.endedLocked(id)
+		q.schedules.ended(l.key)
 	}
 	q.placeLocked(l)
 	for _, c := range o.follow {

@@ -28,6 +28,7 @@ import (
 // has reached the disk, but for Started.
 type Store interface {
 	Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error)
+	AcceptAll(ctx context.Context, list []hearth.AsyncEntry) error
 	Begin(ctx context.Context, id string) (hearth.AsyncEntry, error)
 	Started(id string, attempt int)
 	Retry(ctx context.Context, c hearth.AsyncCall) (queued bool, err error)
@@ -44,6 +45,7 @@ type Store interface {
 	Functions(ctx context.Context) ([]string, error)
 	Status(ctx context.Context, function string, now time.Time) (hearth.QueueStatus, error)
 	WebhookSecret() string
+	ScheduleStore
 }
 
 // Runner knows functions and calls them; package gateway implements it.
@@ -93,7 +95,8 @@ type Config struct {
 // Queue accepts calls and, once it is started, runs them. Its methods may be called
 // from many goroutines.
 type Queue struct {
-	cfg Config
+	cfg       Config
+	schedules *schedules
 
 	// Set by Start.
 	runner Runner
@@ -139,6 +142,7 @@ func New(cfg Config) *Queue {
 		idle: make(chan struct{}), waiters: map[string][]chan struct{}{},
 	}
 	q.ctx, q.cancel = context.WithCancelCause(context.Background())
+	q.schedules = newSchedules(q)
 	return q
 }
 
@@ -178,7 +182,7 @@ func (q *Queue) Start(ctx context.Context, runner Runner) error {
 	q.mu.Unlock()
 	q.wg.Go(q.timer)
 	q.wg.Go(q.prune)
-	return nil
+	return q.schedules.start(ctx)
 }
 
 // Close begins no more attempts and lets those under way finish until ctx ends;
@@ -218,17 +222,16 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 		return call, false, err
 	}
 	now := time.Now()
-	due := now
-	if r.NotBefore.After(now) {
-		due = r.NotBefore
-	}
+	due, err := dueAt(r, now)
 	switch {
-	case due.Sub(now) > MaxDelay:
-		return call, false, hearth.Errorf(hearth.CodeInvalid, "the call is to begin in %s", hearth.Duration(due.Sub(now).Round(time.Second))).
-			WithHint("the longest delay is %s", hearth.Duration(MaxDelay))
+	case err != nil:
+		return call, false, err
 	case len(r.DeduplicationKey) > maxKey:
 		return call, false, hearth.Errorf(hearth.CodeInvalid, "the deduplication key has %d bytes", len(r.DeduplicationKey)).
 			WithHint("use at most %d bytes, for example a UUID", maxKey)
+	case strings.HasPrefix(r.DeduplicationKey, hearth.SchedulePrefix):
+		return call, false, hearth.Errorf(hearth.CodeInvalid, "the deduplication key begins with %q, as those of schedules do", hearth.SchedulePrefix).
+			WithHint("choose another one")
 	}
 	function, _, _ := strings.Cut(r.Target, "@")
 	e := entry(r.ID, function, r.Target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
@@ -250,6 +253,25 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 
 // acceptTimeout bounds the storing of a call.
 const acceptTimeout = 30 * time.Second
+
+// dueAt is when a call that is accepted now may begin. Errors: CodeInvalid.
+func dueAt(r hearth.AsyncRequest, now time.Time) (time.Time, error) {
+	if !r.NotBefore.After(now) {
+		return now, nil
+	}
+	if wait := r.NotBefore.Sub(now); wait > MaxDelay {
+		return now, hearth.Errorf(hearth.CodeInvalid, "the call is to begin in %s", hearth.Duration(wait.Round(time.Second))).
+			WithHint("the longest delay is %s", hearth.Duration(MaxDelay))
+	}
+	return r.NotBefore, nil
+}
+
+// stopped tells whether Close was called.
+func (q *Queue) stopped() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.stopping
+}
 
 // entry makes a call that is queued.
 func entry(id, function, target string, kind hearth.Kind, now, due time.Time, age hearth.Duration, p hearth.AsyncPayload) hearth.AsyncEntry {
@@ -284,6 +306,7 @@ func (q *Queue) Cancel(ctx context.Context, id string) (call hearth.AsyncCall, c
 		q.placeLocked(l)
 	}
 	q.endedLocked(id)
+	q.schedules.ended(call.Function)
 	return call, true, nil
 }
 

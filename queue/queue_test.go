@@ -24,8 +24,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type functions struct {
 	mu      sync.Mutex
 	configs map[string]hearth.Config
-	run     func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error)
-	began   []begun
+	// schedules are those of hello from the start.
+	schedules map[string]hearth.Schedule
+	run       func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error)
+	began     []begun
 }
 
 type begun struct {
@@ -102,6 +104,9 @@ func newBed(t *testing.T, dir string, f *functions, change ...func(*queue.Config
 		c(&cfg)
 	}
 	q := queue.New(cfg)
+	if f.schedules != nil {
+		q.SetSchedules([]hearth.FunctionSchedules{{Function: "hello", Schedules: f.schedules}})
+	}
 	if err := q.Start(context.Background(), f); err != nil {
 		t.Fatal(err)
 	}

@@ -242,7 +242,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.queue = queue.New(queue.Config{Store: calls, Webhooks: s.webhooks, Logger: log})
 	s.gateway = gateway.New(gateway.Config{
-		SpoolDir: spool, Queue: s.queue, Keeper: calls,
+		SpoolDir: spool, Queue: s.queue, Keeper: calls, Schedules: s.queue,
 		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
 		Managed: func(host string) bool { return api.ManagementHost(host, s.cfg.AllowedHosts) },
 	})
@@ -286,6 +286,7 @@ func (s *Server) handler() http.Handler {
 		Invoker:     s.gateway,
 		Acceptor:    s.gateway,
 		Queue:       s.queue,
+		Schedules:   s.queue,
 		Instances:   instances{s.gateway, s.pool},
 		Pool:        s.pool,
 		Logs:        s.logs,

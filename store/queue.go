@@ -137,6 +137,11 @@ func (q *Queue) deduplicate(tx *queueTx, function, key string, now time.Time) (h
 
 // room tells whether another call can be stored within the limits, times some.
 func (q *Queue) room(tx *queueTx, function string, bytes, times int64) error {
+	return q.roomFor(tx, function, 1, bytes, times)
+}
+
+// roomFor tells it of several, with bytes together.
+func (q *Queue) roomFor(tx *queueTx, function string, n, bytes, times int64) error {
 	limits := q.limits
 	limits.Calls *= times
 	limits.Bytes *= times
@@ -148,7 +153,7 @@ func (q *Queue) room(tx *queueTx, function string, bytes, times int64) error {
 		}
 		q.totalAt = now
 	}
-	if q.total.calls >= limits.Calls || q.total.bytes+bytes > limits.Bytes {
+	if q.total.calls+n > limits.Calls || q.total.bytes+bytes > limits.Bytes {
 		return queueFull("the queue is full", limits.Calls, limits.Bytes)
 	}
 	var calls, used int64
@@ -157,10 +162,10 @@ func (q *Queue) room(tx *queueTx, function string, bytes, times int64) error {
 	if err != nil {
 		return err
 	}
-	if calls >= limits.Calls/2 || used+bytes > limits.Bytes/2 {
+	if calls+n > limits.Calls/2 || used+bytes > limits.Bytes/2 {
 		return queueFull("the queue of "+function+" is full", limits.Calls/2, limits.Bytes/2)
 	}
-	q.total.calls++
+	q.total.calls += n
 	q.total.bytes += bytes
 	return nil
 }
@@ -431,8 +436,11 @@ func (q *Queue) batches(ctx context.Context, what string, run func(tx *queueTx) 
 			n, err = run(tx)
 			return err
 		})
-		if total += n; err != nil || n < queueBatch {
-			return total, err
+		if err != nil {
+			return total, err // n may still be written, as the change may still be made
+		}
+		if total += n; n < queueBatch {
+			return total, nil
 		}
 	}
 }

@@ -19,6 +19,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(scheduleCrashEnv); dir != "" {
+		scheduleCrashChild(dir)
+	}
 	if dir := os.Getenv(crashEnv); dir != "" {
 		crashChild(dir)
 	}

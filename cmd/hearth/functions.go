@@ -233,6 +233,13 @@ func configPairs(c hearth.Config) [][2]string {
 			pairs = append(pairs, [2]string{"async.on_failure", string(d)})
 		}
 	}
+	if c.CloudEvents {
+		pairs = append(pairs, [2]string{"cloudevents", "true"})
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Schedules)) {
+		s := c.Schedules[name]
+		pairs = append(pairs, [2]string{"schedule", name + " " + scheduleTime(s)})
+	}
 	if c.Egress != "" {
 		pairs = append(pairs, [2]string{"egress", string(c.Egress)})
 	}

@@ -251,7 +251,7 @@ export const handler = async (event) => {
 				}
 			}
 		}
-		want(t, in.do("POST", "/fn/large-"+runtime+"/", make([]byte, 33<<20)), 400, "invalid")
+		want(t, in.do("POST", "/fn/large-"+runtime+"/", make([]byte, 33<<20)), 413, "invalid")
 	})
 }
 

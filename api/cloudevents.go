@@ -1,0 +1,61 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/hearthrun/hearth"
+)
+
+// carriesEvents tells whether a request may carry CloudEvents. No page of another
+// origin can send one without asking.
+func carriesEvents(r *http.Request) bool {
+	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/invocations") &&
+		(len(r.Header["Ce-Specversion"]) > 0 || strings.HasPrefix(r.Header.Get("Content-Type"), "application/cloudevents"))
+}
+
+// eventOf returns the event of a call with this body, nil for null. A batch of
+// CloudEvents it stores and answers itself; then done is true.
+func (s *API) eventOf(w http.ResponseWriter, r *http.Request, body []byte) (event []byte, done bool, err error) {
+	if !carriesEvents(r) {
+		event, err = validEvent(body)
+		return event, false, err
+	}
+	target := r.PathValue("name")
+	events, batch, err := s.Acceptor.CloudEvents(target, r.Header, body)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case batch:
+		calls, err := s.Acceptor.AcceptEvents(r.Context(), target, events, r.Header)
+		if err != nil {
+			return nil, false, err
+		}
+		return nil, true, writeBatch(w, calls)
+	case len(events) == 1:
+		return events[0], false, nil
+	}
+	// The function takes none: it is an event like any other.
+	if err := checkJSON(r); err != nil {
+		return nil, false, withStatus(http.StatusUnsupportedMediaType, hearth.AsError(err).WithHint("set cloudevents: true in hearth.yaml to pass CloudEvents to the function"))
+	}
+	event, err = validEvent(body)
+	return event, false, err
+}
+
+// writeBatch answers with the ids of calls that were stored.
+func writeBatch(w http.ResponseWriter, calls []hearth.AsyncCall) error {
+	ids := make([]string, len(calls))
+	for i, c := range calls {
+		ids[i] = c.ID
+	}
+	body, err := json.Marshal(map[string][]string{"invocations": ids})
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusAccepted)
+	_, _ = w.Write(body) // the client may be gone
+	return nil
+}

@@ -1,0 +1,453 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/guest"
+)
+
+// This file is about CloudEvents over HTTP: how they come in as version 1.0.2 of its
+// HTTP binding and JSON format has them, and how a function answers.
+
+const (
+	// maxBatch bounds the events of one request.
+	maxBatch = 1000
+	// maxAttributes bounds the attributes of an event.
+	maxAttributes = 200
+
+	structuredType = "application/cloudevents+json"
+	batchedType    = "application/cloudevents-batch+json"
+)
+
+// eventMode is how a request carries CloudEvents.
+type eventMode int
+
+const (
+	noEvent eventMode = iota
+	binaryEvent
+	structuredEvent
+	batchedEvents
+)
+
+func badEvent(format string, args ...any) error {
+	return hearth.Errorf(hearth.CodeInvalid, "not a CloudEvent: "+format, args...).
+		WithHint("see https://github.com/cloudevents/spec for what an event must have: specversion, id, source and type")
+}
+
+// eventModeOf tells how a request carries events, if it does. Errors: CodeInvalid for
+// another format than JSON.
+func eventModeOf(h http.Header) (eventMode, error) {
+	media, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
+	switch {
+	case media == structuredType:
+		return structuredEvent, nil
+	case media == batchedType:
+		return batchedEvents, nil
+	case strings.HasPrefix(media, "application/cloudevents"):
+		return noEvent, hearth.Errorf(hearth.CodeInvalid, "the CloudEvents format %q is not known", clip(media)).
+			WithHint("send %s or %s, or the binary mode", structuredType, batchedType)
+	case len(h["Ce-Specversion"]) > 0:
+		return binaryEvent, nil
+	}
+	return noEvent, nil
+}
+
+// cloudEvents returns the events of a request in their JSON format; batch tells that
+// it was a batch, which may have none. Without events, and not a batch, the request
+// is an ordinary one. Errors: CodeInvalid.
+func cloudEvents(h http.Header, body []byte) (events [][]byte, batch bool, err error) {
+	mode, err := eventModeOf(h)
+	if err != nil {
+		return nil, false, err
+	}
+	var event []byte
+	switch mode {
+	case structuredEvent:
+		event, err = structured(body)
+	case binaryEvent:
+		event, err = fromHeaders(h, body)
+	case batchedEvents:
+		events, err = batched(body)
+		return events, true, err
+	default:
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return [][]byte{event}, false, nil
+}
+
+func batched(body []byte) ([][]byte, error) {
+	var list []json.RawMessage
+	if err := json.Unmarshal(body, &list); err != nil || list == nil {
+		return nil, badEvent("a batch is a JSON array of events")
+	}
+	if len(list) > maxBatch {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the batch has %d events", len(list)).WithHint("send at most %d at once", maxBatch)
+	}
+	events := make([][]byte, len(list))
+	for i, e := range list {
+		event, err := structured(e)
+		if err != nil {
+			he := hearth.AsError(err)
+			return nil, hearth.Errorf(hearth.CodeInvalid, "event %d of the batch: %s", i+1, he.Message).WithHint("%s", he.Hint)
+		}
+		events[i] = event
+	}
+	return events, nil
+}
+
+// structured checks an event in the JSON format and returns it.
+func structured(body []byte) ([]byte, error) {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(body, &members); err != nil || members == nil {
+		return nil, badEvent("it is no JSON object")
+	}
+	_, data := members["data"]
+	if raw, ok := members["data_base64"]; ok {
+		var text string
+		if data {
+			return nil, badEvent("it has both data and data_base64")
+		}
+		if json.Unmarshal(raw, &text) != nil {
+			return nil, badEvent("data_base64 is no text")
+		}
+		if _, err := base64.StdEncoding.DecodeString(text); err != nil {
+			return nil, badEvent("data_base64 is not base64")
+		}
+	}
+	attributes := map[string]string{}
+	for name, raw := range members {
+		if name == "data" || name == "data_base64" || string(raw) == "null" {
+			continue
+		}
+		var v any
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return nil, badEvent("attribute %q is not valid", clip(name))
+		}
+		switch v := v.(type) {
+		case string:
+			attributes[name] = v
+		case bool:
+			attributes[name] = string(raw)
+		case float64:
+			if _, err := strconv.ParseInt(string(raw), 10, 32); err != nil {
+				return nil, badEvent("attribute %q is a number but not a whole one of 32 bits", clip(name))
+			}
+			attributes[name] = string(raw)
+		default:
+			return nil, badEvent("attribute %q is neither text, number nor boolean", clip(name))
+		}
+		if core[name] {
+			if _, text := v.(string); !text {
+				return nil, badEvent("attribute %s is no text", name)
+			}
+		}
+	}
+	return body, checkAttributes(attributes)
+}
+
+// core are the attributes whose value is text.
+var core = map[string]bool{
+	"specversion": true, "id": true, "source": true, "type": true,
+	"datacontenttype": true, "dataschema": true, "subject": true, "time": true,
+}
+
+func checkAttributes(attributes map[string]string) error {
+	if len(attributes) > maxAttributes {
+		return badEvent("it has %d attributes, which are too many", len(attributes))
+	}
+	for _, name := range []string{"specversion", "id", "source", "type"} {
+		if attributes[name] == "" {
+			return badEvent("it has no %s", name)
+		}
+	}
+	if v := attributes["specversion"]; v != "1.0" {
+		return badEvent("specversion %q is not known; it must be 1.0", clip(v))
+	}
+	for name, value := range attributes {
+		for _, c := range []byte(name) {
+			if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+				return badEvent("the attribute name %q has other characters than a to z and digits", clip(name))
+			}
+		}
+		var err error
+		switch name {
+		case "":
+			return badEvent("an attribute has no name")
+		case "time":
+			_, err = time.Parse(time.RFC3339, value)
+		case "source":
+			_, err = url.Parse(value)
+		case "dataschema":
+			var u *url.URL
+			if u, err = url.Parse(value); err == nil && !u.IsAbs() {
+				err = errors.New("not absolute")
+			}
+		case "datacontenttype":
+			_, _, err = mime.ParseMediaType(value)
+		}
+		if err != nil {
+			return badEvent("%s %q is not valid", name, clip(value))
+		}
+	}
+	return nil
+}
+
+// fromHeaders makes the JSON format of an event in binary mode.
+func fromHeaders(h http.Header, body []byte) ([]byte, error) {
+	attributes := map[string]string{}
+	for key, values := range h {
+		name, ok := strings.CutPrefix(strings.ToLower(key), "ce-")
+		switch {
+		case !ok:
+			continue
+		case name == "datacontenttype" || name == "data" || name == "data_base64":
+			return nil, badEvent("the header %s is not allowed; data is the body and its type is Content-Type", clip(key))
+		case len(values) != 1:
+			return nil, badEvent("the header %s is there more than once", clip(key))
+		}
+		value, err := headerValue(values[0])
+		if err != nil {
+			return nil, badEvent("the value of header %s is not valid: %s", clip(key), err)
+		}
+		attributes[name] = value
+	}
+	content := h.Get("Content-Type")
+	if content != "" {
+		attributes["datacontenttype"] = content
+	}
+	if err := checkAttributes(attributes); err != nil {
+		return nil, err
+	}
+	event := make(map[string]any, len(attributes)+1)
+	for name, value := range attributes {
+		event[name] = value
+	}
+	media, _, _ := mime.ParseMediaType(content)
+	switch {
+	case len(body) == 0:
+	case media == "application/json" || strings.HasSuffix(media, "+json"):
+		if !json.Valid(body) {
+			return nil, badEvent("the body is no JSON, although Content-Type says so")
+		}
+		event["data"] = json.RawMessage(body)
+	case utf8.Valid(body) && (strings.HasPrefix(media, "text/") || media == "application/xml" || strings.HasSuffix(media, "+xml")):
+		event["data"] = string(body)
+	default:
+		event["data_base64"] = body
+	}
+	return json.Marshal(event)
+}
+
+// headerValue decodes the value of a header as the HTTP binding says: quotes are
+// taken away, then what is percent-encoded is decoded. A percent sign that encodes
+// nothing stays.
+func headerValue(s string) (string, error) {
+	if n := len(s); n >= 2 && s[0] == '"' && s[n-1] == '"' {
+		s = unquote(s[1 : n-1])
+	}
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			if c, err := strconv.ParseUint(s[i+1:i+3], 16, 8); err == nil {
+				b = append(b, byte(c))
+				i += 2
+				continue
+			}
+		}
+		b = append(b, s[i])
+	}
+	if !utf8.Valid(b) {
+		return "", errors.New("it is not UTF-8")
+	}
+	return string(b), nil
+}
+
+// unquote takes away the backslashes of a quoted string.
+func unquote(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+1 < len(s) {
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// CloudEvents returns the events that a request for a target carries, in their JSON
+// format, if the function takes them. batch tells that they came as a batch, which
+// may be empty; an ordinary request has neither. Errors: CodeInvalid.
+func (g *Gateway) CloudEvents(target string, h http.Header, body []byte) (events [][]byte, batch bool, err error) {
+	cfg, err := g.AsyncConfig(target)
+	if err != nil || !cfg.CloudEvents {
+		return nil, false, err
+	}
+	return cloudEvents(h, body)
+}
+
+// AcceptEvents stores a call for each event: all of them, or none with an error.
+// Errors: those of AcceptEvent.
+func (g *Gateway) AcceptEvents(ctx context.Context, target string, events [][]byte, h http.Header) ([]hearth.AsyncCall, error) {
+	if h.Get("Hearth-Deduplication-Key") != "" {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "a batch cannot have a Hearth-Deduplication-Key").WithHint("send the events one by one, each with its own")
+	}
+	list := make([]hearth.AsyncRequest, len(events))
+	now := time.Now()
+	for i, event := range events {
+		r, err := asyncRequest(h, now)
+		if err != nil {
+			return nil, err
+		}
+		r.Target, r.Kind, r.Body = target, hearth.KindEvent, event
+		list[i] = r
+	}
+	return g.cfg.Queue.AcceptAll(ctx, target, list)
+}
+
+// serveCloudEvents answers a request that carries events.
+func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, now time.Time) {
+	rec := g.newRecord(t.version, hearth.KindEvent, now)
+	rec.Method, rec.Path = r.Method, r.URL.Path
+	value, called, err := g.takeCloudEvents(w, r, t, &rec, now)
+	if called {
+		g.finish(&rec, err)
+	}
+	switch {
+	case errors.Is(err, errBodyTooLarge):
+		writeProblem(w, r, nil, err, http.StatusRequestEntityTooLarge)
+	case err != nil && called:
+		writeError(w, r, &rec, err)
+	case err != nil:
+		writeError(w, r, nil, err)
+	case called:
+		setHeaders(w.Header(), &rec)
+		writeEventValue(w, value)
+	}
+}
+
+// takeCloudEvents has a function handle an event and returns its value, or stores
+// calls and answers; called tells which.
+func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *target, rec *hearth.Invocation, now time.Time) (value []byte, called bool, err error) {
+	later, err := hearth.ParseInvocationType(r.Header.Get(invocationType))
+	if err != nil {
+		return nil, false, err
+	}
+	if t.alias != nil {
+		if err := t.alias.allow(now); err != nil {
+			return nil, false, err
+		}
+	}
+	ctx, cancel, end := deadline(r.Context(), t.version, now)
+	defer cancel()
+	body, free, err := g.readStored(ctx, w, r, end)
+	defer free()
+	if err != nil {
+		return nil, false, blame(err, end)
+	}
+	free() // what waits for the function is bounded by it, as other calls are
+	events, batch, err := cloudEvents(r.Header, body)
+	if err != nil {
+		return nil, false, err
+	}
+	if (batch || later) && g.cfg.Queue == nil {
+		return nil, false, hearth.Errorf(hearth.CodeUnsupported, "this server has no queue")
+	}
+	switch {
+	case batch:
+		calls, err := g.AcceptEvents(ctx, string(t.name), events, r.Header)
+		if err != nil {
+			return nil, false, err
+		}
+		writeAcceptedBatch(w, calls)
+		return nil, false, nil
+	case later:
+		call, first, err := g.AcceptEvent(ctx, string(t.name), events[0], r.Header)
+		if err == nil {
+			writeAccepted(w, r, call, first)
+		}
+		return nil, false, err
+	}
+	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent, Body: events[0]}
+	rec.BytesIn = int64(len(body))
+	sink := &valueSink{limit: min(g.maxResponse(t.version), maxAsyncBody)}
+	err = blame(g.invoke(ctx, t.version, call, rec, sink), end)
+	rec.BytesOut = int64(sink.Len())
+	if err == nil {
+		if rec.Status = http.StatusOK; emptyValue(sink.Bytes()) {
+			rec.Status = http.StatusNoContent
+		}
+	}
+	return sink.Bytes(), true, err
+}
+
+// emptyValue tells whether a handler returned nothing.
+func emptyValue(value []byte) bool {
+	value = bytes.TrimSpace(value)
+	return len(value) == 0 || string(value) == "null"
+}
+
+// writeEventValue answers with what a handler returned: nothing, an event, or another
+// JSON value.
+func writeEventValue(w http.ResponseWriter, value []byte) {
+	if emptyValue(value) {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	kind := "application/json"
+	if _, err := structured(value); err == nil {
+		kind = structuredType
+	}
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Content-Length", strconv.Itoa(len(value)))
+	_, _ = w.Write(value) // the client may be gone
+}
+
+// writeAcceptedBatch answers a batch whose calls were stored, in its order.
+func writeAcceptedBatch(w http.ResponseWriter, calls []hearth.AsyncCall) {
+	ids := make([]string, len(calls))
+	for i, c := range calls {
+		ids[i] = c.ID
+	}
+	body, _ := json.Marshal(map[string]any{"invocations": ids}) //nolint:errcheck // strings
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusAccepted)
+	_, _ = w.Write(body) // the client may be gone
+}
+
+// valueSink keeps a handler's value.
+type valueSink struct {
+	bytes.Buffer
+	limit int64
+}
+
+// Head implements guest.Sink.
+func (s *valueSink) Head(*guest.Head) error { return nil }
+
+// Data implements guest.Sink.
+func (s *valueSink) Data(p []byte, _ bool) error {
+	if int64(s.Len()+len(p)) > s.limit {
+		return responseTooLarge(s.limit)
+	}
+	_, err := s.Write(p)
+	return err
+}
+
+// Flush implements guest.Sink.
+func (s *valueSink) Flush() error { return nil }

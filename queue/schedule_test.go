@@ -1,0 +1,326 @@
+package queue_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/queue"
+	"github.com/hearthrun/hearth/store"
+)
+
+// scheduled makes these the schedules of hello.
+func (b *bed) scheduled(list map[string]hearth.Schedule) {
+	b.SetSchedules([]hearth.FunctionSchedules{{Function: "hello", Schedules: list}})
+}
+
+// dues are the times of the schedules of the calls that began.
+func (b *bed) dues() (list []string) {
+	b.t.Helper()
+	for _, c := range b.f.list() {
+		var e hearth.ScheduleEvent
+		if err := json.Unmarshal([]byte(c.body), &e); err != nil {
+			b.t.Fatalf("%s: %v", c.body, err)
+		}
+		list = append(list, e.Time.Format("01-02T15:04"))
+	}
+	return list
+}
+
+func (b *bed) status(name string) hearth.ScheduleStatus {
+	b.t.Helper()
+	list, err := b.Schedules(context.Background(), "hello")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, s := range list {
+		if s.Name == name {
+			return s
+		}
+	}
+	b.t.Fatalf("there is no schedule %s: %+v", name, list)
+	return hearth.ScheduleStatus{}
+}
+
+func same(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+}
+
+// restarted ends a queue, lets time pass, and starts another on the same store with
+// the same schedules.
+func (b *bed) restarted(dir string, pause time.Duration, list map[string]hearth.Schedule) *bed {
+	b.close()
+	time.Sleep(pause)
+	b.f.began, b.f.schedules = nil, list
+	return newBed(b.t, dir, b.f)
+}
+
+// TestScheduleTimes: calls come at their times, in their zone, and tell them.
+func TestScheduleTimes(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		time.Sleep(30 * time.Second) // 2000-01-01T00:00:30Z
+		b.scheduled(map[string]hearth.Schedule{
+			"hourly": {Cron: "0 * * * *"},
+			"zoned":  {Cron: "30 2 * * *", TimeZone: "Europe/Berlin"},
+			"prefix": {Cron: "CRON_TZ=Asia/Kolkata 0 8 * * *", Event: map[string]any{"time": "2000-12-24T00:00:00Z"}},
+			"once":   {At: "2000-01-01T03:00:00+01:00"},
+		})
+		time.Sleep(3 * time.Hour)
+		same(t, b.dues(), "01-01T01:00", "01-01T01:30", "01-01T02:00", "01-01T02:00", "12-24T00:00", "01-01T03:00")
+		for _, c := range b.f.list() {
+			if late := c.at.Second(); late != 0 {
+				t.Errorf("a call came %d s late", late)
+			}
+		}
+		if s := b.status("hourly"); s.Last == nil || s.Last.State != hearth.AsyncSucceeded || s.Last.Due.Hour() != 3 || len(s.Next) != 5 || s.Next[0].Hour() != 4 {
+			t.Errorf("%+v", s)
+		}
+		if s := b.status("once"); s.Last == nil || len(s.Next) != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestScheduleMissed: what was missed while the server did not run is made up for as
+// the schedule says, once only.
+func TestScheduleMissed(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, dir, &functions{run: ok, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}})
+		const hourly = "0 * * * *"
+		list := map[string]hearth.Schedule{
+			"skip": {Cron: hourly, Missed: hearth.MissedSkip},
+			"once": {Cron: hourly},
+			"all":  {Cron: hourly, Missed: hearth.MissedAll, Overlap: hearth.OverlapAllow},
+			"at":   {At: "2000-01-01T02:30:00Z"},
+			"past": {At: "1999-12-31T23:00:00Z"},
+		}
+		b.scheduled(list)
+		time.Sleep(90 * time.Minute)
+		if n := len(b.f.list()); n != 3 {
+			t.Errorf("%d calls in the first hour", n)
+		}
+		b = b.restarted(dir, 3*time.Hour, list) // 4:30
+		synctest.Wait()
+		time.Sleep(time.Second)
+		got := map[string][]string{}
+		for _, c := range b.f.list() {
+			var e hearth.ScheduleEvent
+			if err := json.Unmarshal([]byte(c.body), &e); err != nil {
+				t.Fatal(err)
+			}
+			got[e.Detail.Schedule] = append(got[e.Detail.Schedule], e.Time.Format("15:04"))
+		}
+		if text := fmt.Sprint(got); text != "map[all:[02:00 03:00 04:00] at:[02:30] once:[04:00]]" {
+			t.Error(text)
+		}
+		if s := b.status("skip"); s.Skipped == nil || s.Skipped.Due.Hour() != 4 || !strings.Contains(s.Skipped.Reason, "missed") {
+			t.Errorf("%+v", s.Skipped)
+		}
+		b = b.restarted(dir, time.Minute, list)
+		time.Sleep(time.Second)
+		same(t, b.dues())
+		b = b.restarted(dir, 1000*time.Hour, list)
+		time.Sleep(time.Second)
+		if n := len(b.dues()); n != hearth.MaxMissed+1 {
+			t.Errorf("%d calls were made up for", n)
+		}
+		b.close()
+	})
+}
+
+// TestScheduleOverlap: what comes while the call before has not ended is skipped,
+// waits, or runs beside it.
+func TestScheduleOverlap(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		slow := 35 * time.Minute
+		b.f.run = func(ctx context.Context, _ hearth.AsyncEntry, _ int) (hearth.AsyncResult, bool, error) {
+			select {
+			case <-time.After(slow):
+			case <-ctx.Done():
+			}
+			return hearth.AsyncResult{Status: 200}, true, ctx.Err()
+		}
+		for _, c := range []struct {
+			overlap string
+			want    []string
+		}{
+			{hearth.OverlapSkip, []string{":10", ":50"}},
+			{hearth.OverlapQueue, []string{":10", ":45"}},
+			{hearth.OverlapAllow, []string{":10", ":20", ":30", ":40", ":50"}},
+		} {
+			began := time.Now().Truncate(time.Hour).Add(time.Hour)
+			time.Sleep(time.Until(began))
+			b.f.mu.Lock()
+			b.f.began = nil
+			b.f.mu.Unlock()
+			b.scheduled(map[string]hearth.Schedule{"slow": {Cron: "*/10 * * * *", Overlap: c.overlap}})
+			time.Sleep(51 * time.Minute)
+			var got []string
+			for _, c := range b.f.list() {
+				if c.at.Before(began.Add(time.Minute)) {
+					continue // of the full hour
+				}
+				got = append(got, c.at.UTC().Format(":04"))
+			}
+			same(t, got, c.want...)
+			s := b.status("slow")
+			if skipped := s.Skipped != nil && s.Skipped.Due.After(began); skipped == (c.overlap == hearth.OverlapAllow) {
+				t.Errorf("%s: skipped %+v", c.overlap, s.Skipped)
+			}
+			if c.overlap == hearth.OverlapQueue && s.Waiting.Minute() != 50 {
+				t.Errorf("%s waits", s.Waiting)
+			}
+			b.scheduled(nil)
+			time.Sleep(2 * time.Hour)
+		}
+	})
+}
+
+// TestSchedulePause: a schedule that is paused calls nothing but by hand, and does not
+// make up for it; neither does one whose times were changed.
+func TestSchedulePause(t *testing.T) {
+	ctx := context.Background()
+	inBubble(t, func(b *bed) {
+		list := map[string]hearth.Schedule{"hourly": {Cron: "0 * * * *"}}
+		b.scheduled(list)
+		if _, err := b.PauseSchedule(ctx, "hello", "hourly", true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(150 * time.Minute)
+		same(t, b.dues())
+		if s := b.status("hourly"); !s.Paused || len(s.Next) != 0 {
+			t.Errorf("%+v", s)
+		}
+		b.scheduled(nil)
+		b.scheduled(list) // it stays paused
+		time.Sleep(time.Hour)
+		same(t, b.dues())
+		s, err := b.RunSchedule(ctx, "hello", "hourly")
+		if err != nil || s.Last == nil {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		b.ended(s.Last.Invocation)
+		same(t, b.dues(), "01-01T03:30")
+		if !strings.Contains(b.f.list()[0].body, `"manual":true`) {
+			t.Error(b.f.list()[0].body)
+		}
+		if _, err := b.PauseSchedule(ctx, "hello", "hourly", false); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		same(t, b.dues(), "01-01T03:30", "01-01T04:00")
+		b.scheduled(map[string]hearth.Schedule{"hourly": {Cron: "15 * * * *"}})
+		time.Sleep(time.Minute)
+		same(t, b.dues(), "01-01T03:30", "01-01T04:00")
+		if _, err := b.RunSchedule(ctx, "hello", "daily"); hearth.ErrorCode(err) != hearth.CodeNotFound {
+			t.Error(err)
+		}
+		if _, _, err := b.Accept(ctx, hearth.AsyncRequest{ID: queue.NewID(), Target: "hello", Kind: hearth.KindEvent, DeduplicationKey: "schedule/hello/hourly/x"}); hearth.ErrorCode(err) != hearth.CodeInvalid {
+			t.Errorf("a caller took a key of schedules: %v", err)
+		}
+	})
+}
+
+// TestScheduleAlias: another alias can be called; one that does not exist is told.
+func TestScheduleAlias(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.f.configs["hello@beta"] = config(hearth.Async{})
+		b.scheduled(map[string]hearth.Schedule{"beta": {Cron: "0 * * * *", Alias: "beta"}, "gone": {Cron: "0 * * * *", Alias: "gone"}})
+		time.Sleep(61 * time.Minute)
+		same(t, b.dues(), "01-01T01:00")
+		if s := b.status("gone"); s.Skipped == nil || !strings.Contains(s.Skipped.Reason, "hello@gone") {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestScheduleForms: what can be no schedule is refused, and says why.
+func TestScheduleForms(t *testing.T) {
+	q := queue.New(queue.Config{})
+	for _, c := range []struct {
+		s    hearth.Schedule
+		want string
+	}{
+		{hearth.Schedule{Cron: "0 3 * *"}, "no cron expression"},
+		{hearth.Schedule{Cron: "TZ=UTC"}, "no cron expression"},
+		{hearth.Schedule{Cron: "CRON_TZ="}, "no time zone"},
+		{hearth.Schedule{Cron: "0 0 31 2 *"}, "never comes"},
+		{hearth.Schedule{Cron: "@reboot"}, "no cron expression"},
+		{hearth.Schedule{Cron: "0 3 * * *", TimeZone: "Europe/Atlantis"}, "no time zone"},
+		{hearth.Schedule{Cron: "0 3 * * *", TimeZone: "UTC 0"}, "no time zone"},
+		{hearth.Schedule{Cron: "0 3 * * *", TimeZone: "Local"}, "no time zone"},
+		{hearth.Schedule{Cron: "TZ=UTC 0 3 * * *", TimeZone: "UTC"}, "both name a time zone"},
+		{hearth.Schedule{Cron: "@every 15m"}, ""},
+		{hearth.Schedule{Cron: "*/5 8-18 * * MON-FRI", TimeZone: "America/New_York"}, ""},
+		{hearth.Schedule{At: "2030-01-31T08:00:00+01:00"}, ""},
+	} {
+		err := q.CheckSchedules(hearth.Config{Schedules: map[string]hearth.Schedule{"x": c.s}})
+		if c.want == "" && err != nil || c.want != "" && (hearth.ErrorCode(err) != hearth.CodeInvalid || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: %v", c.s, err)
+		}
+	}
+}
+
+// TestScheduleClock: a schedule does not stay silent because the clock was far ahead
+// once.
+func TestScheduleClock(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		list := map[string]hearth.Schedule{"hourly": {Cron: "0 * * * *"}}
+		b := newBed(t, dir, &functions{run: ok, schedules: list, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}})
+		if _, _, err := b.store.Queue(store.QueueLimits{}).FireSchedule(context.Background(), hearth.ScheduleFiring{
+			Function: "hello", Name: "hourly", Spec: "CRON_TZ=UTC 0 * * * *", Due: time.Now().AddDate(10, 0, 0), Skip: "a wrong clock",
+		}); err != nil {
+			t.Fatal(err)
+		}
+		b = b.restarted(dir, time.Minute, list)
+		time.Sleep(2 * time.Hour)
+		same(t, b.dues(), "01-01T01:00", "01-01T02:00")
+		b.close()
+	})
+}
+
+// TestManySchedules: thousands that are due at once are called for within seconds.
+func TestManySchedules(t *testing.T) {
+	const many = 10_000
+	list := []hearth.FunctionSchedules{}
+	f := &functions{run: ok, configs: map[string]hearth.Config{}}
+	for i := range many / 100 {
+		fs := hearth.FunctionSchedules{Function: fmt.Sprint("f", i), Schedules: map[string]hearth.Schedule{}}
+		for j := range 100 {
+			fs.Schedules[fmt.Sprint("s", j)] = hearth.Schedule{Cron: "0 0 1 1 *"}
+		}
+		list = append(list, fs)
+		f.configs[fs.Function] = config(hearth.Async{})
+	}
+	at := time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+	for _, fs := range list {
+		fs.Schedules["now"] = hearth.Schedule{At: at}
+	}
+	b := newBed(t, t.TempDir(), f)
+	defer b.close()
+	began := time.Now()
+	b.SetSchedules(list)
+	first := time.Since(began)
+	began = time.Now()
+	b.SetSchedules(list)
+	t.Logf("%d schedules: %s at first, %s when nothing changes", many, first, time.Since(began))
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("a change took %s", d)
+	}
+	for deadline := time.Now().Add(30 * time.Second); len(b.f.list()) < len(list); {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d calls", len(b.f.list()), len(list))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
