@@ -22,8 +22,8 @@ type Async struct {
 	// KeepResult is how long a call is kept after it succeeded or was canceled.
 	KeepResult Duration `json:"keep_result,omitempty" yaml:"keep_result,omitempty" doc:"How long a call and its result are kept after it ended" example:"24h"`
 	// OnSuccess and OnFailure are told how a call ended.
-	OnSuccess []Destination `json:"on_success,omitempty" yaml:"on_success,omitempty" doc:"What is told of calls that succeeded: function:NAME or the URL of a webhook"`
-	OnFailure []Destination `json:"on_failure,omitempty" yaml:"on_failure,omitempty" doc:"What is told of calls that became dead letters: function:NAME or the URL of a webhook"`
+	OnSuccess []Destination `json:"on_success,omitempty" yaml:"on_success,omitempty" doc:"What is told of calls that succeeded: function:NAME, queue:NAME or the URL of a webhook"`
+	OnFailure []Destination `json:"on_failure,omitempty" yaml:"on_failure,omitempty" doc:"What is told of calls that became dead letters: function:NAME, queue:NAME or the URL of a webhook"`
 }
 
 // Defaults and limits of Async.
@@ -96,23 +96,32 @@ func (a Async) WithDefaults() Async {
 	return a
 }
 
-// Destination is what is told of the end of a call: "function:NAME", or the
-// http or https URL of a webhook.
+// Destination is what is told of the end of a call: "function:NAME", "queue:NAME",
+// or the http or https URL of a webhook.
 type Destination string
 
-// Function returns the name of the function, "" for a webhook.
-func (d Destination) Function() string {
-	name, ok := strings.CutPrefix(string(d), "function:")
-	if !ok {
-		return ""
+// Target returns the function or the queue that is told as the target of a call, ""
+// for a webhook.
+func (d Destination) Target() string {
+	if name, ok := strings.CutPrefix(string(d), "function:"); ok {
+		return name
 	}
-	return name
+	if strings.HasPrefix(string(d), QueuePrefix) {
+		return string(d)
+	}
+	return ""
 }
 
 // Validate checks the form of the destination. Errors: CodeInvalid.
 func (d Destination) Validate() error {
 	bad := Errorf(CodeInvalid, "destination %q is not valid", clip(string(d))).
-		WithHint("write function:NAME, or the URL of a webhook such as https://example.com/hook")
+		WithHint("write function:NAME, queue:NAME or the URL of a webhook such as https://example.com/hook")
+	if queue, ok := strings.CutPrefix(string(d), QueuePrefix); ok {
+		if ValidateQueueName(queue) != nil {
+			return bad
+		}
+		return nil
+	}
 	if name, ok := strings.CutPrefix(string(d), "function:"); ok {
 		if ValidateName(name) != nil {
 			return bad
@@ -185,11 +194,11 @@ const KindWebhook Kind = "webhook"
 type AsyncCall struct {
 	ID string `json:"id" doc:"Id of the call, the same for all its attempts"`
 	// Function is in whose queue it is. It is empty once that function was deleted.
-	Function string `json:"function,omitempty" doc:"Function in whose queue it is; missing if that was deleted" example:"hello"`
+	Function string `json:"function,omitempty" doc:"Function in whose queue it is, or queue:NAME for a message; missing if that was deleted" example:"hello"`
 	// Target is what the caller asked for, resolved anew for each attempt; or the
 	// URL of a webhook.
-	Target string     `json:"target" doc:"What is called, resolved anew for each attempt: a function, or the URL of a webhook" example:"hello"`
-	Kind   Kind       `json:"kind" doc:"What is passed: an event, an HTTP request, or a webhook's body" enum:"event,http,webhook"`
+	Target string     `json:"target" doc:"What is called, resolved anew for each attempt: a function, queue:NAME or the URL of a webhook" example:"hello"`
+	Kind   Kind       `json:"kind" doc:"What is passed: an event, an HTTP request, a message of a queue or a webhook's body" enum:"event,http,queue,webhook"`
 	State  AsyncState `json:"state" doc:"queued, running, succeeded, failed (a dead letter) or canceled" enum:"queued,running,succeeded,failed,canceled"`
 	// AcceptedAt is when it was stored, DueAt when its next attempt may begin,
 	// ExpiresAt after when none begins, FinishedAt when it ended.
@@ -222,6 +231,9 @@ type AsyncFailure struct {
 	// Type is the exception's class, if the function raised one.
 	Type    string `json:"type,omitempty" doc:"Class of what the function raised"`
 	Message string `json:"message" doc:"What went wrong"`
+	// Invocation is the record of the attempt, if its id is not that of the call: a
+	// message is passed with others.
+	Invocation string `json:"invocation,omitempty" doc:"Invocation that had a message, with the others of its batch"`
 }
 
 // AsyncResult is a stored response.
@@ -286,7 +298,12 @@ type QueueStatus struct {
 // FunctionQueue counts the stored calls of one function, with the deliveries to its
 // webhooks.
 type FunctionQueue struct {
-	Function string `json:"function" doc:"Name of the function" example:"hello"`
+	Function string `json:"function" doc:"Name of the function, or queue:NAME" example:"hello"`
+	QueueCounts
+}
+
+// QueueCounts counts calls, or messages, by what they are doing.
+type QueueCounts struct {
 	// Queued are those that wait, of which Delayed are not due yet.
 	Queued    int64 `json:"queued" doc:"Calls that wait for an attempt, delayed ones included"`
 	Delayed   int64 `json:"delayed" doc:"Of queued, those that are not due yet"`

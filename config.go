@@ -54,6 +54,8 @@ type Config struct {
 	CloudEvents bool `json:"cloudevents,omitempty" yaml:"cloudevents,omitempty" doc:"Pass CloudEvents that come over HTTP as the event, rather than the HTTP request"`
 	// Schedules call the function by themselves, by their names.
 	Schedules map[string]Schedule `json:"schedules,omitempty" yaml:"schedules,omitempty" doc:"When the function is called by itself, by the name of the schedule"`
+	// Queues call the function with the messages of queues, by their names.
+	Queues map[string]QueueTrigger `json:"queues,omitempty" yaml:"queues,omitempty" doc:"Queues whose messages the function gets in batches, by name"`
 	// Egress is what the function may connect to; empty means internet where
 	// the driver can enforce that, else none.
 	Egress Egress `json:"egress,omitempty" yaml:"egress,omitempty" doc:"What the function may connect to: internet or none" example:"internet"`
@@ -228,6 +230,7 @@ func (c Config) Clone() Config {
 		c.Websocket = &w
 	}
 	c.Schedules = maps.Clone(c.Schedules)
+	c.Queues = maps.Clone(c.Queues)
 	c.CORS = maps.Clone(c.CORS)
 	for r, cors := range c.CORS {
 		c.CORS[r] = cors.clone()
@@ -311,7 +314,7 @@ func (c Config) Validate() error {
 	if call, err := json.Marshal(c.Warm.Call); err != nil || len(call) > maxCall {
 		return bad("give a JSON value of at most "+Bytes(maxCall).String(), "warm.call is not valid")
 	}
-	if err := cmp.Or(c.validateCache(), c.validateCORS(), c.validateSchedules(), c.Limits.validate()); err != nil {
+	if err := cmp.Or(c.validateCache(), c.validateCORS(), c.validateSchedules(), c.validateQueues(), c.Limits.validate()); err != nil {
 		return err
 	}
 	if err := c.Websocket.WithDefaults().validate(); err != nil {

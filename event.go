@@ -233,21 +233,10 @@ func exampleHTTP(o ExampleOptions, headers map[string]string) (HTTPEvent, error)
 	return e, nil
 }
 
-func exampleQueue(function string, at time.Time) QueueEvent {
-	var e QueueEvent
-	sent := strconv.FormatInt(at.UnixMilli(), 10)
-	for _, m := range []struct{ id, body, sum string }{
-		{"059f36b4-87a3-44ab-83d2-661975830a7d", `{"order":7}`, "4db405096ca2c297ffb21aeada277352"},
-		{"2e1424d4-f796-459a-8184-9c92662be6da", `{"order":8}`, "e3934a41f2a69418c686c0a0ef3ad52e"},
-	} {
-		e.Records = append(e.Records, QueueRecord{
-			MessageID: m.id, ReceiptHandle: "AQEB" + strings.ToUpper(m.id[:8]), Body: m.body, MD5OfBody: m.sum,
-			Attributes: map[string]string{
-				"ApproximateFirstReceiveTimestamp": sent, "ApproximateReceiveCount": "1", "SenderId": "AIDAIENQZJOLO23YVJ4VO", "SentTimestamp": sent,
-			},
-			MessageAttributes: map[string]QueueAttribute{}, EventSource: "aws:sqs",
-			EventSourceARN: "arn:aws:sqs:" + exampleRegion + ":123456789012:" + function, AWSRegion: exampleRegion,
-		})
+func exampleQueue(queue string, at time.Time) QueueEvent {
+	messages := []AsyncEntry{
+		{AsyncCall: AsyncCall{ID: "059f36b4-87a3-44ab-83d2-661975830a7d", AcceptedAt: at}, AsyncPayload: AsyncPayload{Body: []byte(`{"order":7}`)}},
+		{AsyncCall: AsyncCall{ID: "2e1424d4-f796-459a-8184-9c92662be6da", AcceptedAt: at}, AsyncPayload: AsyncPayload{Body: []byte(`{"order":8}`)}},
 	}
-	return e
+	return NewQueueEvent(queue, messages)
 }

@@ -201,15 +201,15 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 			was = other
 		}
 	}
-	routes := a.Routes
+	var config hearth.Config // of the main version
 	var started []hearth.Version
 	for n := range a.Versions {
 		v, err := s.version(ctx, old.Name, n)
 		if err != nil {
 			return f, nil, err
 		}
-		if a.Name == hearth.Live && n == a.Main() {
-			routes = v.Config.Routes
+		if n == a.Main() {
+			config = v.Config
 		}
 		with, before := v.WithEnv(a.Env), v.WithEnv(was.Env)
 		if was.Versions[n] > 0 && with.Incarnation == before.Incarnation {
@@ -229,7 +229,12 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	s.retireOutdated(ctx, started, a.Env)
-	if err := s.checkRoutes(old.Name, a.Name, routes); err != nil {
+	if a.Name == hearth.Live {
+		err = s.checkTriggers(old.Name, config)
+	} else {
+		err = s.checkRoutes(old.Name, a.Name, a.Routes)
+	}
+	if err != nil {
 		return f, nil, err
 	}
 	f, stored, err = s.Aliases.SetAlias(ctx, old.Name, a, old.Generation, r)

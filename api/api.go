@@ -84,6 +84,9 @@ type Router interface {
 	// CheckRoutes tells whether an alias of the function may have these routes
 	// besides those of all others. Errors: CodeConflict.
 	CheckRoutes(function, alias string, routes []hearth.Route) error
+	// Queues returns the functions that take the messages of queues, by the queues'
+	// names.
+	Queues() map[string]string
 	// Reload reads the catalog. When it returns, calls reach what is in it, and
 	// the instances of versions that none reaches any more are being retired.
 	Reload(ctx context.Context) error
@@ -222,6 +225,7 @@ func New(d Deps) *API {
 	s.registerInvocations()
 	s.registerExamples()
 	s.registerQueue()
+	s.registerQueues()
 	s.registerSchedules()
 	s.registerLogs()
 	s.registerHost()

@@ -79,7 +79,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	if err := cmp.Or(s.checkRoutes(d.name, hearth.Live, config.Routes), s.Secrets.CheckSecrets(ctx, config)); err != nil {
+	if err := cmp.Or(s.checkTriggers(d.name, config), s.Secrets.CheckSecrets(ctx, config)); err != nil {
 		return deployed{}, err
 	}
 	src, err := s.source(ctx, d, was, rt.Language, config.Handler)
@@ -443,7 +443,7 @@ func (s *API) reload(ctx context.Context) error {
 
 // storeVersion writes v to the catalog.
 func (s *API) storeVersion(ctx context.Context, v hearth.Version, live bool, match condition) (f hearth.Function, err error) {
-	if err := s.checkRoutes(v.Function, hearth.Live, v.Config.Routes); err != nil {
+	if err := s.checkTriggers(v.Function, v.Config); err != nil {
 		return f, err
 	}
 	now, err := s.Catalog.Function(ctx, v.Function)

@@ -41,6 +41,7 @@ type host struct {
 	verified []hearth.Version
 	retired  []string
 	routes   func(function string, routes []hearth.Route) error
+	queues   map[string]string
 	reloads  int
 	reload   error
 	invoke   func(ctx context.Context, r hearth.EventRequest, w io.Writer, started func(hearth.Invocation)) (hearth.Invocation, error)
@@ -193,6 +194,8 @@ func (g *gateway) CheckRoutes(function, _ string, routes []hearth.Route) error {
 	}
 	return g.routes(function, routes)
 }
+
+func (g *gateway) Queues() map[string]string { return g.queues }
 
 func (g *gateway) Reload(context.Context) error {
 	g.mu.Lock()

@@ -47,6 +47,7 @@ func newHuma(s *API) huma.API {
 				{Name: "Artifacts", Description: "Upload code as an archive."},
 				{Name: "Invocations", Description: "Call functions and read the records of calls."},
 				{Name: "Queue", Description: "Calls that run later: what waits, what failed, and what became of them."},
+				{Name: "Queues", Description: "Queues of messages that functions take in batches."},
 				{Name: "Schedules", Description: "When functions are called by themselves."},
 				{Name: "Logs", Description: "What functions wrote."},
 				{Name: "Host", Description: "What this server can do and how it is."},

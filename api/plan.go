@@ -60,7 +60,7 @@ func (s *API) planFunction(ctx context.Context, in *planInput) (*planOutput, err
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkRoutes(in.Name, hearth.Live, config.Routes); err != nil {
+	if err := s.checkTriggers(in.Name, config); err != nil {
 		warnings = append(warnings, hearth.AsError(err).Message)
 	}
 	if err := s.Secrets.CheckSecrets(ctx, config); hearth.ErrorCode(err) == hearth.CodeInvalid {

@@ -17,18 +17,21 @@ type Queue interface {
 	Call(ctx context.Context, id string) (hearth.AsyncCall, error)
 	// Wait does so as soon as it has ended, or ctx ends.
 	Wait(ctx context.Context, id string) (hearth.AsyncCall, error)
-	// Calls returns at most limit calls of a function, newest first, in one state
+	// Calls returns at most limit calls of a function or a queue, newest first, in one state
 	// unless that is empty, that are older than the one with the id before.
 	Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error)
 	// Cancel ends a call; canceled is false if it had ended before.
 	Cancel(ctx context.Context, id string) (call hearth.AsyncCall, canceled bool, err error)
-	// Redrive queues dead letters of a function anew, all or those with the ids.
+	// Send puts messages into a queue, durably, and returns them in the same order.
+	// Errors: CodeNotFound if no function takes its messages, CodeExhausted.
+	Send(ctx context.Context, queue string, messages []hearth.Message) ([]hearth.SentMessage, error)
+	// Redrive queues dead letters of a function or a queue anew, all or those with the ids.
 	Redrive(ctx context.Context, function string, ids []string) (int64, error)
-	// Purge deletes the dead letters of a function.
+	// Purge deletes the dead letters of a function or a queue.
 	Purge(ctx context.Context, function string) (int64, error)
 	// Forget cancels all calls of a function that was deleted.
 	Forget(ctx context.Context, function string) error
-	// Status counts the calls of one function, or of all.
+	// Status counts the calls of one function or queue, or of all.
 	Status(ctx context.Context, function string) (hearth.QueueStatus, error)
 	// WebhookSecret is with what webhooks are signed.
 	WebhookSecret() string
@@ -94,9 +97,11 @@ type queueStatusOutput struct{ Body hearth.QueueStatus }
 
 type redriveInput struct {
 	Name string `path:"name" doc:"Name of the function" example:"hello"`
-	Body struct {
-		IDs []string `json:"ids,omitempty" maxItems:"1000" doc:"Ids of dead letters; all if there are none"`
-	}
+	Body redriveBody
+}
+
+type redriveBody struct {
+	IDs []string `json:"ids,omitempty" maxItems:"1000" doc:"Ids of dead letters; all if there are none"`
 }
 
 type countOutput struct {
@@ -156,18 +161,22 @@ func (s *API) listQueue(ctx context.Context, in *queueInput) (*queueListOutput, 
 	if _, err := s.function(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	state := hearth.AsyncState(in.State)
-	if in.State == "dead" {
-		state = hearth.AsyncFailed
+	return s.listCalls(ctx, in.Name, in.State, in.Before, in.Limit)
+}
+
+// listCalls returns a page of the calls of a function, or the messages of a queue.
+func (s *API) listCalls(ctx context.Context, of, state, before string, limit int) (*queueListOutput, error) {
+	if state == "dead" {
+		state = string(hearth.AsyncFailed)
 	}
-	list, err := s.Queue.Calls(ctx, in.Name, state, in.Before, in.Limit+1)
+	list, err := s.Queue.Calls(ctx, of, hearth.AsyncState(state), before, limit+1)
 	if err != nil {
 		return nil, err
 	}
 	out := &queueListOutput{Body: queueList{Calls: []hearth.AsyncCall{}}}
-	if len(list) > in.Limit {
-		list = list[:in.Limit]
-		out.Body.Next = list[in.Limit-1].ID
+	if len(list) > limit {
+		list = list[:limit]
+		out.Body.Next = list[limit-1].ID
 	}
 	out.Body.Calls = append(out.Body.Calls, list...)
 	return out, nil

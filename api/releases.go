@@ -177,7 +177,7 @@ func (s *API) startRelease(ctx context.Context, in *startReleaseInput) (out *rel
 		if err != nil {
 			return err
 		}
-		if err := s.checkRoutes(f.Name, hearth.Live, v.Config.Routes); err != nil {
+		if err := s.checkTriggers(f.Name, v.Config); err != nil {
 			return err
 		}
 		r.State, r.EndedAt, r.Canary = hearth.ReleaseRunning, nil, canary

@@ -98,7 +98,7 @@ func (c *Client) Queue(ctx context.Context) (st hearth.QueueStatus, err error) {
 }
 
 // QueueCalls returns up to limit asynchronous calls (0: the server's choice) of a
-// function, newest first, in one state unless that is empty, and the value of before
+// function, or messages of "queue:NAME", newest first, in one state unless that is empty, and the value of before
 // for the next page, "" on the last. Errors: CodeNotFound.
 func (c *Client) QueueCalls(ctx context.Context, name string, state hearth.AsyncState, limit int, before string) (calls []hearth.AsyncCall, next string, err error) {
 	q := page(limit, "before", before)
@@ -109,23 +109,23 @@ func (c *Client) QueueCalls(ctx context.Context, name string, state hearth.Async
 		Calls []hearth.AsyncCall `json:"calls"`
 		Next  string             `json:"next"`
 	}
-	_, err = c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "functions", name, "queue"}, query: q}, &out)
+	_, err = c.call(ctx, request{method: http.MethodGet, path: queuePath(name, ""), query: q}, &out)
 	return out.Calls, out.Next, err
 }
 
-// Redrive queues dead letters of a function anew, those with the ids or, if there are
+// Redrive queues dead letters of a function, or of "queue:NAME", anew, those with the ids or, if there are
 // none, all, and returns how many. Errors: CodeNotFound.
 func (c *Client) Redrive(ctx context.Context, name string, ids ...string) (int64, error) {
 	in := struct {
 		IDs []string `json:"ids,omitempty"`
 	}{ids}
-	return c.counted(ctx, request{method: http.MethodPost, path: []string{"v1", "functions", name, "queue", "redrive"}, in: in})
+	return c.counted(ctx, request{method: http.MethodPost, path: queuePath(name, "redrive"), in: in})
 }
 
-// PurgeDead deletes the dead letters of a function and returns how many there were.
+// PurgeDead deletes the dead letters of a function, or of "queue:NAME", and returns how many there were.
 // Errors: CodeNotFound.
 func (c *Client) PurgeDead(ctx context.Context, name string) (int64, error) {
-	return c.counted(ctx, request{method: http.MethodDelete, path: []string{"v1", "functions", name, "queue", "dead"}})
+	return c.counted(ctx, request{method: http.MethodDelete, path: queuePath(name, "dead")})
 }
 
 func (c *Client) counted(ctx context.Context, r request) (int64, error) {

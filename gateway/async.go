@@ -33,9 +33,8 @@ type Queue interface {
 	// Accept returns when the call has reached the disk. first is false if it was
 	// accepted before, under the same deduplication key.
 	Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error)
-	// AcceptAll accepts several calls of a target, without deduplication keys: all, or
-	// none with an error.
-	AcceptAll(ctx context.Context, target string, list []hearth.AsyncRequest) ([]hearth.AsyncCall, error)
+	// AcceptAll accepts several calls of the same target: all, or none with an error.
+	AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]hearth.AsyncCall, error)
 }
 
 // invocationType is the header that asks for an asynchronous call.
@@ -192,7 +191,7 @@ var errBodyTooLarge = tooLarge(maxAsyncBody)
 // AsyncConfig returns the configuration of the version that a target names now.
 // Errors: CodeNotFound.
 func (g *Gateway) AsyncConfig(target string) (hearth.Config, error) {
-	a, v, err := g.resolve(context.Background(), g.table.Load(), hearth.Target(target))
+	a, v, err := g.resolveAsync(context.Background(), target)
 	switch {
 	case err != nil:
 		return hearth.Config{}, err
@@ -202,12 +201,27 @@ func (g *Gateway) AsyncConfig(target string) (hearth.Config, error) {
 	return v.Config, nil
 }
 
+// resolveAsync is resolve for what calls are stored for: of a queue it is the function
+// that takes its messages.
+func (g *Gateway) resolveAsync(ctx context.Context, target string) (*alias, *hearth.Version, error) {
+	t := g.table.Load()
+	queue := hearth.QueueOf(target)
+	if queue == "" {
+		return g.resolve(ctx, t, hearth.Target(target))
+	}
+	if f := t.functions[t.queues[queue]]; f != nil {
+		return f.live, nil, nil
+	}
+	return nil, nil, hearth.Errorf(hearth.CodeNotFound, "no function takes the messages of the queue %q", clip(queue)).
+		WithHint("name the queue in the hearth.yaml of one, for example: queues: {%s: {}}", clip(queue))
+}
+
 // RunAsync makes an attempt of a stored call, on the version that its target names
 // now. lent tells whether an instance had it; without one it makes no record.
 // Errors: as those of InvokeEvent.
 func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int) (result hearth.AsyncResult, lent bool, err error) {
 	now := time.Now()
-	a, v, err := g.resolve(ctx, g.table.Load(), hearth.Target(e.Target))
+	a, v, err := g.resolveAsync(ctx, e.Target)
 	if err != nil {
 		return result, false, err
 	}
@@ -218,8 +232,9 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 	defer cancel()
 	rec := g.newRecord(v, e.Kind, now)
 	rec.ID, rec.BytesIn = e.ID, int64(len(e.Body))
-	call := &guest.Call{ID: e.ID, Deadline: end, Kind: e.Kind, Event: e.Head, Body: e.Body}
+	call := &guest.Call{ID: e.ID, Deadline: end, Kind: hearth.KindEvent, Event: e.Head, Body: e.Body}
 	if e.Kind == hearth.KindHTTP {
+		call.Kind = e.Kind
 		rec.Method, rec.Path = requestLine(e.Head)
 	}
 	sink := &resultSink{http: e.Kind == hearth.KindHTTP, limit: g.maxResponse(v)}

@@ -316,7 +316,7 @@ func (g *Gateway) AcceptEvents(ctx context.Context, target string, events [][]by
 		r.Target, r.Kind, r.Body = target, hearth.KindEvent, event
 		list[i] = r
 	}
-	return g.cfg.Queue.AcceptAll(ctx, target, list)
+	return g.cfg.Queue.AcceptAll(ctx, list)
 }
 
 // serveCloudEvents answers a request that carries events.

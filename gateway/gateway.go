@@ -197,6 +197,10 @@ func (g *Gateway) CheckRoutes(function, alias string, routes []hearth.Route) err
 	return g.table.Load().check(function, alias, routes)
 }
 
+// Queues returns the functions that take the messages of queues, by the queues' names.
+// The map must not be changed.
+func (g *Gateway) Queues() map[string]string { return g.table.Load().queues }
+
 // OwnsHost tells whether a request's host is that of a route: then all of its
 // paths belong to functions.
 func (g *Gateway) OwnsHost(host string) bool { return g.ownsHost(g.table.Load(), host) }

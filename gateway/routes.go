@@ -21,6 +21,8 @@ type table struct {
 	anyHost *http.ServeMux
 	hosts   map[string]*http.ServeMux
 	routes  []ownedRoute
+	// queues are the functions that take the messages of queues, by the queues' names.
+	queues map[string]string
 	// incarnations are those of all versions in it.
 	incarnations map[string]struct{}
 }
@@ -52,7 +54,7 @@ func (*endpoint) ServeHTTP(http.ResponseWriter, *http.Request) {}
 func emptyTable() *table {
 	return &table{
 		functions: map[string]*function{}, anyHost: http.NewServeMux(), hosts: map[string]*http.ServeMux{},
-		incarnations: map[string]struct{}{},
+		queues: map[string]string{}, incarnations: map[string]struct{}{},
 	}
 }
 
@@ -66,6 +68,11 @@ func newTable(deployed []hearth.Deployment, old *table) (*table, error) {
 			return nil, err
 		}
 		t.functions[d.Function] = f
+		for queue := range f.live.main().Config.Queues {
+			if t.queues[queue] == "" { // else it was refused, and is that of the first
+				t.queues[queue] = d.Function
+			}
+		}
 		for name, a := range f.all() {
 			for _, s := range a.portions {
 				t.incarnations[s.version.Incarnation] = struct{}{}

@@ -27,28 +27,48 @@ var webhookPolicy = hearth.Async{
 // webhookTimeout bounds one delivery.
 const webhookTimeout = 15 * time.Second
 
-// attempt makes one attempt of a call, if it still waits, and stores how it went.
-func (q *Queue) attempt(ctx context.Context, id string) outcome {
+// begin reads a call for an attempt. If begins is false there is to be none, and o is
+// what becomes of it.
+func (q *Queue) begin(ctx context.Context, id string) (e hearth.AsyncEntry, o outcome, begins bool) {
 	e, err := q.cfg.Store.Begin(ctx, id)
 	switch {
 	case hearth.ErrorCode(err) == hearth.CodeNotFound:
-		return outcome{} // it was purged
+		return e, outcome{}, false // it was purged
 	case err != nil:
 		if ctx.Err() == nil {
 			q.cfg.Logger.Error("reading a queued call", "invocation", id, "err", err)
 			wait(ctx, time.Second)
 		}
 		// It is still stored as waiting, but when for is not known.
-		return outcome{again: &hearth.AsyncCall{ID: id, DueAt: time.Now()}}
+		return e, outcome{again: &hearth.AsyncCall{ID: id, DueAt: time.Now()}}, false
+	case e.State.Ended():
+		return e, outcome{}, false
+	case e.DueAt.After(time.Now()):
+		return e, outcome{again: &e.AsyncCall}, false
+	}
+	return e, outcome{}, true
+}
+
+// overdue tells why there is to be no further attempt of a call, nil if there is.
+func overdue(e hearth.AsyncEntry, maxAttempts int) error {
+	switch {
+	case time.Now().After(e.ExpiresAt):
+		return hearth.Errorf(hearth.CodeTimeout, "the call was not done within its max_age, until %s", e.ExpiresAt.UTC().Format(time.RFC3339))
+	case e.Attempts >= maxAttempts:
+		// As many as are allowed were begun: the last did not end before the server did.
+		return hearth.Errorf(hearth.CodeUnavailable, "the server ended during attempt %d", e.Attempts)
+	}
+	return nil
+}
+
+// attempt makes one attempt of a call, if it still waits, and stores how it went.
+func (q *Queue) attempt(ctx context.Context, id string) outcome {
+	e, o, begins := q.begin(ctx, id)
+	if !begins {
+		return o
 	}
 	now := time.Now()
-	switch {
-	case e.State.Ended():
-		return outcome{}
-	case e.DueAt.After(now):
-		return outcome{again: &e.AsyncCall}
-	}
-	policy := webhookPolicy
+	policy, err := webhookPolicy, error(nil)
 	if e.Kind != hearth.KindWebhook {
 		var cfg hearth.Config
 		if cfg, err = q.runner.AsyncConfig(e.Target); err == nil {
@@ -56,17 +76,14 @@ func (q *Queue) attempt(ctx context.Context, id string) outcome {
 		}
 	}
 	switch {
-	case err != nil && hearth.ErrorCode(err) != hearth.CodeNotFound:
+	case err == nil:
+		err = overdue(e, policy.MaxAttempts)
+	case hearth.ErrorCode(err) != hearth.CodeNotFound:
 		return q.putBack(e, outcome{busy: true}) // the catalog could not be read
-	case err != nil: // the function is gone
-	case now.After(e.ExpiresAt):
-		err = hearth.Errorf(hearth.CodeTimeout, "the call was not done within its max_age, until %s", e.ExpiresAt.UTC().Format(time.RFC3339))
-	case e.Attempts >= policy.MaxAttempts:
-		// As many as are allowed were begun: the last did not end before the server did.
-		err = hearth.Errorf(hearth.CodeUnavailable, "the server ended during attempt %d", e.Attempts)
 	}
+	policy = policy.WithDefaults()
 	if err != nil {
-		return q.finish(e, policy.WithDefaults(), hearth.AsyncFailed, failure(e.Attempts, now, err), nil)
+		return q.finish(e, policy, hearth.AsyncFailed, failure(e.Attempts, now, err), nil)
 	}
 	attempt := e.Attempts + 1
 	q.cfg.Store.Started(id, attempt)
@@ -91,15 +108,20 @@ func (q *Queue) attempt(ctx context.Context, id string) outcome {
 	switch {
 	case err == nil:
 		e.Attempts = attempt
-		return q.finish(e, policy.WithDefaults(), hearth.AsyncSucceeded, nil, &result)
+		return q.finish(e, policy, hearth.AsyncSucceeded, nil, &result)
 	case !lent && passing(err):
 		return q.putBack(e, outcome{busy: true, wait: hearth.AsError(err).RetryAfter})
 	}
-	e.Attempts = attempt
-	f := failure(attempt, now, err)
-	next := time.Now().Add(max(backoff(policy, attempt), pause))
-	if !retryable(err) || attempt >= policy.MaxAttempts || next.After(e.ExpiresAt) {
-		return q.finish(e, policy.WithDefaults(), hearth.AsyncFailed, f, nil)
+	return q.failed(e, policy, failure(attempt, now, err), retryable(err), pause)
+}
+
+// failed stores that an attempt failed: the call is queued again, after a pause that is
+// not shorter than the one given, or becomes a dead letter.
+func (q *Queue) failed(e hearth.AsyncEntry, policy hearth.Async, f *hearth.AsyncFailure, again bool, pause time.Duration) outcome {
+	e.Attempts = f.Attempt
+	next := time.Now().Add(max(backoff(policy, f.Attempt), pause))
+	if !again || f.Attempt >= policy.MaxAttempts || next.After(e.ExpiresAt) {
+		return q.finish(e, policy, hearth.AsyncFailed, f, nil)
 	}
 	e.Failures = append(e.Failures, *f)
 	e.DueAt = next
@@ -254,8 +276,11 @@ func (q *Queue) follow(e hearth.AsyncEntry, c hearth.AsyncCall, policy hearth.As
 	var follow []hearth.AsyncEntry
 	for _, d := range list {
 		id := NewID()
-		f := entry(id, d.Function(), d.Function(), hearth.KindEvent, now, now, hearth.Duration(hearth.DefaultMaxAge), hearth.AsyncPayload{})
-		if f.Function == "" {
+		f := entry(id, d.Target(), d.Target(), hearth.KindEvent, now, now, hearth.Duration(hearth.DefaultMaxAge), hearth.AsyncPayload{})
+		if hearth.QueueOf(f.Target) != "" {
+			f.Kind = hearth.KindQueue
+		}
+		if f.Target == "" {
 			f = entry(id, c.Function, string(d), hearth.KindWebhook, now, now, webhookPolicy.MaxAge, hearth.AsyncPayload{})
 		} else if cfg, err := q.runner.AsyncConfig(f.Target); err == nil {
 			f.ExpiresAt = f.DueAt.Add(time.Duration(cfg.AsyncOrDefault().MaxAge))
@@ -294,6 +319,16 @@ func notice(id string, e hearth.AsyncEntry, c hearth.AsyncCall, now time.Time) (
 	data.Invocation.Failures = nil
 	if e.Kind == hearth.KindEvent && len(e.Body) <= maxEcho && json.Valid(e.Body) {
 		data.Event = e.Body
+	}
+	if e.Kind == hearth.KindQueue && len(e.Body) <= maxEcho {
+		data.Event = e.Body
+		if !json.Valid(e.Body) {
+			text, err := json.Marshal(string(e.Body))
+			if err != nil {
+				return nil, err
+			}
+			data.Event = text
+		}
 	}
 	if n := len(c.Failures); c.State == hearth.AsyncFailed && n > 0 {
 		data.Error = &c.Failures[n-1]

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"slices"
@@ -27,14 +28,16 @@ type item struct {
 	bytes int64
 }
 
-// lane is the calls of one function, or the deliveries of its webhooks. It is in
+// lane is the calls of one function, the deliveries of its webhooks or the messages of
+// a queue. It is in
 // one of these places: the list ready, the heap later, being loaded, waiting for one
 // of its own calls to end, or nowhere because it is empty. placeLocked puts it there.
 type lane struct {
 	key     string
 	head    []item // by when they are due; the store has those that follow
 	more    bool   // the store may have more
-	running int
+	running int    // calls with an attempt under way
+	runs    int    // what is under way: attempts, or batches of them
 
 	ready    bool
 	at       int       // in the heap; -1 outside
@@ -75,24 +78,69 @@ func (q *Queue) laneLocked(key string) *lane {
 	return l
 }
 
-// limit is how many calls of the lane may run at once. Of a function's concurrency a
-// quarter is left to those who wait for their answers.
-func (q *Queue) limit(l *lane) int {
+// rule is how the calls of a lane begin.
+type rule struct {
+	limit  int           // how many runs there may be at once
+	batch  int           // calls of a run
+	window time.Duration // for how long the first waits for a full batch
+}
+
+// ruleOf returns the rule of a lane as it is now. Of a function's concurrency a quarter
+// is left to those who wait for their answers.
+func (q *Queue) ruleOf(l *lane) rule {
 	if strings.HasSuffix(l.key, "/webhooks") {
-		return webhookLimit
+		return rule{limit: webhookLimit, batch: 1}
 	}
 	cfg, err := q.runner.AsyncConfig(l.key)
 	if err != nil {
-		return 1 // to find out, and end the calls
+		return rule{limit: 1, batch: 1} // to find out
 	}
-	return max(1, cfg.Concurrency-max(1, cfg.Concurrency/4))
+	r := rule{limit: max(1, cfg.Concurrency-max(1, cfg.Concurrency/4)), batch: 1}
+	if t, ok := cfg.Queues[hearth.QueueOf(l.key)]; ok {
+		r.limit = cmp.Or(t.Concurrency, r.limit)
+		r.batch, r.window = cmp.Or(t.BatchSize, hearth.DefaultBatch), time.Duration(t.BatchWindow)
+	}
+	return r
 }
 
-// add keeps a call in mind if it is one of the next. The list stays sorted.
-func (l *lane) add(it item) {
+// begin is when the next run may begin: when the first call is due and, after that, its
+// batch is full or the window has passed.
+func (l *lane) begin(r rule) time.Time {
+	at := l.head[0].due
+	if r.window > 0 {
+		n, full := l.batch(r, at.Add(r.window))
+		if at = at.Add(r.window); full && l.head[n-1].due.Before(at) {
+			at = l.head[n-1].due
+		}
+	}
+	if l.hold.After(at) {
+		at = l.hold
+	}
+	return at
+}
+
+// batch returns how many calls of the head make a batch of those that are due at a
+// time, and whether there is no room for another.
+func (l *lane) batch(r rule, at time.Time) (n int, full bool) {
+	size := int64(0)
+	for n < len(l.head) && n < r.batch && !l.head[n].due.After(at) {
+		if size += l.head[n].bytes; n > 0 && size > hearth.MaxBatchBytes {
+			return n, true
+		}
+		n++
+	}
+	return n, n == r.batch
+}
+
+// room is how many calls of a lane are in memory.
+func (r rule) room() int { return max(headSize, r.batch) }
+
+// add keeps a call in mind if it is one of the next, of which there is room for some.
+// The list stays sorted.
+func (l *lane) add(it item, room int) {
 	if l.loading {
 		// What is being read may or may not have it.
-		if len(l.arrived) < headSize {
+		if len(l.arrived) < room {
 			l.arrived = append(l.arrived, it)
 		} else {
 			l.overflow = true
@@ -106,13 +154,13 @@ func (l *lane) add(it item) {
 	for i > 0 && it.due.Before(l.head[i-1].due) {
 		i--
 	}
-	if i == len(l.head) && l.more || i >= headSize {
+	if i == len(l.head) && l.more || i >= room {
 		l.more = true // in the store it follows
 		return
 	}
 	l.head = slices.Insert(l.head, i, it)
-	if len(l.head) > headSize {
-		l.head, l.more = l.head[:headSize], true
+	if len(l.head) > room {
+		l.head, l.more = l.head[:room], true
 	}
 }
 
@@ -120,11 +168,15 @@ func (l *lane) remove(id string) {
 	l.head = slices.DeleteFunc(l.head, func(it item) bool { return it.id == id })
 }
 
-// addLocked takes a call that has just been stored as queued.
-func (q *Queue) addLocked(c hearth.AsyncCall) {
-	l := q.laneLocked(c.Lane())
-	l.add(item{c.ID, c.DueAt, c.Bytes})
-	q.placeLocked(l)
+// addLocked takes calls that have just been stored as queued.
+func (q *Queue) addLocked(calls ...hearth.AsyncCall) {
+	for _, c := range calls {
+		l := q.laneLocked(c.Lane())
+		l.add(item{c.ID, c.DueAt, c.Bytes}, q.ruleOf(l).room())
+	}
+	for _, c := range calls { // when all are there, so that they make full batches
+		q.placeLocked(q.laneLocked(c.Lane()))
+	}
 	q.dispatchLocked()
 }
 
@@ -143,8 +195,9 @@ func (q *Queue) placeLocked(l *lane) {
 	if l.at >= 0 {
 		heap.Remove(&q.later, l.at)
 	}
+	rule := q.ruleOf(l)
 	switch {
-	case len(l.head) == 0 && l.more:
+	case l.more && (len(l.head) == 0 || len(l.head) < rule.batch):
 		l.loading = true
 		q.loadNext = append(q.loadNext, l)
 		q.loadLocked()
@@ -152,14 +205,9 @@ func (q *Queue) placeLocked(l *lane) {
 		if l.running == 0 {
 			delete(q.lanes, l.key)
 		}
-	case l.running >= q.limit(l): // a call that ends brings it back
+	case l.runs >= rule.limit: // one that ends brings it back
 	default:
-		now := time.Now()
-		l.wake = l.head[0].due
-		if l.hold.After(l.wake) {
-			l.wake = l.hold
-		}
-		if !l.wake.After(now) {
+		if l.wake = l.begin(rule); !l.wake.After(time.Now()) {
 			l.ready = true
 			q.ready = append(q.ready, l)
 			return
@@ -187,7 +235,8 @@ func (q *Queue) loadLocked() {
 func (q *Queue) load(l *lane) {
 	q.mu.Lock()
 	// Those that run may still be stored as waiting.
-	limit := headSize + l.running
+	room := q.ruleOf(l).room()
+	limit := room + l.running
 	l.stale = false
 	q.mu.Unlock()
 	list, err := q.cfg.Store.Waiting(q.ctx, l.key, limit)
@@ -203,7 +252,7 @@ func (q *Queue) load(l *lane) {
 	for _, c := range list {
 		if r := q.running[c.ID]; r != nil {
 			r.seen = true
-		} else if len(l.head) < headSize {
+		} else if len(l.head) < room {
 			l.head = append(l.head, item{c.ID, c.DueAt, c.Bytes})
 		}
 	}
@@ -212,7 +261,7 @@ func (q *Queue) load(l *lane) {
 		l.head = nil
 	} else {
 		for _, it := range l.arrived {
-			l.add(it)
+			l.add(it, room)
 		}
 	}
 	l.arrived, l.overflow = nil, false
@@ -223,13 +272,15 @@ func (q *Queue) load(l *lane) {
 
 // dispatchLocked begins what may begin: one call of each lane in turn.
 func (q *Queue) dispatchLocked() {
-	for len(q.ready) > 0 && !q.stopping && len(q.running) < q.cfg.MaxRunning && (q.bytes < q.cfg.MaxRunningBytes || len(q.running) == 0) {
+	for len(q.ready) > 0 && !q.stopping && q.runs < q.cfg.MaxRunning && (q.bytes < q.cfg.MaxRunningBytes || q.runs == 0) {
 		l := q.ready[0]
 		q.ready[0] = nil
 		q.ready = q.ready[1:]
 		l.ready = false
-		if now := time.Now(); len(l.head) > 0 && l.running < q.limit(l) && !l.head[0].due.After(now) && !l.hold.After(now) {
-			q.beginLocked(l)
+		now := time.Now()
+		if rule := q.ruleOf(l); len(l.head) > 0 && l.runs < rule.limit && !l.begin(rule).After(now) {
+			n, _ := l.batch(rule, now)
+			q.beginLocked(l, n)
 		}
 		q.placeLocked(l)
 	}
@@ -238,24 +289,39 @@ func (q *Queue) dispatchLocked() {
 	}
 }
 
-func (q *Queue) beginLocked(l *lane) {
-	it := l.head[0]
-	l.head = l.head[1:]
-	if r := q.running[it.id]; r != nil {
-		r.seen = true // known twice
+// beginLocked begins an attempt of each of the next n calls of a lane.
+func (q *Queue) beginLocked(l *lane, n int) {
+	ctx, cancel := context.WithCancelCause(q.ctx)
+	r := &run{lane: l, cancel: cancel}
+	for _, it := range l.head[:n] {
+		if known := q.running[it.id]; known != nil {
+			known.seen = true // twice
+			continue
+		}
+		q.running[it.id] = r
+		r.items = append(r.items, it)
+		r.bytes += it.bytes
+	}
+	l.head = l.head[n:]
+	if len(r.items) == 0 {
+		cancel(nil)
 		return
 	}
-	ctx, cancel := context.WithCancelCause(q.ctx)
-	r := &run{lane: l, bytes: it.bytes, cancel: cancel}
-	q.running[it.id] = r
+	q.runs++
 	q.bytes += r.bytes
-	l.running++
+	l.runs++
+	l.running += len(r.items)
 	q.wg.Go(func() {
 		defer cancel(nil)
-		o := q.attempt(ctx, it.id)
+		outcomes := make([]outcome, len(r.items))
+		if queue := hearth.QueueOf(l.key); queue != "" && l.key == hearth.QueueTarget(queue) {
+			q.attemptBatch(ctx, queue, r.items, outcomes)
+		} else {
+			outcomes[0] = q.attempt(ctx, r.items[0].id)
+		}
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		q.endLocked(it.id, r, o)
+		q.endLocked(r, outcomes)
 	})
 }
 
@@ -270,41 +336,55 @@ type outcome struct {
 	follow []hearth.AsyncCall
 }
 
-func (q *Queue) endLocked(id string, r *run, o outcome) {
+// endLocked takes what became of each call of a run.
+func (q *Queue) endLocked(r *run, outcomes []outcome) {
 	l := r.lane
-	delete(q.running, id)
+	q.runs--
 	q.bytes -= r.bytes
-	l.running--
-	switch {
-	case o.busy:
+	l.runs--
+	l.running -= len(r.items)
+	busy, pause := false, time.Duration(0)
+	for i, o := range outcomes {
+		delete(q.running, r.items[i].id)
+		busy, pause = busy || o.busy, max(pause, o.wait)
+	}
+	if busy {
 		l.pause = min(max(2*l.pause, minHold), maxHold)
-		if o.wait > 0 {
-			l.pause = min(max(l.pause, o.wait/2), maxHold)
+		if pause > 0 {
+			l.pause = min(max(l.pause, pause/2), maxHold)
 		}
 		l.hold = time.Now().Add(l.pause)
-	default:
+	} else {
 		l.pause, l.hold = 0, time.Time{}
 	}
 	if q.lanes[l.key] == nil {
-		q.lanes[l.key] = l // it was empty, but for this call
+		q.lanes[l.key] = l // it was empty, but for these calls
 	}
-	if o.again != nil {
-		l.add(item{id, o.again.DueAt, o.again.Bytes})
+	room, ended := q.ruleOf(l).room(), false
+	for i, o := range outcomes {
+		id := r.items[i].id
+		if o.again != nil {
+			l.add(item{id, o.again.DueAt, o.again.Bytes}, room)
+		}
+		if o.ended {
+			q.endedLocked(id)
+			ended = true
+		}
 	}
 	if r.seen {
 		// It may have been redriven the moment after its end was stored.
 		l.more = true
 	}
-	if o.ended {
-		q.endedLocked(id)
+	if ended {
 		q.schedules.ended(l.key)
 	}
 	q.placeLocked(l)
-	for _, c := range o.follow {
-		q.addLocked(c)
+	var follow []hearth.AsyncCall
+	for _, o := range outcomes {
+		follow = append(follow, o.follow...)
 	}
-	q.dispatchLocked()
-	if q.stopping && len(q.running) == 0 {
+	q.addLocked(follow...)
+	if q.stopping && q.runs == 0 {
 		select {
 		case <-q.idle:
 		default:

@@ -28,7 +28,7 @@ import (
 // has reached the disk, but for Started.
 type Store interface {
 	Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error)
-	AcceptAll(ctx context.Context, list []hearth.AsyncEntry) error
+	AcceptAll(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.AsyncCall, error)
 	Begin(ctx context.Context, id string) (hearth.AsyncEntry, error)
 	Started(id string, attempt int)
 	Retry(ctx context.Context, c hearth.AsyncCall) (queued bool, err error)
@@ -112,8 +112,9 @@ type Queue struct {
 	lanes    map[string]*lane
 	ready    []*lane // have a call that may begin, in their turn
 	later    laneHeap
-	running  map[string]*run
-	bytes    int64 // of payloads of running
+	running  map[string]*run // by the ids of their calls
+	runs     int             // how many running has
+	bytes    int64           // of their payloads
 	loads    int
 	loadNext []*lane
 	idle     chan struct{} // closed when stopping and nothing runs
@@ -121,12 +122,13 @@ type Queue struct {
 	waiting  int
 }
 
-// run is an attempt under way.
+// run is an attempt under way, of several messages if the lane is that of a queue.
 type run struct {
 	lane   *lane
+	items  []item
 	bytes  int64
 	cancel context.CancelCauseFunc
-	seen   bool // it was found among those that wait
+	seen   bool // one was found among those that wait
 }
 
 // New returns a queue that accepts calls; they begin after Start.
@@ -158,6 +160,9 @@ func (q *Queue) Start(ctx context.Context, runner Runner) error {
 		return err
 	}
 	for _, f := range functions {
+		if hearth.QueueOf(f) != "" {
+			continue // messages wait for a function that takes them
+		}
 		// The server may have ended between the delete of a function and that of
 		// its calls.
 		if _, err := runner.AsyncConfig(f); hearth.ErrorCode(err) == hearth.CodeNotFound {
@@ -196,7 +201,7 @@ func (q *Queue) Close(ctx context.Context) int {
 		return 0
 	}
 	q.stopping = true
-	if len(q.running) == 0 {
+	if q.runs == 0 {
 		close(q.idle)
 	}
 	q.mu.Unlock()
@@ -205,7 +210,7 @@ func (q *Queue) Close(ctx context.Context) int {
 	case <-ctx.Done():
 	}
 	q.mu.Lock()
-	n := len(q.running)
+	n := q.runs
 	q.mu.Unlock()
 	q.cancel(errStopping)
 	q.wg.Wait()
@@ -217,7 +222,7 @@ func (q *Queue) Close(ctx context.Context) int {
 // Errors: CodeInvalid, CodeNotFound if the target names nothing, CodeExhausted if
 // there is no room.
 func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error) {
-	cfg, err := q.runner.AsyncConfig(r.Target)
+	cfg, err := q.configOf(r)
 	if err != nil {
 		return call, false, err
 	}
@@ -226,12 +231,9 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 	switch {
 	case err != nil:
 		return call, false, err
-	case len(r.DeduplicationKey) > maxKey:
-		return call, false, hearth.Errorf(hearth.CodeInvalid, "the deduplication key has %d bytes", len(r.DeduplicationKey)).
-			WithHint("use at most %d bytes, for example a UUID", maxKey)
-	case strings.HasPrefix(r.DeduplicationKey, hearth.SchedulePrefix):
-		return call, false, hearth.Errorf(hearth.CodeInvalid, "the deduplication key begins with %q, as those of schedules do", hearth.SchedulePrefix).
-			WithHint("choose another one")
+	}
+	if err := checkKey(r.DeduplicationKey); err != nil {
+		return call, false, err
 	}
 	function, _, _ := strings.Cut(r.Target, "@")
 	e := entry(r.ID, function, r.Target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
@@ -251,8 +253,30 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 	return call, first && err == nil, err
 }
 
+// configOf returns the configuration of what a request names. Errors: CodeNotFound.
+func (q *Queue) configOf(r hearth.AsyncRequest) (hearth.Config, error) {
+	if (hearth.QueueOf(r.Target) != "") != (r.Kind == hearth.KindQueue) {
+		return hearth.Config{}, hearth.Errorf(hearth.CodeNotFound, "there is no function %q", r.Target).
+			WithHint("hearth send puts messages into queues")
+	}
+	return q.runner.AsyncConfig(r.Target)
+}
+
 // acceptTimeout bounds the storing of a call.
 const acceptTimeout = 30 * time.Second
+
+// checkKey checks a deduplication key. Errors: CodeInvalid.
+func checkKey(key string) error {
+	switch {
+	case len(key) > maxKey:
+		return hearth.Errorf(hearth.CodeInvalid, "the deduplication key has %d bytes", len(key)).
+			WithHint("use at most %d bytes, for example a UUID", maxKey)
+	case strings.HasPrefix(key, hearth.SchedulePrefix):
+		return hearth.Errorf(hearth.CodeInvalid, "the deduplication key begins with %q, as those of schedules do", hearth.SchedulePrefix).
+			WithHint("choose another one")
+	}
+	return nil
+}
 
 // dueAt is when a call that is accepted now may begin. Errors: CodeInvalid.
 func dueAt(r hearth.AsyncRequest, now time.Time) (time.Time, error) {
@@ -298,7 +322,7 @@ func (q *Queue) Cancel(ctx context.Context, id string) (call hearth.AsyncCall, c
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if r := q.running[id]; r != nil {
+	if r := q.running[id]; r != nil && call.Kind != hearth.KindQueue { // others are in its batch
 		r.cancel(errCanceled)
 	}
 	if l := q.lanes[call.Lane()]; l != nil {

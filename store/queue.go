@@ -258,6 +258,9 @@ func (q *Queue) Finish(ctx context.Context, c hearth.AsyncCall, purge time.Time,
 		ended, refused = false, nil
 		var status, cut int
 		var size any // unchanged
+		if state == stateSucceeded {
+			size = 0
+		}
 		if c.Result != nil {
 			status = c.Result.Status
 			size = int64(len(c.Result.Body) + len(headers))

@@ -153,7 +153,8 @@ func TestScheduleFull(t *testing.T) {
 		for range n {
 			list = append(list, queued("hello", "1"))
 		}
-		return q.AcceptAll(t.Context(), list)
+		_, err := q.AcceptAll(t.Context(), list)
+		return err
 	}
 	if err := batch(6); hearth.ErrorCode(err) != hearth.CodeExhausted || status(t, q, "hello").Queued != 0 {
 		t.Errorf("%v, %+v", err, status(t, q, "hello"))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -239,6 +240,10 @@ func configPairs(c hearth.Config) [][2]string {
 	for _, name := range slices.Sorted(maps.Keys(c.Schedules)) {
 		s := c.Schedules[name]
 		pairs = append(pairs, [2]string{"schedule", name + " " + scheduleTime(s)})
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Queues)) {
+		q := c.Queues[name]
+		pairs = append(pairs, [2]string{"queue", fmt.Sprintf("%s batches of up to %d within %s", name, cmp.Or(q.BatchSize, hearth.DefaultBatch), q.BatchWindow)})
 	}
 	if c.Egress != "" {
 		pairs = append(pairs, [2]string{"egress", string(c.Egress)})

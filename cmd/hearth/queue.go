@@ -24,6 +24,9 @@ attempt (of which some are not due yet), that run, that succeeded and are kept, 
 the dead letters: calls that failed for good. LATE is for how long the next one of
 those that wait has been due.
 
+Messages of a queue are shown as queue:NAME, as which list, redrive and purge take
+them; hearth send puts them there.
+
 A call is made asynchronous by hearth invoke --async, or by the HTTP header
 Hearth-Invocation-Type: async. How it is retried is configured in hearth.yaml.`,
 		Example: `  hearth queue
@@ -64,17 +67,9 @@ func (a *app) printQueue(st hearth.QueueStatus) error {
 		fmt.Fprintln(a.stderr, "No function has asynchronous calls.")
 		return nil
 	}
-	rows := [][]string{{"FUNCTION", "QUEUED", "DELAYED", "RUNNING", "SUCCEEDED", "DEAD", "CANCELED", "LATE", "SIZE"}}
+	rows := [][]string{append([]string{"FUNCTION"}, countColumns...)}
 	for _, f := range st.Functions {
-		late := "-"
-		if d := st.Time.Sub(f.OldestDue); !f.OldestDue.IsZero() && d > 0 {
-			late = span(d)
-		}
-		row := []string{f.Function}
-		for _, n := range []int64{f.Queued, f.Delayed, f.Running, f.Succeeded, f.Dead, f.Canceled} {
-			row = append(row, strconv.FormatInt(n, 10))
-		}
-		rows = append(rows, append(row, late, size(f.Bytes)))
+		rows = append(rows, append([]string{f.Function}, countRow(f.QueueCounts, st.Time)...))
 	}
 	fmt.Fprintln(a.stdout)
 	return a.printTable(rows)
@@ -92,6 +87,7 @@ deliveries to its webhooks: what is called, the state, and why the latest attemp
 failed.`,
 		Example: `  hearth queue list hello
   hearth queue list hello --state dead -n 10
+  hearth queue list queue:orders
   hearth queue list hello -o json | jq -r '.[].id'`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
@@ -213,7 +209,11 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 		if f.Type != "" {
 			text += " " + f.Type
 		}
-		pairs = append(pairs, [2]string{"attempt " + strconv.Itoa(f.Attempt), fmt.Sprintf("%s after %s: %s", stamp(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text+": "+f.Message)})
+		text += ": " + f.Message
+		if f.Invocation != "" {
+			text += " (invocation " + f.Invocation + ")"
+		}
+		pairs = append(pairs, [2]string{"attempt " + strconv.Itoa(f.Attempt), fmt.Sprintf("%s after %s: %s", stamp(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text)})
 	}
 	if err := a.printPairs(pairs); err != nil || c.Result == nil {
 		return err

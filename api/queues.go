@@ -1,0 +1,210 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/hearthrun/hearth"
+)
+
+// maxMessages is how many messages a request can have.
+const maxMessages = 1000
+
+type messageInput struct {
+	Body             json.RawMessage `json:"body" doc:"The message: a text as it is, any other JSON value as its text"`
+	Delay            hearth.Duration `json:"delay,omitempty" doc:"For how long it waits before a function gets it; at most 30 days" example:"30s"`
+	DeduplicationKey string          `json:"deduplication_key,omitempty" maxLength:"256" doc:"A second message with the same key is not stored within 24 hours"`
+}
+
+// message returns what is to be put into a queue.
+func (m messageInput) message(now time.Time) (hearth.Message, error) {
+	out := hearth.Message{DeduplicationKey: m.DeduplicationKey}
+	if m.Delay < 0 {
+		return out, hearth.Errorf(hearth.CodeInvalid, "delay %s is negative", m.Delay)
+	}
+	if m.Delay > 0 {
+		out.NotBefore = now.Add(time.Duration(m.Delay))
+	}
+	if json.Unmarshal(m.Body, &out.Body) == nil && string(m.Body) != "null" {
+		return out, out.Validate()
+	}
+	var text bytes.Buffer
+	if err := json.Compact(&text, m.Body); err != nil {
+		return out, hearth.Errorf(hearth.CodeInvalid, "the body is not JSON: %s", err)
+	}
+	out.Body = text.String()
+	return out, out.Validate()
+}
+
+type sendInput struct {
+	Queue string `path:"queue" doc:"Name of the queue" example:"orders"`
+	Body  struct {
+		Messages []messageInput `json:"messages" minItems:"1" maxItems:"1000" doc:"What to put into the queue, at most 6 MiB together"`
+	}
+}
+
+type sendOutput struct {
+	Body struct {
+		Messages []hearth.SentMessage `json:"messages" doc:"In the order of the request"`
+	}
+}
+
+type messagesInput struct {
+	Queue  string `path:"queue" doc:"Name of the queue" example:"orders"`
+	State  string `query:"state" enum:"queued,running,succeeded,failed,dead,canceled" doc:"Only messages in this state; dead is the same as failed"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"50" doc:"Greatest number of messages"`
+	Before string `query:"before" maxLength:"100" doc:"Only messages older than the one with this id"`
+}
+
+type queueNameInput struct {
+	Queue string `path:"queue" doc:"Name of the queue" example:"orders"`
+}
+
+type redriveMessagesInput struct {
+	Queue string `path:"queue" doc:"Name of the queue" example:"orders"`
+	Body  redriveBody
+}
+
+type queuesOutput struct {
+	Body struct {
+		Queues []hearth.Queue `json:"queues" doc:"Sorted by name"`
+	}
+}
+
+func (s *API) registerQueues() {
+	register(s, huma.Operation{
+		OperationID: "list-queues", Method: http.MethodGet, Path: "/v1/queues", Tags: []string{"Queues"},
+		Summary: "List the queues of messages", Description: "Those of which a function takes messages, and those that have messages.",
+	}, s.listQueues)
+	register(s, huma.Operation{
+		OperationID: "send-messages", Method: http.MethodPost, Path: "/v1/queues/{queue}/messages", Tags: []string{"Queues"},
+		Summary: "Put messages into a queue", DefaultStatus: http.StatusAccepted, MaxBodyBytes: maxSend,
+		Description: "The answer comes when all of them have reached the disk. If there is an error, none was stored.",
+	}, s.sendMessages)
+	register(s, huma.Operation{
+		OperationID: "list-messages", Method: http.MethodGet, Path: "/v1/queues/{queue}/messages", Tags: []string{"Queues"},
+		Summary: "List the messages of a queue, newest first",
+	}, s.listMessages)
+	register(s, huma.Operation{
+		OperationID: "redrive-messages", Method: http.MethodPost, Path: "/v1/queues/{queue}/redrive", Tags: []string{"Queues"},
+		Summary: "Queue dead letters of a queue anew", Description: "They are tried again as if they were sent now.",
+	}, s.redriveMessages)
+	register(s, huma.Operation{
+		OperationID: "purge-dead-messages", Method: http.MethodDelete, Path: "/v1/queues/{queue}/dead", Tags: []string{"Queues"},
+		Summary: "Delete the dead letters of a queue",
+	}, s.purgeMessages)
+}
+
+const (
+	// maxSendBytes bounds the messages of a request in bytes, maxSend the request, in
+	// which a text can be longer than it is.
+	maxSendBytes = 6 << 20
+	maxSend      = 16 << 20
+)
+
+func (s *API) sendMessages(ctx context.Context, in *sendInput) (*sendOutput, error) {
+	if err := hearth.ValidateQueueName(in.Queue); err != nil {
+		return nil, err
+	}
+	now, size := time.Now(), 0
+	messages := make([]hearth.Message, len(in.Body.Messages))
+	for i, m := range in.Body.Messages {
+		var err error
+		if messages[i], err = m.message(now); err != nil {
+			e := *hearth.AsError(err)
+			e.Message = fmt.Sprintf("messages[%d]: %s", i, e.Message)
+			return nil, &e
+		}
+		size += len(messages[i].Body)
+	}
+	if size > maxSendBytes {
+		return nil, withStatus(http.StatusRequestEntityTooLarge, hearth.Errorf(hearth.CodeInvalid, "the messages have %s together", hearth.Bytes(size)).
+			WithHint("send at most %s in a request", hearth.Bytes(maxSendBytes)))
+	}
+	out, err := &sendOutput{}, error(nil)
+	out.Body.Messages, err = s.Queue.Send(ctx, in.Queue, messages)
+	return out, err
+}
+
+func (s *API) listQueues(ctx context.Context, _ *struct{}) (*queuesOutput, error) {
+	st, err := s.Queue.Status(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]hearth.Queue{}
+	for name, function := range s.Router.Queues() {
+		all[name] = hearth.Queue{Name: name, Function: function}
+	}
+	for _, f := range st.Functions {
+		if name := hearth.QueueOf(f.Function); name != "" {
+			q := all[name]
+			q.Name, q.QueueCounts = name, f.QueueCounts
+			all[name] = q
+		}
+	}
+	out := &queuesOutput{}
+	out.Body.Queues = []hearth.Queue{}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		out.Body.Queues = append(out.Body.Queues, all[name])
+	}
+	return out, nil
+}
+
+// knownQueue tells whether there is such a queue. Errors: CodeNotFound.
+func (s *API) knownQueue(ctx context.Context, name string) error {
+	if s.Router.Queues()[name] != "" {
+		return nil
+	}
+	st, err := s.Queue.Status(ctx, hearth.QueueTarget(name))
+	if err == nil && len(st.Functions) == 0 {
+		err = hearth.Errorf(hearth.CodeNotFound, "there is no queue %q: no function takes its messages, and it has none", clip(name)).
+			WithHint("hearth queues lists those that there are")
+	}
+	return err
+}
+
+func (s *API) listMessages(ctx context.Context, in *messagesInput) (*queueListOutput, error) {
+	if err := s.knownQueue(ctx, in.Queue); err != nil {
+		return nil, err
+	}
+	return s.listCalls(ctx, hearth.QueueTarget(in.Queue), in.State, in.Before, in.Limit)
+}
+
+func (s *API) redriveMessages(ctx context.Context, in *redriveMessagesInput) (*countOutput, error) {
+	if err := s.knownQueue(ctx, in.Queue); err != nil {
+		return nil, err
+	}
+	out, err := &countOutput{}, error(nil)
+	out.Body.Calls, err = s.Queue.Redrive(ctx, hearth.QueueTarget(in.Queue), in.Body.IDs)
+	return out, err
+}
+
+func (s *API) purgeMessages(ctx context.Context, in *queueNameInput) (*countOutput, error) {
+	if err := s.knownQueue(ctx, in.Queue); err != nil {
+		return nil, err
+	}
+	out, err := &countOutput{}, error(nil)
+	out.Body.Calls, err = s.Queue.Purge(ctx, hearth.QueueTarget(in.Queue))
+	return out, err
+}
+
+// checkTriggers tells whether what calls a function that is live may be as in the
+// configuration, besides that of all others. Errors: CodeConflict.
+func (s *API) checkTriggers(function string, c hearth.Config) error {
+	owners := s.Router.Queues()
+	for _, queue := range slices.Sorted(maps.Keys(c.Queues)) {
+		if owner := owners[queue]; owner != "" && owner != function {
+			return hearth.Errorf(hearth.CodeConflict, "the messages of the queue %s go to function %s", queue, owner).
+				WithHint("choose another queue, or take this one out of %s; a sender can send to several queues", owner)
+		}
+	}
+	return s.checkRoutes(function, hearth.Live, c.Routes)
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
+)
+
+func (a *app) sendCmd() *cobra.Command {
+	var data string
+	var lines bool
+	var m client.Message
+	cmd := &cobra.Command{
+		Use:   "send QUEUE",
+		Short: "Put messages into a queue",
+		Long: `Send puts a message into a queue, or with --lines each line of its input as one,
+and prints their ids when they have reached the server's disk. A function that
+names the queue in its hearth.yaml gets them in batches:
+
+  queues:
+    orders: {batch_size: 10, batch_window: 5s}
+
+A message is text, often JSON. It is passed at least once, and again when the
+function fails or reports that it could not handle it. "hearth queue list
+queue:QUEUE" shows what became of the messages.`,
+		Example: `  hearth send orders --data '{"order":7}'
+  hearth send orders --data '{"order":7}' --delay 30s --dedup order-7
+  hearth send orders --data @order.xml
+  jq -c '.[]' orders.json | hearth send orders --lines`,
+		Args:              oneQueue,
+		ValidArgsFunction: a.completeQueue,
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			if data == "" {
+				if !lines {
+					return &usageError{errors.New("which message?\n\nadd --data TEXT, --data @FILE, --data - for standard input, or --lines")}
+				}
+				data = "-"
+			}
+			if m.Delay < 0 {
+				return &usageError{fmt.Errorf("--delay %s is negative", m.Delay)}
+			}
+			if lines && m.DeduplicationKey != "" {
+				return &usageError{errors.New("--dedup is for one message\n\nleave out --lines")}
+			}
+			in, err := a.event(data, true)
+			if err != nil {
+				return err
+			}
+			if f, ok := in.(io.Closer); ok {
+				defer f.Close()
+			}
+			s := sender{a: a, c: c, queue: args[0]}
+			if lines {
+				return s.lines(ctx, in, m)
+			}
+			body, err := io.ReadAll(io.LimitReader(in, hearth.MaxQueueMessage+1))
+			if err != nil {
+				return err
+			}
+			m.Body = string(body)
+			if err := s.add(ctx, m); err != nil {
+				return err
+			}
+			return s.flush(ctx)
+		}),
+	}
+	cmd.Flags().StringVarP(&data, "data", "d", "", "the message: text, `@FILE`, or - for standard input")
+	cmd.Flags().BoolVar(&lines, "lines", false, "each line is a message; without --data those of standard input")
+	cmd.Flags().DurationVar(&m.Delay, "delay", 0, "how long they wait at least, such as 30s")
+	cmd.Flags().StringVar(&m.DeduplicationKey, "dedup", "", "`KEY` under which the message is accepted once only")
+	return a.talks(cmd)
+}
+
+// sender puts messages into a queue, several at once.
+type sender struct {
+	a     *app
+	c     *client.Client
+	queue string
+	list  []client.Message
+	size  int
+	sent  int
+}
+
+// What a request has at most.
+const (
+	sendCount = 1000
+	sendBytes = 6 << 20
+)
+
+// lines sends each line, which is like m. Empty lines are left out.
+func (s *sender) lines(ctx context.Context, in io.Reader, m client.Message) error {
+	scan := bufio.NewScanner(in)
+	scan.Buffer(nil, hearth.MaxQueueMessage+1)
+	n := 0
+	for scan.Scan() {
+		n++
+		m.Body = scan.Text()
+		if m.Body == "" {
+			continue
+		}
+		if err := s.add(ctx, m); err != nil {
+			return s.broken(n, err)
+		}
+	}
+	if err := scan.Err(); err != nil {
+		return s.broken(n+1, err)
+	}
+	if err := s.flush(ctx); err != nil {
+		return s.broken(n, err)
+	}
+	fmt.Fprintf(s.a.stderr, "sent %s to %s\n", count(s.sent, "message"), s.queue)
+	return nil
+}
+
+// broken says how far it came.
+func (s *sender) broken(line int, err error) error {
+	e := *hearth.AsError(err)
+	if errors.Is(err, bufio.ErrTooLong) {
+		e = *hearth.Errorf(hearth.CodeInvalid, "a message has at most %s", hearth.Bytes(hearth.MaxQueueMessage))
+	}
+	e.Message = fmt.Sprintf("up to line %d: %s; %s sent before", line, e.Message, count(s.sent, "message"))
+	return &e
+}
+
+func (s *sender) add(ctx context.Context, m client.Message) error {
+	if err := (hearth.Message{Body: m.Body}).Validate(); err != nil {
+		return err
+	}
+	if len(s.list) == sendCount || s.size+len(m.Body) > sendBytes {
+		if err := s.flush(ctx); err != nil {
+			return err
+		}
+	}
+	s.list = append(s.list, m)
+	s.size += len(m.Body)
+	return nil
+}
+
+func (s *sender) flush(ctx context.Context) error {
+	if len(s.list) == 0 {
+		return nil
+	}
+	sent, err := s.c.Send(ctx, s.queue, s.list...)
+	if err != nil {
+		return err
+	}
+	for _, m := range sent {
+		if m.Duplicate {
+			fmt.Fprintln(s.a.stderr, "it was accepted before, under the same key")
+		}
+		if _, err := fmt.Fprintln(s.a.stdout, printable(m.ID)); err != nil {
+			return err
+		}
+	}
+	s.sent += len(sent)
+	s.list, s.size = s.list[:0], 0
+	return nil
+}
+
+func (a *app) queuesCmd() *cobra.Command {
+	return a.talks(a.prints(&cobra.Command{
+		Use:   "queues",
+		Short: "List the queues of messages",
+		Long: `Queues lists the queues whose messages a function takes, and those that have
+messages: how many wait (of which some are not due yet), are with the function, were
+handled and are kept, and are dead letters. LATE is for how long the next one of
+those that wait has been due.`,
+		Example: `  hearth queues
+  hearth queue list queue:orders --state dead
+  hearth queue redrive queue:orders`,
+		Args: cobra.NoArgs,
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+			list, err := c.Queues(ctx)
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(list)
+			}
+			if len(list) == 0 {
+				fmt.Fprintln(a.stderr, "There are no queues.")
+				return nil
+			}
+			now := time.Now()
+			rows := [][]string{append([]string{"QUEUE", "FUNCTION"}, countColumns...)}
+			for _, q := range list {
+				rows = append(rows, append([]string{q.Name, orDash(q.Function)}, countRow(q.QueueCounts, now)...))
+			}
+			return a.printTable(rows)
+		}),
+	}))
+}
+
+// countColumns are the heads of what countRow returns.
+var countColumns = []string{"QUEUED", "DELAYED", "RUNNING", "SUCCEEDED", "DEAD", "CANCELED", "LATE", "SIZE"}
+
+// countRow returns the columns of counts at a time.
+func countRow(c hearth.QueueCounts, now time.Time) []string {
+	late := "-"
+	if d := now.Sub(c.OldestDue); !c.OldestDue.IsZero() && d > 0 {
+		late = span(d)
+	}
+	var row []string
+	for _, n := range []int64{c.Queued, c.Delayed, c.Running, c.Succeeded, c.Dead, c.Canceled} {
+		row = append(row, strconv.FormatInt(n, 10))
+	}
+	return append(row, late, size(c.Bytes))
+}
+
+// oneQueue accepts exactly one argument, the name of a queue.
+func oneQueue(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("which queue?\n\nwrite %s QUEUE; hearth queues lists them", cmd.CommandPath())
+	}
+	if err := hearth.ValidateQueueName(args[0]); err != nil {
+		e := hearth.AsError(err)
+		return fmt.Errorf("%s\n\n%s", e.Message, e.Hint)
+	}
+	return nil
+}
+
+// completeQueue completes the name of a queue.
+func (a *app) completeQueue(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.completeFrom(cmd, args, func(ctx context.Context, c *client.Client) (names []string, err error) {
+		list, err := c.Queues(ctx)
+		for _, q := range list {
+			names = append(names, q.Name)
+		}
+		return names, err
+	})
+}
