@@ -15,9 +15,6 @@ import (
 	"github.com/hearthrun/hearth"
 )
 
-// maxMessages is how many messages a request can have.
-const maxMessages = 1000
-
 type messageInput struct {
 	Body             json.RawMessage `json:"body" doc:"The message: a text as it is, any other JSON value as its text"`
 	Delay            hearth.Duration `json:"delay,omitempty" doc:"For how long it waits before a function gets it; at most 30 days" example:"30s"`

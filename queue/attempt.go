@@ -337,13 +337,17 @@ func notice(id string, e hearth.AsyncEntry, c hearth.AsyncCall, now time.Time) (
 		data.Response = &response{Status: r.Status, Headers: r.Headers, Cut: r.Cut}
 		data.Response.Value, data.Response.Text, data.Response.Base64 = r.Content()
 	}
+	source := "/v1/functions/" + c.Function
+	if queue := hearth.QueueOf(c.Function); queue != "" {
+		source = "/v1/queues/" + queue
+	}
 	verb := "succeeded"
 	if c.State == hearth.AsyncFailed {
 		verb = "failed"
 	}
 	return json.Marshal(map[string]any{
 		"specversion": "1.0", "id": id, "type": "run.hearth.invocation." + verb,
-		"source": "/v1/functions/" + c.Function, "subject": c.ID, "time": now.UTC().Format(time.RFC3339Nano),
+		"source": source, "subject": c.ID, "time": now.UTC().Format(time.RFC3339Nano),
 		"datacontenttype": "application/json", "data": data,
 	})
 }

@@ -28,12 +28,13 @@ type item struct {
 	bytes int64
 }
 
-// lane is the calls of one function, the deliveries of its webhooks or the messages of
-// a queue. It is in
-// one of these places: the list ready, the heap later, being loaded, waiting for one
-// of its own calls to end, or nowhere because it is empty. placeLocked puts it there.
+// lane is the calls of one function, the messages of a queue, or the deliveries of the
+// webhooks of one of them. It is in one of these places: the list ready, the heap later,
+// being loaded, waiting for one of its own calls to end, or nowhere because it is empty.
+// placeLocked puts it there.
 type lane struct {
 	key     string
+	queue   string // whose messages they are; empty for others
 	head    []item // by when they are due; the store has those that follow
 	more    bool   // the store may have more
 	running int    // calls with an attempt under way
@@ -73,10 +74,16 @@ func (q *Queue) laneLocked(key string) *lane {
 	l := q.lanes[key]
 	if l == nil {
 		l = &lane{key: key, at: -1}
+		if !l.webhooks() {
+			l.queue = hearth.QueueOf(key)
+		}
 		q.lanes[key] = l
 	}
 	return l
 }
+
+// webhooks tells whether its calls are deliveries.
+func (l *lane) webhooks() bool { return strings.HasSuffix(l.key, hearth.WebhookLane("")) }
 
 // rule is how the calls of a lane begin.
 type rule struct {
@@ -88,7 +95,7 @@ type rule struct {
 // ruleOf returns the rule of a lane as it is now. Of a function's concurrency a quarter
 // is left to those who wait for their answers.
 func (q *Queue) ruleOf(l *lane) rule {
-	if strings.HasSuffix(l.key, "/webhooks") {
+	if l.webhooks() {
 		return rule{limit: webhookLimit, batch: 1}
 	}
 	cfg, err := q.runner.AsyncConfig(l.key)
@@ -96,7 +103,8 @@ func (q *Queue) ruleOf(l *lane) rule {
 		return rule{limit: 1, batch: 1} // to find out
 	}
 	r := rule{limit: max(1, cfg.Concurrency-max(1, cfg.Concurrency/4)), batch: 1}
-	if t, ok := cfg.Queues[hearth.QueueOf(l.key)]; ok {
+	if l.queue != "" {
+		t := cfg.Queues[l.queue]
 		r.limit = cmp.Or(t.Concurrency, r.limit)
 		r.batch, r.window = cmp.Or(t.BatchSize, hearth.DefaultBatch), time.Duration(t.BatchWindow)
 	}
@@ -174,8 +182,10 @@ func (q *Queue) addLocked(calls ...hearth.AsyncCall) {
 		l := q.laneLocked(c.Lane())
 		l.add(item{c.ID, c.DueAt, c.Bytes}, q.ruleOf(l).room())
 	}
-	for _, c := range calls { // when all are there, so that they make full batches
-		q.placeLocked(q.laneLocked(c.Lane()))
+	for i, c := range calls { // when all are there, so that they make full batches
+		if i == 0 || c.Lane() != calls[i-1].Lane() {
+			q.placeLocked(q.laneLocked(c.Lane()))
+		}
 	}
 	q.dispatchLocked()
 }
@@ -314,8 +324,8 @@ func (q *Queue) beginLocked(l *lane, n int) {
 	q.wg.Go(func() {
 		defer cancel(nil)
 		outcomes := make([]outcome, len(r.items))
-		if queue := hearth.QueueOf(l.key); queue != "" && l.key == hearth.QueueTarget(queue) {
-			q.attemptBatch(ctx, queue, r.items, outcomes)
+		if l.queue != "" {
+			q.attemptBatch(ctx, l.queue, r.items, outcomes)
 		} else {
 			outcomes[0] = q.attempt(ctx, r.items[0].id)
 		}

@@ -426,3 +426,29 @@ func TestQueueAsDestination(t *testing.T) {
 		}
 	})
 }
+
+// TestMessageDestinations: a webhook is told of each message that became a dead letter.
+func TestMessageDestinations(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		hooks := &webhooks{status: 204}
+		f := &functions{configs: map[string]hearth.Config{}}
+		b := newBed(t, dir, f, func(c *queue.Config) { c.Webhooks = hooks })
+		defer b.close()
+		b.takes(hearth.QueueTrigger{}, hearth.Async{MaxAttempts: 1, OnFailure: []hearth.Destination{"https://example.com/hook"}})
+		f.run = refusing(t, func(body string) bool { return strings.HasPrefix(body, "bad") })
+		b.send("a", "bad one", `"bad two"`)
+		time.Sleep(time.Minute)
+		var told []string
+		for _, h := range hooks.list() {
+			told = append(told, h.body)
+		}
+		slices.Sort(told)
+		if len(told) != 1 || !strings.Contains(told[0], `"event":"bad one"`) || !strings.Contains(told[0], `"source":"/v1/queues/orders"`) {
+			t.Errorf("%q", told)
+		}
+		if n := len(b.batches()); n != 1 {
+			t.Errorf("the function was called %d times", n)
+		}
+	})
+}
