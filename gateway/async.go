@@ -132,10 +132,8 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 	if err != nil {
 		return call, false, err
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			return call, false, err
-		}
+	if err := allow(t.limit, now); err != nil {
+		return call, false, err
 	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()

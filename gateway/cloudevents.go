@@ -347,10 +347,8 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 	if err != nil {
 		return nil, false, err
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			return nil, false, err
-		}
+	if err := allow(t.limit, now); err != nil {
+		return nil, false, err
 	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()

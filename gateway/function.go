@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/rs/cors"
 	"golang.org/x/time/rate"
@@ -24,6 +23,20 @@ type function struct {
 	generation int64
 	live       *alias
 	others     map[string]*alias // the other aliases; nil if there are none
+	// numbered bounds the calls of versions by their numbers. It is the same as long
+	// as there is the function.
+	numbered *limiters
+}
+
+// alias returns the alias with the name, nil if f is nil or has none.
+func (f *function) alias(name string) *alias {
+	switch {
+	case f == nil:
+		return nil
+	case name == hearth.Live:
+		return f.live
+	}
+	return f.others[name]
 }
 
 // all returns the aliases with their names.
@@ -62,7 +75,7 @@ type portion struct {
 // newFunction returns what the table has of a function; old is what it had before,
 // nil if nothing.
 func newFunction(d *hearth.Deployment, old *function) (*function, error) {
-	f := &function{generation: d.Generation}
+	f := &function{generation: d.Generation, numbered: &limiters{}}
 	for _, a := range d.Aliases {
 		made, err := newAlias(d, a)
 		if err != nil {
@@ -80,12 +93,14 @@ func newFunction(d *hearth.Deployment, old *function) (*function, error) {
 	if f.live == nil {
 		return nil, hearth.Errorf(hearth.CodeInternal, "function %s has no version that is live", d.Function)
 	}
-	limit := newLimiter(f.live.main().Config.Limits)
-	if old != nil && limit != nil && old.live.limit != nil && old.live.limit.Limit() == limit.Limit() && old.live.limit.Burst() == limit.Burst() {
-		limit = old.live.limit // a deploy is no reason for another burst
+	if old != nil {
+		f.numbered = old.numbered
 	}
-	for _, a := range f.all() {
-		a.limit = limit
+	for name, a := range f.all() {
+		a.limit = newLimiter(a.main().Config.Limits)
+		if was := old.alias(name); was != nil && sameLimit(a.limit, was.limit) {
+			a.limit = was.limit // a deploy is no reason for another burst
+		}
 	}
 	return f, nil
 }
@@ -234,33 +249,4 @@ func (g *Gateway) resolve(ctx context.Context, t *table, to hearth.Target) (*ali
 	}
 	return nil, nil, hearth.Errorf(hearth.CodeNotFound, "function %s has no alias %s", name, qualifier).
 		WithHint("hearth alias list %s shows them", name)
-}
-
-// allow counts a call. Errors: CodeExhausted when too many come.
-func (a *alias) allow(now time.Time) error {
-	if a.limit == nil {
-		return nil
-	}
-	r := a.limit.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
-	if wait == 0 {
-		return nil
-	}
-	r.CancelAt(now)
-	e := hearth.Errorf(hearth.CodeExhausted, "the function is called more often than its limit of %s allows", hearth.Rate(a.limit.Limit())).
-		WithHint("call it less often; its owner can raise limits.rate in hearth.yaml")
-	e.RetryAfter = wait
-	return e
-}
-
-// newLimiter returns what bounds the rate of calls, nil if nothing does.
-func newLimiter(l hearth.Limits) *rate.Limiter {
-	if l.Rate == 0 {
-		return nil
-	}
-	burst := l.Burst
-	if burst == 0 {
-		burst = max(1, int(l.Rate))
-	}
-	return rate.NewLimiter(rate.Limit(l.Rate), burst)
 }

@@ -390,6 +390,53 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
+// Every alias and every version that is called by its number has a limit of its
+// own: none escapes it, and none uses up that of another.
+func TestRateLimitOfEachWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := func(burst int) func(*hearth.Config) {
+			return func(c *hearth.Config) { c.Limits = hearth.Limits{Rate: 1, Burst: burst} }
+		}
+		g, catalog, _ := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100}), {Name: "beta", Versions: hearth.Weights{2: 100}}},
+			numbered("f", 1, limit(3)), numbered("f", 2, limit(4)))
+		catalog.others = []hearth.Version{*numbered("f", 1, limit(3)), *numbered("f", 2, limit(4)), *numbered("f", 3, limit(5)), *numbered("f", 4, nil)}
+		check := func(when string, want map[string]int) {
+			t.Helper()
+			for path, n := range want {
+				allowed := 0
+				for range 20 {
+					if w := request(g, "GET", path); !strings.Contains(w.Body.String(), "1/s") {
+						allowed++
+					}
+				}
+				if allowed != n {
+					t.Errorf("%s: %d of 20 calls of %s were allowed, want %d", when, allowed, path, n)
+				}
+			}
+		}
+		check("at first", map[string]int{"/fn/f/": 3, "/fn/f@beta/": 4, "/fn/f@1/": 3, "/fn/f@2/": 4, "/fn/f@3/": 5, "/fn/f@4/": 20})
+		catalog.list[0].Generation++
+		if err := g.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		none := map[string]int{"/fn/f/": 0, "/fn/f@beta/": 0, "/fn/f@1/": 0, "/fn/f@2/": 0, "/fn/f@3/": 0}
+		check("after a change of the function", none)
+		// Other versions do not make room for more of one that has used it up.
+		for n := 5; n < 5+2*maxLimiters; n++ {
+			catalog.others = append(catalog.others, *numbered("f", n, limit(1)))
+			request(g, "GET", fmt.Sprintf("/fn/f@%d/", n))
+		}
+		check("after calls of others", none)
+		time.Sleep(time.Hour)
+		check("an hour later", map[string]int{"/fn/f@3/": 5, "/fn/f@5/": 1})
+		limits := g.table.Load().functions["f"].numbered
+		limits.of(numbered("f", 1000, limit(1)), time.Now())
+		if n := len(limits.kept); n > 4 {
+			t.Errorf("%d limits of versions nobody calls are kept", n)
+		}
+	})
+}
+
 func TestBodyLimit(t *testing.T) {
 	g, _, pool := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100})}, numbered("f", 1, func(c *hearth.Config) { c.Limits.Request = 10 }))
 	for body, want := range map[string]int{"0123456789": 429, "0123456789a": 413} { // 429 is what the pool says here

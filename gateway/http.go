@@ -167,10 +167,8 @@ func (g *Gateway) call(ctx context.Context, x *exchange, t *target, now time.Tim
 	if x.fill != nil {
 		defer x.fill.end()
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			return err
-		}
+	if err := allow(t.limit, now); err != nil {
+		return err
 	}
 	counted, free, err := g.readBody(x, t.version, x.end)
 	defer free()

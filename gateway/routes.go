@@ -8,8 +8,10 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/rs/cors"
+	"golang.org/x/time/rate"
 
 	"github.com/hearthrun/hearth"
 )
@@ -185,7 +187,8 @@ type target struct {
 	alias   *alias // nil for a version that was named
 	version *hearth.Version
 	route   hearth.Route // hearth.AllCalls for /fn/{name}
-	cors    *cors.Cors   // nil if none is configured
+	cors    *cors.Cors    // nil if none is configured
+	limit   *rate.Limiter // of calls; nil if there is none
 	// path is the path as the function sees it, prefix what was cut off.
 	path, prefix string
 	routeKey     string
@@ -236,7 +239,7 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 			if wanted != "" {
 				answers = nil // it would answer for another method than the one asked about
 			}
-			return target{name: e.alias.name, alias: e.alias, route: e.route, cors: answers, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
+			return target{name: e.alias.name, alias: e.alias, limit: e.alias.limit, route: e.route, cors: answers, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
 		}
 		if pattern != "" {
 			return target{redirect: h}, nil
@@ -274,8 +277,10 @@ func (g *Gateway) matchCall(ctx context.Context, t *table, r *http.Request, rest
 	to := target{name: hearth.Target(name), alias: a, version: v, route: hearth.AllCalls, path: path, prefix: "/fn/" + name, routeKey: "$default"}
 	if a != nil {
 		to.cors = a.cors
+		to.limit = a.limit
 	} else {
 		to.cors = newCORS(v.Config, hearth.AllCalls)
+		to.limit = t.functions[v.Function].numbered.of(v, time.Now())
 	}
 	to.preflight = to.cors != nil && preflightFor(r) != ""
 	return to, nil

@@ -124,11 +124,9 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 			WithHint("its owner can allow the origin in cors of hearth.yaml"))
 		return
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			writeError(w, r, nil, err)
-			return
-		}
+	if err := allow(t.limit, now); err != nil {
+		writeError(w, r, nil, err)
+		return
 	}
 	end := now.Add(time.Duration(t.version.Config.Timeout))
 	s := &socket{
