@@ -214,7 +214,7 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
-	rec := g.newRecord(v, e.Kind, now)
+	rec := g.newRecord(a, v, e.Kind, now)
 	rec.ID, rec.BytesIn = e.ID, int64(len(e.Body))
 	call := &guest.Call{ID: e.ID, Deadline: end, Kind: e.Kind, Event: e.Head, Body: e.Body}
 	if e.Kind == hearth.KindHTTP {

@@ -321,7 +321,7 @@ func (g *Gateway) AcceptEvents(ctx context.Context, target string, events [][]by
 
 // serveCloudEvents answers a request that carries events.
 func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, now time.Time) {
-	rec := g.newRecord(t.version, hearth.KindEvent, now)
+	rec := g.newRecord(t.alias, t.version, hearth.KindEvent, now)
 	rec.Method, rec.Path = r.Method, r.URL.Path
 	value, called, err := g.takeCloudEvents(w, r, t, &rec, now)
 	if called {

@@ -55,7 +55,8 @@ func (f *function) all() iter.Seq2[string, *alias] {
 
 // alias is an alias in the table.
 type alias struct {
-	name hearth.Target // "function" or "function@alias"
+	name  hearth.Target // "function" or "function@alias"
+	alias string
 	// portions has the newest version first, so that while its share grows callers
 	// who stay only ever move to it.
 	portions []portion
@@ -106,7 +107,7 @@ func newFunction(d *hearth.Deployment, old *function) (*function, error) {
 }
 
 func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
-	made := &alias{name: hearth.Target(d.Function), routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
+	made := &alias{name: hearth.Target(d.Function), alias: a.Name, routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
 	if a.Sticky == hearth.StickyCookie {
 		made.cookie = "hearth_" + d.Function + "_" + a.Name
 	}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -247,6 +248,29 @@ func TestPreviews(t *testing.T) {
 	catalog.others = nil // it was removed
 	if w := request(g, "GET", "/fn/f@1/"); w.Code != 404 {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// Records tell through which alias a call came: a release compares only those of the
+// alias that it changes.
+func TestRecordsTellTheAlias(t *testing.T) {
+	g, catalog, _ := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100}), {Name: "beta", Versions: hearth.Weights{1: 100}, Routes: []hearth.Route{"/beta"}}},
+		numbered("f", 1, func(c *hearth.Config) { c.Routes = []hearth.Route{"/f"} }))
+	catalog.others = []hearth.Version{*numbered("f", 1, nil)}
+	var records kept
+	g.cfg.Recorder = &records
+	for path, want := range map[string]string{"/fn/f/": "live", "/f": "live", "/fn/f@live/": "live", "/fn/f@beta/": "beta", "/beta": "beta", "/fn/f@1/": ""} {
+		records = nil
+		if request(g, "GET", path); len(records) != 1 || records[0].Alias != want {
+			t.Errorf("%s: %+v, want alias %q", path, records, want)
+		}
+	}
+	for to, want := range map[hearth.Target]string{"f": "live", "f@beta": "beta", "f@1": ""} {
+		records = nil
+		_, _ = g.InvokeEvent(t.Context(), hearth.EventRequest{Target: to}, io.Discard, nil) // the pool refuses all
+		if len(records) != 1 || records[0].Alias != want {
+			t.Errorf("an event for %s: %+v, want alias %q", to, records, want)
+		}
 	}
 }
 

@@ -244,14 +244,20 @@ func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Cal
 	return err
 }
 
-func (g *Gateway) newRecord(v *hearth.Version, kind hearth.Kind, now time.Time) hearth.Invocation {
-	return hearth.Invocation{
+// newRecord begins the record of a call through an alias; nil for a version that was
+// named.
+func (g *Gateway) newRecord(a *alias, v *hearth.Version, kind hearth.Kind, now time.Time) hearth.Invocation {
+	rec := hearth.Invocation{
 		ID:        newInvocationID(),
 		Function:  v.Function,
 		Version:   v.Number,
 		Kind:      kind,
 		StartedAt: now,
 	}
+	if a != nil {
+		rec.Alias = a.alias
+	}
+	return rec
 }
 
 // newInvocationID returns a version 7 UUID: unique, and sorted by time.
@@ -317,7 +323,7 @@ func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
-	rec := g.newRecord(v, hearth.KindEvent, now)
+	rec := g.newRecord(a, v, hearth.KindEvent, now)
 	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent}
 	if r.Event != nil {
 		body, err := io.ReadAll(io.LimitReader(r.Event, g.maxRequest(v)+1))

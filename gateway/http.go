@@ -134,7 +134,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, t *target, now 
 	x := exchanges.Get().(*exchange)
 	defer x.recycle()
 	x.w, x.r, x.end, x.limit = w, r, end, g.maxResponse(t.version)
-	x.rec = g.newRecord(t.version, hearth.KindHTTP, now)
+	x.rec = g.newRecord(t.alias, t.version, hearth.KindHTTP, now)
 	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
 	x.cors = t.cors != nil
 	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP

@@ -186,7 +186,7 @@ type target struct {
 	name    hearth.Target
 	alias   *alias // nil for a version that was named
 	version *hearth.Version
-	route   hearth.Route // hearth.AllCalls for /fn/{name}
+	route   hearth.Route  // hearth.AllCalls for /fn/{name}
 	cors    *cors.Cors    // nil if none is configured
 	limit   *rate.Limiter // of calls; nil if there is none
 	// path is the path as the function sees it, prefix what was cut off.

@@ -133,7 +133,7 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 		g: g, version: t.version, limits: t.version.Config.Websocket.WithDefaults(),
 		x: &exchange{w: w, r: r, end: end, limit: g.maxResponse(t.version), cors: t.cors != nil, begin: now}, answered: make(chan struct{}), accepting: make(chan func()),
 	}
-	s.x.rec = g.newRecord(t.version, hearth.KindWebsocket, now)
+	s.x.rec = g.newRecord(t.alias, t.version, hearth.KindWebsocket, now)
 	s.x.rec.Method, s.x.rec.Path = r.Method, r.URL.Path
 	if !g.sockets.add(s) {
 		writeError(w, r, nil, hearth.Errorf(hearth.CodeUnavailable, "the server is shutting down").WithHint("try again in a moment"))
