@@ -268,6 +268,9 @@ type AsyncRequest struct {
 	// DeduplicationKey makes a second request with the same key for the same
 	// function return the first call.
 	DeduplicationKey string
+	// Fingerprint tells requests apart that come with the same key: another one is
+	// refused. Empty is the same as any.
+	Fingerprint string
 }
 
 // QueueStatus is what is stored for later.
@@ -304,6 +307,9 @@ type FunctionQueue struct {
 type AsyncEntry struct {
 	AsyncCall
 	AsyncPayload
+	// Fingerprint is that of its request, if it has a DeduplicationKey. It is stored,
+	// not read.
+	Fingerprint string
 }
 
 // Lane is what takes turns with other lanes: the calls of a function, or the

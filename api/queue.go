@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"time"
 
@@ -228,6 +229,9 @@ func (s *API) asyncCall(ctx context.Context, id string, wait time.Duration) (*as
 // Hearth-Invocation-Type: async.
 func (s *API) acceptEvent(w http.ResponseWriter, r *http.Request, event []byte) error {
 	call, first, err := s.Acceptor.AcceptEvent(r.Context(), r.PathValue("name"), event, r.Header)
+	if errors.Is(err, hearth.ErrKeyReused) {
+		return withStatus(http.StatusUnprocessableEntity, err)
+	}
 	if err != nil {
 		return err
 	}

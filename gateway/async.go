@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -31,7 +33,8 @@ const (
 // Queue stores calls to run them later; package queue has one.
 type Queue interface {
 	// Accept returns when the call has reached the disk. first is false if it was
-	// accepted before, under the same deduplication key.
+	// accepted before, under the same deduplication key. Errors: with
+	// hearth.ErrKeyReused if that was another request.
 	Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error)
 	// AcceptAll accepts several calls of a target, without deduplication keys: all, or
 	// none with an error.
@@ -80,6 +83,12 @@ func (g *Gateway) AcceptEvent(ctx context.Context, target string, event []byte, 
 		return call, false, err
 	}
 	r.Target, r.Kind, r.Body = target, hearth.KindEvent, event
+	if r.DeduplicationKey != "" {
+		print := sha256.New()
+		addTo(print, []byte(target))
+		print.Write(event) //nolint:errcheck // never fails
+		r.Fingerprint = hex.EncodeToString(print.Sum(nil))
+	}
 	return g.cfg.Queue.Accept(ctx, r)
 }
 
@@ -145,6 +154,12 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 	req.Body = body
 	req.Target, req.Kind = string(t.name), hearth.KindHTTP
 	req.Head = appendEvent(nil, r, t, req.ID, now)
+	if req.DeduplicationKey != "" {
+		print := sha256.New()
+		addRequest(print, r)
+		print.Write(body) //nolint:errcheck // never fails
+		req.Fingerprint = hex.EncodeToString(print.Sum(nil))
+	}
 	return g.cfg.Queue.Accept(ctx, req)
 }
 

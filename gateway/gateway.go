@@ -418,8 +418,11 @@ var errTooLarge = errors.New("the body is too large")
 
 // statusOf returns the HTTP status of an error.
 func statusOf(err error) int {
-	if errors.Is(err, errTooLarge) {
+	switch {
+	case errors.Is(err, errTooLarge):
 		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, hearth.ErrKeyReused):
+		return http.StatusUnprocessableEntity
 	}
 	return hearth.AsError(err).Code.HTTPStatus()
 }

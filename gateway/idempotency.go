@@ -103,9 +103,7 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 	for _, header := range identifying {
 		addTo(name, []byte(r.Header.Get(header)))
 	}
-	for _, s := range []string{r.Method, hostName(r.Host), r.URL.RequestURI(), r.Header.Get("Content-Type")} {
-		addTo(print, []byte(s))
-	}
+	addRequest(print, r)
 	print.Write(body.head) //nolint:errcheck // never fails
 	if body.rest != nil {
 		_, err = io.Copy(print, body.rest)
@@ -117,6 +115,13 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 	return hearth.KeptResponse{
 		Key: hex.EncodeToString(name.Sum(nil)), Function: t.version.Function, Fingerprint: hex.EncodeToString(print.Sum(nil)),
 	}, body, nil
+}
+
+// addRequest adds what tells requests apart, but for the body.
+func addRequest(h hash.Hash, r *http.Request) {
+	for _, s := range []string{r.Method, hostName(r.Host), r.URL.RequestURI(), r.Header.Get("Content-Type")} {
+		addTo(h, []byte(s))
+	}
 }
 
 // identifying are the headers by which callers are told apart.
@@ -212,8 +217,7 @@ func (g *Gateway) runOnce(w http.ResponseWriter, r *http.Request, t *target, k h
 func replayKept(w http.ResponseWriter, r *http.Request, t *target, k, before hearth.KeptResponse) {
 	switch {
 	case before.Fingerprint != k.Fingerprint:
-		writeProblem(w, r, nil, hearth.Errorf(hearth.CodeInvalid, "another request was sent with the same Idempotency-Key").
-			WithHint("use a new key for each request, and the same only to send it again"), http.StatusUnprocessableEntity)
+		writeError(w, r, nil, hearth.KeyReused("Idempotency-Key"))
 	case before.State == hearth.KeptDone:
 		h := w.Header()
 		for name, values := range before.Header {
