@@ -114,7 +114,8 @@ type Gateway struct {
 	cache    *cache
 	previews previews
 	sockets  sockets
-	running  sync.Map      // chan struct{} that is closed at its end, by the key of a KeptResponse
+	keyed    sync.Map      // *keyedCall that runs, by the key of a KeptResponse
+	waiters  atomic.Int32  // for the end of those in keyed
 	large    chan struct{} // a token for each large body that is being stored
 	reload   sync.Mutex
 	table    atomic.Pointer[table]
