@@ -21,6 +21,7 @@ import (
 // function is a function in the table.
 type function struct {
 	generation int64
+	err        error // why it cannot be served; then it has no aliases
 	live       *alias
 	others     map[string]*alias // the other aliases; nil if there are none
 	// numbered bounds the calls of versions by their numbers. It is the same as long
@@ -42,7 +43,7 @@ func (f *function) alias(name string) *alias {
 // all returns the aliases with their names.
 func (f *function) all() iter.Seq2[string, *alias] {
 	return func(yield func(string, *alias) bool) {
-		if !yield(hearth.Live, f.live) {
+		if f.err != nil || !yield(hearth.Live, f.live) {
 			return
 		}
 		for name, a := range f.others {
@@ -74,13 +75,19 @@ type portion struct {
 }
 
 // newFunction returns what the table has of a function; old is what it had before,
-// nil if nothing.
+// nil if nothing. With an error it has no aliases.
 func newFunction(d *hearth.Deployment, old *function) (*function, error) {
 	f := &function{generation: d.Generation, numbered: &limiters{}}
+	if old != nil {
+		f.numbered = old.numbered
+	}
+	if d.Err != nil {
+		return f, d.Err
+	}
 	for _, a := range d.Aliases {
 		made, err := newAlias(d, a)
 		if err != nil {
-			return nil, err
+			return f, err
 		}
 		if a.Name == hearth.Live {
 			f.live = made
@@ -92,10 +99,7 @@ func newFunction(d *hearth.Deployment, old *function) (*function, error) {
 		f.others[a.Name] = made
 	}
 	if f.live == nil {
-		return nil, hearth.Errorf(hearth.CodeInternal, "function %s has no version that is live", d.Function)
-	}
-	if old != nil {
-		f.numbered = old.numbered
+		return f, hearth.Errorf(hearth.CodeInternal, "it has no version that is live")
 	}
 	for name, a := range f.all() {
 		a.limit = newLimiter(a.main().Config.Limits)
@@ -115,7 +119,7 @@ func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
 	for _, n := range a.Versions.Numbers() {
 		v := d.Versions[n]
 		if v == nil {
-			return nil, hearth.Errorf(hearth.CodeInternal, "alias %s of function %s leads to version %d, which does not exist", a.Name, d.Function, n)
+			return nil, hearth.Errorf(hearth.CodeInternal, "its alias %s leads to version %d, which does not exist", a.Name, n)
 		}
 		if len(a.Env) > 0 {
 			with := v.WithEnv(a.Env)
@@ -125,7 +129,7 @@ func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
 		made.portions = append(made.portions, portion{v, end})
 	}
 	if len(made.portions) == 0 {
-		return nil, hearth.Errorf(hearth.CodeInternal, "alias %s of function %s has no version", a.Name, d.Function)
+		return nil, hearth.Errorf(hearth.CodeInternal, "its alias %s has no version", a.Name)
 	}
 	config := made.main().Config
 	if a.Name == hearth.Live {
@@ -227,16 +231,18 @@ func takePoint(r *http.Request, name string) (point int, _ *http.Request, ok boo
 }
 
 // resolve finds what a target names: an alias, or a version. Errors:
-// CodeNotFound.
+// CodeNotFound, CodeUnavailable for a function that cannot be served.
 func (g *Gateway) resolve(ctx context.Context, t *table, to hearth.Target) (*alias, *hearth.Version, error) {
 	if f := t.functions[string(to)]; f != nil {
-		return f.live, nil, nil
+		return f.live, nil, f.err
 	}
 	name, qualifier, number, err := to.Parts()
 	f := t.functions[name]
 	switch {
 	case f == nil:
 		return nil, nil, noFunction(name)
+	case f.err != nil:
+		return nil, nil, f.err
 	case err != nil:
 		return nil, nil, err
 	case number > 0:

@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -216,6 +218,80 @@ func TestAliases(t *testing.T) {
 		if (err == nil) != (c.owner == "") || err != nil && !strings.Contains(err.Error(), c.owner) {
 			t.Errorf("%s %s: %v, want %q", c.alias, c.route, err, c.owner)
 		}
+	}
+}
+
+// scheduled takes the schedules.
+type scheduled struct{ list []hearth.FunctionSchedules }
+
+func (s *scheduled) SetSchedules(list []hearth.FunctionSchedules) { s.list = list }
+
+// A function of which something is wrong keeps no other from being served; its calls
+// are told what it is.
+func TestABrokenFunctionHarmsNoOther(t *testing.T) {
+	routed := func(name string, routes ...hearth.Route) *hearth.Version {
+		return numbered(name, 1, func(c *hearth.Config) { c.Routes = routes })
+	}
+	deployment := func(name string, v *hearth.Version) hearth.Deployment {
+		return hearth.Deployment{Function: name, Aliases: []hearth.Alias{live(hearth.Weights{1: 100})}, Versions: map[int]*hearth.Version{1: v}}
+	}
+	unread := deployment("a-unread", routed("a-unread", "/fine", "/unread"))
+	unread.Err = errors.New("version 1: it is no JSON")
+	missing := deployment("b-missing", nil)
+	missing.Versions = nil
+	empty := deployment("c-empty", nil)
+	empty.Aliases = nil
+	clash := deployment("z-clash", routed("z-clash", "/mine", "/fine"))
+	g, catalog, pool := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100})}, numbered("f", 1, nil))
+	var log bytes.Buffer
+	schedules := &scheduled{}
+	g.cfg.Logger, g.cfg.Schedules = slog.New(slog.NewTextHandler(&log, nil)), schedules
+	for _, number := range []int{0, 1} {
+		catalog.list = append([]hearth.Deployment{unread, missing, empty, deployment("fine", routed("fine", "/fine"))}, clash)
+		if err := g.Reload(t.Context()); err != nil {
+			t.Fatal(number, err)
+		}
+	}
+	for path, want := range map[string]string{
+		"/fn/a-unread/": "it is no JSON", "/unread": "it is no JSON", "/fn/a-unread@1/": "it is no JSON",
+		"/fn/b-missing/": "version 1, which does not exist", "/fn/b-missing@live/x": "version 1, which does not exist",
+		"/fn/c-empty/": "no version that is live",
+		"/fn/z-clash/": "conflicts with", "/mine": "conflicts with", "/fn/z-clash@beta/": "conflicts with",
+	} {
+		if w := request(g, "GET", path); w.Code != 503 || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d %s, want 503 and %q", path, w.Code, w.Body, want)
+		}
+	}
+	for _, path := range []string{"/fn/fine/", "/fine"} {
+		if w := request(g, "GET", path); !strings.Contains(w.Body.String(), "called fine@1") {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if !slices.Equal(pool.live, []string{"fine1"}) {
+		t.Errorf("live are %v", pool.live)
+	}
+	for _, name := range []string{"a-unread", "b-missing", "c-empty", "z-clash"} {
+		if !strings.Contains(log.String(), "function="+name) {
+			t.Errorf("the log does not name %s: %s", name, &log)
+		}
+		// Neither its stored calls nor its schedules are those of a function that is gone.
+		if _, err := g.AsyncConfig(name); hearth.ErrorCode(err) != hearth.CodeUnavailable {
+			t.Errorf("the configuration of %s: %v", name, err)
+		}
+		if !slices.ContainsFunc(schedules.list, func(s hearth.FunctionSchedules) bool { return s.Function == name }) {
+			t.Errorf("the schedules lack %s: %v", name, schedules.list)
+		}
+		if list, err := g.Incarnations(name); err != nil || len(list) != 0 {
+			t.Errorf("incarnations of %s: %v, %v", name, list, err)
+		}
+	}
+	// The next deploy may mend it.
+	catalog.list[1] = deployment("b-missing", routed("b-missing"))
+	if err := g.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if w := request(g, "GET", "/fn/b-missing/"); !strings.Contains(w.Body.String(), "called b-missing@1") {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }
 

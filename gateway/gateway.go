@@ -155,7 +155,8 @@ func New(cfg Config) *Gateway {
 }
 
 // Reload reads the catalog. Calls under way end on the version they began
-// with; the pool learns which versions are live.
+// with; the pool learns which versions are live. A function of which something is
+// wrong keeps no other from being served: its calls are answered with what it is.
 func (g *Gateway) Reload(ctx context.Context) error {
 	g.reload.Lock()
 	defer g.reload.Unlock()
@@ -164,14 +165,14 @@ func (g *Gateway) Reload(ctx context.Context) error {
 		return err
 	}
 	old := g.table.Load()
-	next, err := newTable(deployed, old)
-	if err != nil {
-		return err
-	}
+	next := newTable(deployed, old)
 	g.table.Store(next)
 	var versions []hearth.Version
 	for i := range deployed {
 		f := next.functions[deployed[i].Function]
+		if f.err != nil {
+			g.cfg.Logger.ErrorContext(ctx, "a function cannot be served", "function", deployed[i].Function, "err", f.err)
+		}
 		for _, a := range f.all() {
 			for _, p := range a.portions {
 				versions = append(versions, *p.version)
@@ -432,6 +433,14 @@ func responseTooLarge(limit int64) error {
 	e := hearth.Errorf(hearth.CodeFunction, "the function's response is over the limit of %s", hearth.Bytes(limit))
 	e.Function = &hearth.FunctionError{Type: "Runtime.ResponseTooLarge", Message: e.Message}
 	return e
+}
+
+// cannotServe says that a function cannot be served, and why.
+func cannotServe(name string, why error) error {
+	return &hearth.Error{
+		Code: hearth.CodeUnavailable, Message: "function " + name + " cannot be served: " + why.Error(),
+		Hint: "deploy it again, or delete it; the server's log says more", Err: why,
+	}
 }
 
 func noFunction(name string) error {

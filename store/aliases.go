@@ -1,17 +1,20 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/hearthrun/hearth"
 )
 
 // Deployments returns every function with its aliases and the versions they
-// name, by name: what the gateway serves.
+// name, by name: what the gateway serves. What cannot be read of one is its Err, and
+// keeps no other from being served.
 func (s *Store) Deployments(ctx context.Context) (out []hearth.Deployment, err error) {
 	err = s.catalog.view(ctx, "list deployments", func(tx *sql.Tx) error {
 		out = nil
@@ -29,7 +32,14 @@ func (s *Store) Deployments(ctx context.Context) (out []hearth.Deployment, err e
 			index[out[i].Function] = &out[i]
 		}
 		rows, err = tx.QueryContext(ctx, selectAlias+` ORDER BY function, name`)
-		aliases, err := collect(ctx, rows, err, "list aliases", scanOwnedAlias)
+		aliases, err := collect(ctx, rows, err, "list aliases", func(r row) (ownedAlias, error) {
+			a, err := scanOwnedAlias(r)
+			if d := index[a.function]; d != nil && err != nil {
+				d.Err = cmp.Or(d.Err, fmt.Errorf("alias %s: %w", a.Name, err))
+				return a, nil
+			}
+			return a, err
+		})
 		if err != nil {
 			return err
 		}
@@ -37,8 +47,15 @@ func (s *Store) Deployments(ctx context.Context) (out []hearth.Deployment, err e
 			d := index[a.function]
 			d.Aliases = append(d.Aliases, a.Alias)
 		}
-		rows, err = tx.QueryContext(ctx, selectVersion+` WHERE (v.function, v.number) IN (`+referenced+`)`)
-		versions, err := collect(ctx, rows, err, "list versions of aliases", scanVersion)
+		rows, err = tx.QueryContext(ctx, selectVersion+` WHERE (v.function, v.number) IN (`+readable+`)`)
+		versions, err := collect(ctx, rows, err, "list versions of aliases", func(r row) (hearth.Version, error) {
+			v, err := scanVersion(r)
+			if d := index[v.Function]; d != nil && err != nil {
+				d.Err = cmp.Or(d.Err, err)
+				return v, nil
+			}
+			return v, err
+		})
 		if err != nil {
 			return err
 		}
@@ -57,6 +74,9 @@ const (
 	selectAlias = `SELECT function, name, versions, sticky, env, routes, updated_at FROM aliases`
 	// referenced are the versions that aliases name.
 	referenced = `SELECT a.function, CAST(j.key AS INTEGER) FROM aliases a, json_each(a.versions) j`
+	// readable are the same without aliases that are not as Hearth writes them, on
+	// which referenced fails.
+	readable = `SELECT a.function, CAST(j.key AS INTEGER) FROM aliases a, json_each(iif(json_valid(a.versions), a.versions, '{}')) j`
 )
 
 type ownedAlias struct {
