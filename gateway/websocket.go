@@ -257,6 +257,9 @@ func (s *socket) accept(h *guest.Head, in *guest.Socket) error {
 	x.rec.Status = http.StatusSwitchingProtocols
 	x.rec.Timings.Run = x.run()
 	setHeaders(header, &x.rec)
+	for _, cookie := range x.w.Header()["Set-Cookie"] { // by which the caller stays
+		header.Add("Set-Cookie", cookie)
+	}
 	u := ws.HTTPUpgrader{Header: header, Timeout: stalled, Protocol: func(p string) bool { return p == protocol }}
 	nc, rw, _, err := u.Upgrade(x.r, x.w)
 	if err != nil {
