@@ -440,14 +440,23 @@ func (s *API) commitVersion(ctx context.Context, v hearth.Version, as string, li
 	if err := s.reload(ctx); err != nil {
 		return f, err
 	}
-	gone, err := s.Versions.PruneVersions(ctx, f.Name, s.KeepVersions)
-	if err != nil {
+	if err := s.prune(ctx, f); err != nil {
 		s.Logger.WarnContext(ctx, "old versions remain until the next deploy", "function", f.Name, "err", err)
 	}
+	return f, nil
+}
+
+// prune removes the versions of f that nothing needs.
+func (s *API) prune(ctx context.Context, f hearth.Function) error {
+	back, err := s.backs(ctx, f)
+	if err != nil {
+		return err
+	}
+	gone, err := s.Versions.PruneVersions(ctx, f.Name, s.KeepVersions, back)
 	for _, v := range gone {
 		s.Verifier.Retire(v.Incarnation)
 	}
-	return f, nil
+	return err
 }
 
 // reload makes calls follow the catalog.

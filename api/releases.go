@@ -308,6 +308,27 @@ func (s *API) rollback(ctx context.Context, in *rollbackInput) (out *releaseOutp
 	return out, err
 }
 
+// backs returns the versions that a rollback of f goes to: now, and when the release
+// that runs has been ended.
+func (s *API) backs(ctx context.Context, f hearth.Function) (list []int, err error) {
+	live, err := s.base(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	stable := f
+	stable.Live, stable.Split = live, nil
+	for _, f := range []hearth.Function{f, stable} {
+		switch n, err := s.previous(ctx, f); hearth.ErrorCode(err) {
+		case "":
+			list = append(list, n)
+		case hearth.CodeConflict: // there is none
+		default:
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
 // previous returns the version that was live before the one that is live came to
 // be so for the first time. Errors: CodeConflict if there is none.
 func (s *API) previous(ctx context.Context, f hearth.Function) (int, error) {

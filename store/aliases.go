@@ -349,12 +349,16 @@ func (s *Store) DeleteVersion(ctx context.Context, function string, number int) 
 }
 
 // PruneVersions removes the versions of a function that no alias names, no
-// running release needs and that are older than the newest keep ones, except the
-// one that a rollback would return to. It returns those removed.
-func (s *Store) PruneVersions(ctx context.Context, function string, keep int) (gone []hearth.Version, err error) {
+// running release needs and that are older than the newest keep ones, except those
+// to go back to. It returns those removed.
+func (s *Store) PruneVersions(ctx context.Context, function string, keep int, back []int) (gone []hearth.Version, err error) {
+	list, err := json.Marshal(append([]int{}, back...)) // null would be a value
+	if err != nil {
+		return nil, err
+	}
 	err = s.catalog.update(ctx, "prune versions", func(tx *sql.Tx) error {
 		gone, err = s.deleteVersions(ctx, tx, function, `number NOT IN (SELECT number FROM versions WHERE function = ?1 ORDER BY number DESC LIMIT ?2)
-			AND number NOT IN (SELECT "from" FROM releases WHERE function = ?1 AND state = 'done' ORDER BY id DESC LIMIT 1)`, keep)
+			AND v.number NOT IN (SELECT value FROM json_each(?3))`, keep, string(list))
 		return err
 	})
 	return gone, err
@@ -362,10 +366,10 @@ func (s *Store) PruneVersions(ctx context.Context, function string, keep int) (g
 
 // deleteVersions removes the versions of a function to which the condition
 // applies and that nothing needs. In the condition ?1 is the function.
-func (s *Store) deleteVersions(ctx context.Context, tx *sql.Tx, function, condition string, arg any) ([]hearth.Version, error) {
+func (s *Store) deleteVersions(ctx context.Context, tx *sql.Tx, function, condition string, args ...any) ([]hearth.Version, error) {
 	rows, err := tx.QueryContext(ctx, selectVersion+` WHERE v.function = ?1 AND v.`+condition+`
 		AND (v.function, v.number) NOT IN (`+referenced+`)
-		AND NOT EXISTS (SELECT 1 FROM releases WHERE function = ?1 AND state = 'running' AND v.number IN ("from", "to"))`, function, arg)
+		AND NOT EXISTS (SELECT 1 FROM releases WHERE function = ?1 AND state = 'running' AND v.number IN ("from", "to"))`, append([]any{function}, args...)...)
 	gone, err := collect(ctx, rows, err, "list versions to remove", scanVersion)
 	if err != nil {
 		return nil, err
