@@ -254,6 +254,9 @@ type AsyncPayload struct {
 	Head []byte
 	// Body is the event, or the request's body as it came.
 	Body []byte
+	// URL is that of an HTTP request byte for byte, as the response cache knows it;
+	// empty for other kinds.
+	URL string
 }
 
 // AsyncRequest asks for a call to be stored and run later.

@@ -152,7 +152,7 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 		return call, false, err
 	}
 	req.Body = body
-	req.Target, req.Kind = string(t.name), hearth.KindHTTP
+	req.Target, req.Kind, req.URL = string(t.name), hearth.KindHTTP, cacheURL(r)
 	req.Head = appendEvent(nil, r, t, req.ID, now)
 	if req.DeduplicationKey != "" {
 		print := sha256.New()
@@ -236,6 +236,9 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 		rec.Method, rec.Path = requestLine(e.Head)
 	}
 	sink := &resultSink{http: e.Kind == hearth.KindHTTP, limit: g.maxResponse(v)}
+	if v.Config.Cache != nil && sink.http && !safe(rec.Method) {
+		sink.fill = &fill{cache: g.cache, key: &cacheKey{incarnation: v.Incarnation, url: e.URL}, unsafe: true}
+	}
 	err = g.invoke(ctx, v, call, &rec, sink)
 	lent = rec.Instance != ""
 	result = sink.result
@@ -286,6 +289,7 @@ func requestLine(event []byte) (method, path string) {
 // resultSink keeps the beginning of a response.
 type resultSink struct {
 	http   bool
+	fill   *fill // nil unless the response matters to the cache
 	limit  int64
 	size   int64
 	result hearth.AsyncResult
@@ -300,6 +304,9 @@ func (s *resultSink) Head(h *guest.Head) error {
 		return err
 	}
 	s.result.Status = h.Status
+	if s.fill != nil {
+		s.fill.head(h)
+	}
 	size := 0
 	for _, kv := range h.Headers {
 		if size += len(kv[0]) + len(kv[1]); size > maxAsyncHeaders {

@@ -57,12 +57,8 @@ type Keeper interface {
 // does not: safe requests may be run again in any case. Errors: CodeInvalid.
 func idempotencyKey(r *http.Request) (string, error) {
 	values := r.Header["Idempotency-Key"]
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return "", nil
-	}
 	switch {
-	case values == nil:
+	case values == nil || safe(r.Method):
 		return "", nil
 	case len(values) > 1 || values[0] == "" || len(values[0]) > maxIdempotencyKey:
 		return "", hearth.Errorf(hearth.CodeInvalid, "the Idempotency-Key is not valid").

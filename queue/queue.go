@@ -280,7 +280,7 @@ func entry(id, function, target string, kind hearth.Kind, now, due time.Time, ag
 	return hearth.AsyncEntry{
 		AsyncCall: hearth.AsyncCall{
 			ID: id, Function: function, Target: target, Kind: kind, State: hearth.AsyncQueued,
-			AcceptedAt: now, DueAt: due, ExpiresAt: due.Add(time.Duration(age)), Bytes: int64(len(p.Head) + len(p.Body)),
+			AcceptedAt: now, DueAt: due, ExpiresAt: due.Add(time.Duration(age)), Bytes: int64(len(p.Head) + len(p.Body) + len(p.URL)),
 		},
 		AsyncPayload: p,
 	}

@@ -204,7 +204,7 @@ func (q *Queue) insert(tx *queueTx, e hearth.AsyncEntry) error {
 	if err != nil || len(e.Head) == 0 && len(e.Body) == 0 {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO payloads (seq, head, body) VALUES (?, ?, ?)`, seq, e.Head, e.Body)
+	_, err = tx.exec(`INSERT INTO payloads (seq, head, body, url) VALUES (?, ?, ?, ?)`, seq, e.Head, e.Body, e.URL)
 	return err
 }
 
@@ -215,7 +215,7 @@ func (q *Queue) Begin(ctx context.Context, id string) (e hearth.AsyncEntry, err 
 		if e.AsyncCall, err = scanCall(tx.QueryRowContext(ctx, selectCall+` WHERE id = ?`, id)); err != nil {
 			return noCall(err, id)
 		}
-		err = tx.QueryRowContext(ctx, `SELECT head, body FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id).Scan(&e.Head, &e.Body)
+		err = tx.QueryRowContext(ctx, `SELECT head, body, url FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id).Scan(&e.Head, &e.Body, &e.URL)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}

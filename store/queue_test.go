@@ -61,6 +61,7 @@ func TestQueueCallFromAcceptanceToEnd(t *testing.T) {
 	s := open(t, dir)
 	q := s.Queue(store.QueueLimits{})
 	e := queued("hello", `{"n":1}`)
+	e.Head, e.URL = []byte(`{}`), "http://example.com/a%2Fb"
 	accept(t, q, e)
 
 	got, err := q.Begin(t.Context(), e.ID)

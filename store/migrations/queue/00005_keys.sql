@@ -3,6 +3,9 @@
 -- of calls that were stored before, and of schedules.
 ALTER TABLE calls ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';
 
+-- Of an HTTP request, byte for byte; '' of what was stored before.
+ALTER TABLE payloads ADD COLUMN url TEXT NOT NULL DEFAULT '';
+
 -- What is kept of each function for idempotency keys. The totals are kept with each
 -- change, so that nobody has to count.
 CREATE TABLE kept_totals (
@@ -41,4 +44,5 @@ DROP TRIGGER kept_inserted;
 DROP TRIGGER kept_updated;
 DROP TRIGGER kept_deleted;
 DROP TABLE kept_totals;
+ALTER TABLE payloads DROP COLUMN url;
 ALTER TABLE calls DROP COLUMN fingerprint;
