@@ -53,8 +53,10 @@ func (s *API) Run(ctx context.Context) {
 func (s *API) proceed(ctx context.Context, r hearth.Release) error {
 	fresh, old, ok := s.Traffic.Traffic(r)
 	if !ok {
-		s.Traffic.Watch(r)
-		return nil
+		return s.advance(ctx, r, func(hearth.Function) error {
+			s.Traffic.Watch(r)
+			return nil
+		})
 	}
 	if waits(r, fresh) != "" {
 		return nil
