@@ -215,4 +215,6 @@ type Deployment struct {
 	Aliases []Alias
 	// Versions are those that the aliases name, by number.
 	Versions map[int]*Version
+	// Err is why what is stored of the function cannot be read; nil if it can.
+	Err error
 }

@@ -266,6 +266,9 @@ type AsyncPayload struct {
 	Head []byte
 	// Body is the event, or the request's body as it came.
 	Body []byte
+	// URL is that of an HTTP request byte for byte, as the response cache knows it;
+	// empty for other kinds.
+	URL string
 }
 
 // AsyncRequest asks for a call to be stored and run later.
@@ -280,6 +283,9 @@ type AsyncRequest struct {
 	// DeduplicationKey makes a second request with the same key for the same
 	// function return the first call.
 	DeduplicationKey string
+	// Fingerprint tells requests apart that come with the same key: another one is
+	// refused. Empty is the same as any.
+	Fingerprint string
 }
 
 // QueueStatus is what is stored for later.
@@ -321,6 +327,9 @@ type QueueCounts struct {
 type AsyncEntry struct {
 	AsyncCall
 	AsyncPayload
+	// Fingerprint is that of its request, if it has a DeduplicationKey. It is stored,
+	// not read.
+	Fingerprint string
 }
 
 // Lane is what takes turns with other lanes: the calls of a function, or the

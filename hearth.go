@@ -137,7 +137,10 @@ type Invocation struct {
 	// ColdReason tells why there was no instance for it; empty when warm.
 	ColdReason ColdReason `json:"cold_reason,omitempty"`
 	// Cached is true when a kept response answered, and not the function.
-	Cached    bool      `json:"cached,omitempty"`
+	Cached bool `json:"cached,omitempty"`
+	// Alias is through which it came, Live for most; empty for a version that was
+	// called by its number. It is not kept.
+	Alias     string    `json:"-"`
 	StartedAt time.Time `json:"started_at"`
 	Timings   Timings   `json:"timings"`
 	BytesIn   int64     `json:"bytes_in"`

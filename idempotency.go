@@ -1,5 +1,19 @@
 package hearth
 
+import "errors"
+
+// ErrKeyReused is the cause of an error of KeyReused, which is answered with 422.
+var ErrKeyReused = errors.New("the key belongs to another request")
+
+// KeyReused says that another request came with the same key, which is called what.
+// Its code is CodeInvalid.
+func KeyReused(what string) *Error {
+	return &Error{
+		Code: CodeInvalid, Message: "another request was sent with the same " + what,
+		Hint: "use a new key for each request, and the same only to send it again", Err: ErrKeyReused,
+	}
+}
+
 // KeptState is what is known of a call with an idempotency key.
 type KeptState string
 

@@ -216,8 +216,11 @@ func ParseShares(s string) ([]int, error) {
 type Traffic struct {
 	Calls int64 `json:"calls"`
 	// Errors are calls that ended with an error of the function or the platform,
-	// those that were refused or given up by their callers left out.
+	// those that were refused left out.
 	Errors int64 `json:"errors"`
+	// Left are calls whose callers left before the answer began. Those that had run
+	// for long are among Calls and Errors, too: see package telemetry.
+	Left int64 `json:"left"`
 	// Percentiles of the durations, in seconds, by 50, 90, 95 and 99.
 	Percentiles map[int]float64 `json:"percentiles"`
 }

@@ -234,7 +234,7 @@ type Limits struct {
 	Response Bytes `json:"response,omitempty" yaml:"response,omitempty" doc:"Greatest size of a response's body; default 1GiB" example:"10MiB"`
 	// Rate is how often the function may be called over HTTP, by all callers
 	// together; more get 429.
-	Rate Rate `json:"rate,omitempty" yaml:"rate,omitempty" doc:"How often the function may be called over HTTP, by all callers together; more get 429" example:"100/s"`
+	Rate Rate `json:"rate,omitempty" yaml:"rate,omitempty" doc:"How often the function may be called over HTTP, by all callers of an alias together; more get 429" example:"100/s"`
 	// Burst is how many calls may come at once after a pause; 0 means what Rate
 	// allows in a second, at least 1.
 	Burst int `json:"burst,omitempty" yaml:"burst,omitempty" doc:"How many calls may come at once after a pause; default is what rate allows in a second" example:"50"`

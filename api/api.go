@@ -50,9 +50,9 @@ type Versions interface {
 	// DeleteVersion removes a version. Errors: CodeNotFound, CodeConflict if an
 	// alias or a release needs it.
 	DeleteVersion(ctx context.Context, function string, number int) error
-	// PruneVersions removes the versions but the newest keep that nothing needs, and
-	// returns them.
-	PruneVersions(ctx context.Context, function string, keep int) ([]hearth.Version, error)
+	// PruneVersions removes the versions but the newest keep and those to go back to
+	// that nothing needs, and returns them.
+	PruneVersions(ctx context.Context, function string, keep int, back []int) ([]hearth.Version, error)
 }
 
 // Artifacts keeps artifacts by their digest.

@@ -51,14 +51,15 @@ func (s *API) Run(ctx context.Context) {
 
 // proceed does what a release needs now.
 func (s *API) proceed(ctx context.Context, r hearth.Release) error {
-	fresh, ok := s.Traffic.Traffic(r.Function, r.To)
+	fresh, old, ok := s.Traffic.Traffic(r)
 	if !ok {
-		s.Traffic.Watch(r.Function, r.From, r.To)
-		return nil
+		return s.advance(ctx, r, func(hearth.Function) error {
+			s.Traffic.Watch(r)
+			return nil
+		})
 	}
-	old, _ := s.Traffic.Traffic(r.Function, r.From)
-	if fresh.Calls < int64(r.Canary.MinCalls) {
-		return nil // nothing can be said yet
+	if waits(r, fresh) != "" {
+		return nil
 	}
 	conditions, err := hearth.ParseConditions(r.Canary.RollbackOn)
 	if err != nil {
@@ -91,6 +92,19 @@ func (s *API) proceed(ctx context.Context, r hearth.Release) error {
 		_, back := s.end(ctx, f, r, hearth.ReleaseRolledBack, err.Error())
 		return back
 	})
+}
+
+// waits says which calls are missing before anything can be said of a release that
+// runs, "" if none are.
+func waits(r hearth.Release, fresh hearth.Traffic) string {
+	if fresh.Calls >= int64(r.Canary.MinCalls) {
+		return ""
+	}
+	text := fmt.Sprintf("it waits until version %d has had %d calls in this step", r.To, r.Canary.MinCalls)
+	if fresh.Left > 0 {
+		text += fmt.Sprintf("; callers that left before it answered: %d", fresh.Left)
+	}
+	return text
 }
 
 // advance runs fn unless the release has ended meanwhile.

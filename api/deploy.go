@@ -112,11 +112,12 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 			return unchanged()
 		}
 	}
-	v, as, err := s.verify(ctx, v)
+	live := old == nil || !d.preview
+	v, as, err := s.verify(ctx, v, live)
 	if err != nil {
 		return deployed{}, err
 	}
-	f, err := s.commitVersion(ctx, v, as, old == nil || !d.preview, d.match)
+	f, err := s.commitVersion(ctx, v, as, live, d.match)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -367,9 +368,28 @@ func sameConfig(a, b hearth.Config) bool {
 	return reflect.DeepEqual(norm(a), norm(b))
 }
 
-// verify numbers v and starts it. as is the incarnation of its instance, which is
-// not that of v if it has secrets.
-func (s *API) verify(ctx context.Context, v hearth.Version) (_ hearth.Version, as string, err error) {
+// served returns v, which was not stored yet, as it is called: with the secrets and, if
+// live is true, with the environment of the alias live.
+func (s *API) served(ctx context.Context, v hearth.Version, live bool) (hearth.Version, error) {
+	with, err := s.Secrets.WithSecrets(ctx, v)
+	if err != nil || !live {
+		return with, err
+	}
+	aliases, err := s.Aliases.Aliases(ctx, v.Function)
+	if hearth.ErrorCode(err) == hearth.CodeNotFound {
+		return with, nil // it is the first
+	}
+	for _, a := range aliases {
+		if a.Name == hearth.Live {
+			with = with.WithEnv(a.Env)
+		}
+	}
+	return with, err
+}
+
+// verify numbers v and starts it as it is called. as is the incarnation of its
+// instance, which is not that of v if it has secrets or live an environment.
+func (s *API) verify(ctx context.Context, v hearth.Version, live bool) (_ hearth.Version, as string, err error) {
 	number, err := s.Versions.NextNumber(ctx, v.Function)
 	if err != nil {
 		return v, "", err
@@ -377,7 +397,7 @@ func (s *API) verify(ctx context.Context, v hearth.Version) (_ hearth.Version, a
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	v.Number, v.Incarnation = number, hex.EncodeToString(id[:])
-	started, err := s.Secrets.WithSecrets(ctx, v)
+	started, err := s.served(ctx, v, live)
 	if err != nil {
 		return v, "", err
 	}
@@ -393,7 +413,7 @@ func (s *API) verify(ctx context.Context, v hearth.Version) (_ hearth.Version, a
 		}
 		return v, "", err
 	}
-	as, started.Incarnation = started.Incarnation, v.Incarnation
+	as, started.Incarnation, started.Config = started.Incarnation, v.Incarnation, v.Config
 	return started, as, nil
 }
 
@@ -411,8 +431,8 @@ func (s *API) commitVersion(ctx context.Context, v hearth.Version, as string, li
 		s.Verifier.Retire(as)
 		return f, err
 	}
-	if now, err := s.Secrets.WithSecrets(ctx, v); err == nil && now.Incarnation != as {
-		s.Verifier.Retire(as) // a secret has changed since
+	if now, err := s.served(ctx, v, live); err == nil && now.Incarnation != as {
+		s.Verifier.Retire(as) // a secret or the environment of live has changed since
 	}
 	if live {
 		s.Traffic.Unwatch(f.Name) // no release by steps runs any more
@@ -420,14 +440,23 @@ func (s *API) commitVersion(ctx context.Context, v hearth.Version, as string, li
 	if err := s.reload(ctx); err != nil {
 		return f, err
 	}
-	gone, err := s.Versions.PruneVersions(ctx, f.Name, s.KeepVersions)
-	if err != nil {
+	if err := s.prune(ctx, f); err != nil {
 		s.Logger.WarnContext(ctx, "old versions remain until the next deploy", "function", f.Name, "err", err)
 	}
+	return f, nil
+}
+
+// prune removes the versions of f that nothing needs.
+func (s *API) prune(ctx context.Context, f hearth.Function) error {
+	back, err := s.backs(ctx, f)
+	if err != nil {
+		return err
+	}
+	gone, err := s.Versions.PruneVersions(ctx, f.Name, s.KeepVersions, back)
 	for _, v := range gone {
 		s.Verifier.Retire(v.Incarnation)
 	}
-	return f, nil
+	return err
 }
 
 // reload makes calls follow the catalog.

@@ -80,7 +80,7 @@ func (s *API) registerInvocations() {
 		}, {
 			Name: "Hearth-Not-Before", In: "header", Description: "For asynchronous calls: when they may begin", Schema: &huma.Schema{Type: huma.TypeString, Format: "date-time"},
 		}, {
-			Name: "Hearth-Deduplication-Key", In: "header", Description: "For asynchronous calls: a second call with the same key is not stored, and answered with the first one", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(256)},
+			Name: "Hearth-Deduplication-Key", In: "header", Description: "For asynchronous calls: a second call with the same key is not stored, and answered with the first one; 422 if it is another one", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(256)},
 		}},
 		RequestBody: &huma.RequestBody{
 			Description: "The event, at most " + hearth.Bytes(s.MaxEvent).String(),

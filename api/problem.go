@@ -89,8 +89,11 @@ func (s *API) problemOf(ctx context.Context, err error) *problem {
 	e := hearth.AsError(err)
 	status := e.Code.HTTPStatus()
 	var se *statusError
-	if errors.As(err, &se) {
+	switch {
+	case errors.As(err, &se):
 		status = se.status
+	case errors.Is(err, hearth.ErrKeyReused):
+		status = http.StatusUnprocessableEntity
 	}
 	switch e.Code {
 	case hearth.CodeInternal, hearth.CodeUnavailable:

@@ -12,12 +12,13 @@ import (
 
 // Traffic counts the calls of versions while they are compared.
 type Traffic interface {
-	// Watch counts the calls of these versions of a function from zero.
-	Watch(function string, versions ...int)
+	// Watch counts the calls of both versions of a release from zero, for its step.
+	Watch(r hearth.Release)
 	// Unwatch ends that.
 	Unwatch(function string)
-	// Traffic returns what was counted of a version; false if it is not watched.
-	Traffic(function string, version int) (hearth.Traffic, bool)
+	// Traffic returns what was counted of them; ok is false if its step is not
+	// watched.
+	Traffic(r hearth.Release) (fresh, old hearth.Traffic, ok bool)
 }
 
 // releaseBody is a release as the API shows it.
@@ -105,11 +106,8 @@ func releaseNow(kind hearth.ReleaseKind, from, to int) *hearth.Release {
 func (s *API) releaseBody(r hearth.Release) releaseBody {
 	b := releaseBody{Release: r}
 	if r.State == hearth.ReleaseRunning {
-		if t, ok := s.Traffic.Traffic(r.Function, r.To); ok {
-			b.Fresh = &t
-		}
-		if t, ok := s.Traffic.Traffic(r.Function, r.From); ok {
-			b.Old = &t
+		if fresh, old, ok := s.Traffic.Traffic(r); ok {
+			b.Fresh, b.Old, b.Reason = &fresh, &old, waits(r, fresh)
 		}
 	}
 	return b
@@ -209,7 +207,7 @@ func (s *API) shift(ctx context.Context, f hearth.Function, r hearth.Release, w 
 			return nil, err
 		}
 		if r.State == hearth.ReleaseRunning {
-			s.Traffic.Watch(f.Name, r.From, r.To)
+			s.Traffic.Watch(*stored)
 		} else {
 			s.Traffic.Unwatch(f.Name)
 		}
@@ -308,6 +306,27 @@ func (s *API) rollback(ctx context.Context, in *rollbackInput) (out *releaseOutp
 		return err
 	})
 	return out, err
+}
+
+// backs returns the versions that a rollback of f goes to: now, and when the release
+// that runs has been ended.
+func (s *API) backs(ctx context.Context, f hearth.Function) (list []int, err error) {
+	live, err := s.base(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	stable := f
+	stable.Live, stable.Split = live, nil
+	for _, f := range []hearth.Function{f, stable} {
+		switch n, err := s.previous(ctx, f); hearth.ErrorCode(err) {
+		case "":
+			list = append(list, n)
+		case hearth.CodeConflict: // there is none
+		default:
+			return nil, err
+		}
+	}
+	return list, nil
 }
 
 // previous returns the version that was live before the one that is live came to

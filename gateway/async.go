@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -31,7 +33,8 @@ const (
 // Queue stores calls to run them later; package queue has one.
 type Queue interface {
 	// Accept returns when the call has reached the disk. first is false if it was
-	// accepted before, under the same deduplication key.
+	// accepted before, under the same deduplication key. Errors: with
+	// hearth.ErrKeyReused if that was another request.
 	Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error)
 	// AcceptAll accepts several calls of the same target: all, or none with an error.
 	AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]hearth.AsyncCall, error)
@@ -79,6 +82,12 @@ func (g *Gateway) AcceptEvent(ctx context.Context, target string, event []byte, 
 		return call, false, err
 	}
 	r.Target, r.Kind, r.Body = target, hearth.KindEvent, event
+	if r.DeduplicationKey != "" {
+		print := sha256.New()
+		addTo(print, []byte(target))
+		print.Write(event) //nolint:errcheck // never fails
+		r.Fingerprint = hex.EncodeToString(print.Sum(nil))
+	}
 	return g.cfg.Queue.Accept(ctx, r)
 }
 
@@ -131,10 +140,8 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 	if err != nil {
 		return call, false, err
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			return call, false, err
-		}
+	if err := allow(t.limit, now); err != nil {
+		return call, false, err
 	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()
@@ -144,8 +151,14 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 		return call, false, err
 	}
 	req.Body = body
-	req.Target, req.Kind = string(t.name), hearth.KindHTTP
+	req.Target, req.Kind, req.URL = string(t.name), hearth.KindHTTP, cacheURL(r)
 	req.Head = appendEvent(nil, r, t, req.ID, now)
+	if req.DeduplicationKey != "" {
+		print := sha256.New()
+		addRequest(print, r)
+		print.Write(body) //nolint:errcheck // never fails
+		req.Fingerprint = hex.EncodeToString(print.Sum(nil))
+	}
 	return g.cfg.Queue.Accept(ctx, req)
 }
 
@@ -230,7 +243,7 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
-	rec := g.newRecord(v, e.Kind, now)
+	rec := g.newRecord(a, v, e.Kind, now)
 	rec.ID, rec.BytesIn = e.ID, int64(len(e.Body))
 	call := &guest.Call{ID: e.ID, Deadline: end, Kind: hearth.KindEvent, Event: e.Head, Body: e.Body}
 	if e.Kind == hearth.KindHTTP {
@@ -238,6 +251,9 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 		rec.Method, rec.Path = requestLine(e.Head)
 	}
 	sink := &resultSink{http: e.Kind == hearth.KindHTTP, limit: g.maxResponse(v)}
+	if v.Config.Cache != nil && sink.http && !safe(rec.Method) {
+		sink.fill = &fill{cache: g.cache, key: &cacheKey{incarnation: v.Incarnation, url: e.URL}, unsafe: true}
+	}
 	err = g.invoke(ctx, v, call, &rec, sink)
 	lent = rec.Instance != ""
 	result = sink.result
@@ -288,6 +304,7 @@ func requestLine(event []byte) (method, path string) {
 // resultSink keeps the beginning of a response.
 type resultSink struct {
 	http   bool
+	fill   *fill // nil unless the response matters to the cache
 	limit  int64
 	size   int64
 	result hearth.AsyncResult
@@ -302,6 +319,9 @@ func (s *resultSink) Head(h *guest.Head) error {
 		return err
 	}
 	s.result.Status = h.Status
+	if s.fill != nil {
+		s.fill.head(h)
+	}
 	size := 0
 	for _, kv := range h.Headers {
 		if size += len(kv[0]) + len(kv[1]); size > maxAsyncHeaders {

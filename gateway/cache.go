@@ -29,15 +29,11 @@ import (
 func (g *Gateway) cached(ctx context.Context, x *exchange, t *target, now time.Time) *entry {
 	r, c := x.r, t.version.Config.Cache
 	k := newCacheKey(t.version.Incarnation, r)
-	switch r.Method {
-	case http.MethodGet, http.MethodHead:
-	case http.MethodOptions, http.MethodTrace:
-		return nil
-	default:
+	if !safe(r.Method) {
 		x.fill = &fill{cache: g.cache, key: k, unsafe: true}
 		return nil
 	}
-	if !cacheable(r, c) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || !cacheable(r, c) {
 		return nil
 	}
 	// A HEAD's own response has no body, so it is of no use to a GET.
@@ -69,6 +65,15 @@ func (g *Gateway) cached(ctx context.Context, x *exchange, t *target, now time.T
 		x.takeConditions()
 	}
 	return nil
+}
+
+// safe tells whether requests with the method change nothing (RFC 9110, 9.2.1).
+func safe(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
 }
 
 // cacheable tells whether a GET or HEAD request may be answered from the cache.

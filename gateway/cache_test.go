@@ -164,7 +164,7 @@ func TestCachedAnswerIsComplete(t *testing.T) {
 		synctest.Wait()
 		rec := s.records.last()
 		want := hearth.Invocation{
-			ID: id, Function: "f", Version: 1, Kind: hearth.KindHTTP, Method: "GET", Path: "/fn/f/a",
+			ID: id, Function: "f", Version: 1, Alias: hearth.Live, Kind: hearth.KindHTTP, Method: "GET", Path: "/fn/f/a",
 			Status: 200, Cached: true, BytesOut: 400_000, StartedAt: rec.StartedAt,
 		}
 		if rec != want {
@@ -453,6 +453,57 @@ func TestChangesInvalidate(t *testing.T) {
 				t.Errorf("afterwards it is %s", a.start())
 			}
 			if a := s.get("/fn/f/?other"); a.start() != "cached" {
+				t.Errorf("another URL is %s", a.start())
+			}
+		})
+	}
+}
+
+// stored is a queue that runs nothing by itself.
+type stored struct{ list []hearth.AsyncEntry }
+
+func (s *stored) Accept(_ context.Context, r hearth.AsyncRequest) (hearth.AsyncCall, bool, error) {
+	e := hearth.AsyncEntry{AsyncCall: hearth.AsyncCall{ID: r.ID, Target: r.Target, Kind: r.Kind}, AsyncPayload: r.AsyncPayload}
+	s.list = append(s.list, e)
+	return e.AsyncCall, true, nil
+}
+
+func (s *stored) AcceptAll(context.Context, []hearth.AsyncRequest) ([]hearth.AsyncCall, error) {
+	return nil, nil
+}
+
+// A change that is made later is one when it is made.
+func TestLaterChangesInvalidate(t *testing.T) {
+	const path = "/fn/f/a%2Fb/%7e?x=%41"
+	for _, c := range []struct {
+		method string
+		status int
+		want   string
+	}{{"POST", 201, "warm"}, {"DELETE", 204, "warm"}, {"POST", 500, "cached"}, {"GET", 200, "cached"}} {
+		bubble(t, fmt.Sprint(c.method, c.status), func(t *testing.T) {
+			queue := &stored{}
+			s := newSite(t, Config{Queue: queue}, func(n int, _ event) reply {
+				r := reply{header: []string{"Cache-Control: max-age=10"}}
+				if n == 3 {
+					r.status = c.status
+				}
+				return r
+			}, cachedVersion("f"))
+			s.get(path)
+			s.get("/fn/f/a/b/~?x=A")
+			if a := s.do(t.Context(), c.method, path, "Hearth-Invocation-Type: async"); a.status != 202 {
+				t.Fatal(a)
+			}
+			if a := s.get(path); a.start() != "cached" {
+				t.Errorf("before it runs it is %s", a.start())
+			}
+			if _, lent, err := s.gateway.RunAsync(t.Context(), queue.list[0], 1); err != nil || !lent {
+				t.Fatal(lent, err)
+			}
+			if a := s.get(path); a.start() != c.want {
+				t.Errorf("afterwards it is %s", a.start())
+			}
+			if a := s.get("/fn/f/a/b/~?x=A"); a.start() != "cached" {
 				t.Errorf("another URL is %s", a.start())
 			}
 		})

@@ -248,6 +248,11 @@ type cacheKey struct {
 }
 
 func newCacheKey(incarnation string, r *http.Request) *cacheKey {
+	return &cacheKey{incarnation, cacheURL(r), r.Header}
+}
+
+// cacheURL returns the URL of a request as cacheKey has it.
+func cacheURL(r *http.Request) string {
 	scheme := "http://"
 	if r.TLS != nil {
 		scheme = "https://"
@@ -256,7 +261,7 @@ func newCacheKey(incarnation string, r *http.Request) *cacheKey {
 	if r.URL.RawQuery != "" {
 		url += "?" + r.URL.RawQuery
 	}
-	return &cacheKey{incarnation, url, r.Header}
+	return url
 }
 
 // keyed are request headers that always tell responses apart. Functions get all

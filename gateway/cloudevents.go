@@ -321,7 +321,7 @@ func (g *Gateway) AcceptEvents(ctx context.Context, target string, events [][]by
 
 // serveCloudEvents answers a request that carries events.
 func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, now time.Time) {
-	rec := g.newRecord(t.version, hearth.KindEvent, now)
+	rec := g.newRecord(t.alias, t.version, hearth.KindEvent, now)
 	rec.Method, rec.Path = r.Method, r.URL.Path
 	value, called, err := g.takeCloudEvents(w, r, t, &rec, now)
 	if called {
@@ -347,10 +347,8 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 	if err != nil {
 		return nil, false, err
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			return nil, false, err
-		}
+	if err := allow(t.limit, now); err != nil {
+		return nil, false, err
 	}
 	ctx, cancel, end := deadline(r.Context(), t.version, now)
 	defer cancel()

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/rs/cors"
 	"golang.org/x/time/rate"
@@ -22,14 +21,29 @@ import (
 // function is a function in the table.
 type function struct {
 	generation int64
+	err        error // why it cannot be served; then it has no aliases
 	live       *alias
 	others     map[string]*alias // the other aliases; nil if there are none
+	// numbered bounds the calls of versions by their numbers. It is the same as long
+	// as there is the function.
+	numbered *limiters
+}
+
+// alias returns the alias with the name, nil if f is nil or has none.
+func (f *function) alias(name string) *alias {
+	switch {
+	case f == nil:
+		return nil
+	case name == hearth.Live:
+		return f.live
+	}
+	return f.others[name]
 }
 
 // all returns the aliases with their names.
 func (f *function) all() iter.Seq2[string, *alias] {
 	return func(yield func(string, *alias) bool) {
-		if !yield(hearth.Live, f.live) {
+		if f.err != nil || !yield(hearth.Live, f.live) {
 			return
 		}
 		for name, a := range f.others {
@@ -42,7 +56,8 @@ func (f *function) all() iter.Seq2[string, *alias] {
 
 // alias is an alias in the table.
 type alias struct {
-	name hearth.Target // "function" or "function@alias"
+	name  hearth.Target // "function" or "function@alias"
+	alias string
 	// portions has the newest version first, so that while its share grows callers
 	// who stay only ever move to it.
 	portions []portion
@@ -60,13 +75,19 @@ type portion struct {
 }
 
 // newFunction returns what the table has of a function; old is what it had before,
-// nil if nothing.
+// nil if nothing. With an error it has no aliases.
 func newFunction(d *hearth.Deployment, old *function) (*function, error) {
-	f := &function{generation: d.Generation}
+	f := &function{generation: d.Generation, numbered: &limiters{}}
+	if old != nil {
+		f.numbered = old.numbered
+	}
+	if d.Err != nil {
+		return f, d.Err
+	}
 	for _, a := range d.Aliases {
 		made, err := newAlias(d, a)
 		if err != nil {
-			return nil, err
+			return f, err
 		}
 		if a.Name == hearth.Live {
 			f.live = made
@@ -78,20 +99,19 @@ func newFunction(d *hearth.Deployment, old *function) (*function, error) {
 		f.others[a.Name] = made
 	}
 	if f.live == nil {
-		return nil, hearth.Errorf(hearth.CodeInternal, "function %s has no version that is live", d.Function)
+		return f, hearth.Errorf(hearth.CodeInternal, "it has no version that is live")
 	}
-	limit := newLimiter(f.live.main().Config.Limits)
-	if old != nil && limit != nil && old.live.limit != nil && old.live.limit.Limit() == limit.Limit() && old.live.limit.Burst() == limit.Burst() {
-		limit = old.live.limit // a deploy is no reason for another burst
-	}
-	for _, a := range f.all() {
-		a.limit = limit
+	for name, a := range f.all() {
+		a.limit = newLimiter(a.main().Config.Limits)
+		if was := old.alias(name); was != nil && sameLimit(a.limit, was.limit) {
+			a.limit = was.limit // a deploy is no reason for another burst
+		}
 	}
 	return f, nil
 }
 
 func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
-	made := &alias{name: hearth.Target(d.Function), routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
+	made := &alias{name: hearth.Target(d.Function), alias: a.Name, routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
 	if a.Sticky == hearth.StickyCookie {
 		made.cookie = "hearth_" + d.Function + "_" + a.Name
 	}
@@ -99,7 +119,7 @@ func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
 	for _, n := range a.Versions.Numbers() {
 		v := d.Versions[n]
 		if v == nil {
-			return nil, hearth.Errorf(hearth.CodeInternal, "alias %s of function %s leads to version %d, which does not exist", a.Name, d.Function, n)
+			return nil, hearth.Errorf(hearth.CodeInternal, "its alias %s leads to version %d, which does not exist", a.Name, n)
 		}
 		if len(a.Env) > 0 {
 			with := v.WithEnv(a.Env)
@@ -109,7 +129,7 @@ func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
 		made.portions = append(made.portions, portion{v, end})
 	}
 	if len(made.portions) == 0 {
-		return nil, hearth.Errorf(hearth.CodeInternal, "alias %s of function %s has no version", a.Name, d.Function)
+		return nil, hearth.Errorf(hearth.CodeInternal, "its alias %s has no version", a.Name)
 	}
 	config := made.main().Config
 	if a.Name == hearth.Live {
@@ -211,16 +231,18 @@ func takePoint(r *http.Request, name string) (point int, _ *http.Request, ok boo
 }
 
 // resolve finds what a target names: an alias, or a version. Errors:
-// CodeNotFound.
+// CodeNotFound, CodeUnavailable for a function that cannot be served.
 func (g *Gateway) resolve(ctx context.Context, t *table, to hearth.Target) (*alias, *hearth.Version, error) {
 	if f := t.functions[string(to)]; f != nil {
-		return f.live, nil, nil
+		return f.live, nil, f.err
 	}
 	name, qualifier, number, err := to.Parts()
 	f := t.functions[name]
 	switch {
 	case f == nil:
 		return nil, nil, noFunction(name)
+	case f.err != nil:
+		return nil, nil, f.err
 	case err != nil:
 		return nil, nil, err
 	case number > 0:
@@ -234,33 +256,4 @@ func (g *Gateway) resolve(ctx context.Context, t *table, to hearth.Target) (*ali
 	}
 	return nil, nil, hearth.Errorf(hearth.CodeNotFound, "function %s has no alias %s", name, qualifier).
 		WithHint("hearth alias list %s shows them", name)
-}
-
-// allow counts a call. Errors: CodeExhausted when too many come.
-func (a *alias) allow(now time.Time) error {
-	if a.limit == nil {
-		return nil
-	}
-	r := a.limit.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
-	if wait == 0 {
-		return nil
-	}
-	r.CancelAt(now)
-	e := hearth.Errorf(hearth.CodeExhausted, "the function is called more often than its limit of %s allows", hearth.Rate(a.limit.Limit())).
-		WithHint("call it less often; its owner can raise limits.rate in hearth.yaml")
-	e.RetryAfter = wait
-	return e
-}
-
-// newLimiter returns what bounds the rate of calls, nil if nothing does.
-func newLimiter(l hearth.Limits) *rate.Limiter {
-	if l.Rate == 0 {
-		return nil
-	}
-	burst := l.Burst
-	if burst == 0 {
-		burst = max(1, int(l.Rate))
-	}
-	return rate.NewLimiter(rate.Limit(l.Rate), burst)
 }

@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -218,6 +221,80 @@ func TestAliases(t *testing.T) {
 	}
 }
 
+// scheduled takes the schedules.
+type scheduled struct{ list []hearth.FunctionSchedules }
+
+func (s *scheduled) SetSchedules(list []hearth.FunctionSchedules) { s.list = list }
+
+// A function of which something is wrong keeps no other from being served; its calls
+// are told what it is.
+func TestABrokenFunctionHarmsNoOther(t *testing.T) {
+	routed := func(name string, routes ...hearth.Route) *hearth.Version {
+		return numbered(name, 1, func(c *hearth.Config) { c.Routes = routes })
+	}
+	deployment := func(name string, v *hearth.Version) hearth.Deployment {
+		return hearth.Deployment{Function: name, Aliases: []hearth.Alias{live(hearth.Weights{1: 100})}, Versions: map[int]*hearth.Version{1: v}}
+	}
+	unread := deployment("a-unread", routed("a-unread", "/fine", "/unread"))
+	unread.Err = errors.New("version 1: it is no JSON")
+	missing := deployment("b-missing", nil)
+	missing.Versions = nil
+	empty := deployment("c-empty", nil)
+	empty.Aliases = nil
+	clash := deployment("z-clash", routed("z-clash", "/mine", "/fine"))
+	g, catalog, pool := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100})}, numbered("f", 1, nil))
+	var log bytes.Buffer
+	schedules := &scheduled{}
+	g.cfg.Logger, g.cfg.Schedules = slog.New(slog.NewTextHandler(&log, nil)), schedules
+	for _, number := range []int{0, 1} {
+		catalog.list = append([]hearth.Deployment{unread, missing, empty, deployment("fine", routed("fine", "/fine"))}, clash)
+		if err := g.Reload(t.Context()); err != nil {
+			t.Fatal(number, err)
+		}
+	}
+	for path, want := range map[string]string{
+		"/fn/a-unread/": "it is no JSON", "/unread": "it is no JSON", "/fn/a-unread@1/": "it is no JSON",
+		"/fn/b-missing/": "version 1, which does not exist", "/fn/b-missing@live/x": "version 1, which does not exist",
+		"/fn/c-empty/": "no version that is live",
+		"/fn/z-clash/": "conflicts with", "/mine": "conflicts with", "/fn/z-clash@beta/": "conflicts with",
+	} {
+		if w := request(g, "GET", path); w.Code != 503 || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d %s, want 503 and %q", path, w.Code, w.Body, want)
+		}
+	}
+	for _, path := range []string{"/fn/fine/", "/fine"} {
+		if w := request(g, "GET", path); !strings.Contains(w.Body.String(), "called fine@1") {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if !slices.Equal(pool.live, []string{"fine1"}) {
+		t.Errorf("live are %v", pool.live)
+	}
+	for _, name := range []string{"a-unread", "b-missing", "c-empty", "z-clash"} {
+		if !strings.Contains(log.String(), "function="+name) {
+			t.Errorf("the log does not name %s: %s", name, &log)
+		}
+		// Neither its stored calls nor its schedules are those of a function that is gone.
+		if _, err := g.AsyncConfig(name); hearth.ErrorCode(err) != hearth.CodeUnavailable {
+			t.Errorf("the configuration of %s: %v", name, err)
+		}
+		if !slices.ContainsFunc(schedules.list, func(s hearth.FunctionSchedules) bool { return s.Function == name }) {
+			t.Errorf("the schedules lack %s: %v", name, schedules.list)
+		}
+		if list, err := g.Incarnations(name); err != nil || len(list) != 0 {
+			t.Errorf("incarnations of %s: %v, %v", name, list, err)
+		}
+	}
+	// The next deploy may mend it.
+	catalog.list[1] = deployment("b-missing", routed("b-missing"))
+	if err := g.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if w := request(g, "GET", "/fn/b-missing/"); !strings.Contains(w.Body.String(), "called b-missing@1") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
 func TestPreviews(t *testing.T) {
 	g, catalog, pool := newSplit(t, []hearth.Alias{live(hearth.Weights{2: 100})}, numbered("f", 2, nil))
 	catalog.others = []hearth.Version{*numbered("f", 1, nil), *numbered("f", 2, nil)}
@@ -247,6 +324,29 @@ func TestPreviews(t *testing.T) {
 	catalog.others = nil // it was removed
 	if w := request(g, "GET", "/fn/f@1/"); w.Code != 404 {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// Records tell through which alias a call came: a release compares only those of the
+// alias that it changes.
+func TestRecordsTellTheAlias(t *testing.T) {
+	g, catalog, _ := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100}), {Name: "beta", Versions: hearth.Weights{1: 100}, Routes: []hearth.Route{"/beta"}}},
+		numbered("f", 1, func(c *hearth.Config) { c.Routes = []hearth.Route{"/f"} }))
+	catalog.others = []hearth.Version{*numbered("f", 1, nil)}
+	var records kept
+	g.cfg.Recorder = &records
+	for path, want := range map[string]string{"/fn/f/": "live", "/f": "live", "/fn/f@live/": "live", "/fn/f@beta/": "beta", "/beta": "beta", "/fn/f@1/": ""} {
+		records = nil
+		if request(g, "GET", path); len(records) != 1 || records[0].Alias != want {
+			t.Errorf("%s: %+v, want alias %q", path, records, want)
+		}
+	}
+	for to, want := range map[hearth.Target]string{"f": "live", "f@beta": "beta", "f@1": ""} {
+		records = nil
+		_, _ = g.InvokeEvent(t.Context(), hearth.EventRequest{Target: to}, io.Discard, nil) // the pool refuses all
+		if len(records) != 1 || records[0].Alias != want {
+			t.Errorf("an event for %s: %+v, want alias %q", to, records, want)
+		}
 	}
 }
 
@@ -386,6 +486,53 @@ func TestRateLimit(t *testing.T) {
 		}
 		if n := burst(); n != 20 {
 			t.Errorf("after a deploy %d of 20 refused", n)
+		}
+	})
+}
+
+// Every alias and every version that is called by its number has a limit of its
+// own: none escapes it, and none uses up that of another.
+func TestRateLimitOfEachWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := func(burst int) func(*hearth.Config) {
+			return func(c *hearth.Config) { c.Limits = hearth.Limits{Rate: 1, Burst: burst} }
+		}
+		g, catalog, _ := newSplit(t, []hearth.Alias{live(hearth.Weights{1: 100}), {Name: "beta", Versions: hearth.Weights{2: 100}}},
+			numbered("f", 1, limit(3)), numbered("f", 2, limit(4)))
+		catalog.others = []hearth.Version{*numbered("f", 1, limit(3)), *numbered("f", 2, limit(4)), *numbered("f", 3, limit(5)), *numbered("f", 4, nil)}
+		check := func(when string, want map[string]int) {
+			t.Helper()
+			for path, n := range want {
+				allowed := 0
+				for range 20 {
+					if w := request(g, "GET", path); !strings.Contains(w.Body.String(), "1/s") {
+						allowed++
+					}
+				}
+				if allowed != n {
+					t.Errorf("%s: %d of 20 calls of %s were allowed, want %d", when, allowed, path, n)
+				}
+			}
+		}
+		check("at first", map[string]int{"/fn/f/": 3, "/fn/f@beta/": 4, "/fn/f@1/": 3, "/fn/f@2/": 4, "/fn/f@3/": 5, "/fn/f@4/": 20})
+		catalog.list[0].Generation++
+		if err := g.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		none := map[string]int{"/fn/f/": 0, "/fn/f@beta/": 0, "/fn/f@1/": 0, "/fn/f@2/": 0, "/fn/f@3/": 0}
+		check("after a change of the function", none)
+		// Other versions do not make room for more of one that has used it up.
+		for n := 5; n < 5+2*maxLimiters; n++ {
+			catalog.others = append(catalog.others, *numbered("f", n, limit(1)))
+			request(g, "GET", fmt.Sprintf("/fn/f@%d/", n))
+		}
+		check("after calls of others", none)
+		time.Sleep(time.Hour)
+		check("an hour later", map[string]int{"/fn/f@3/": 5, "/fn/f@5/": 1})
+		limits := g.table.Load().functions["f"].numbered
+		limits.of(numbered("f", 1000, limit(1)), time.Now())
+		if n := len(limits.kept); n > 4 {
+			t.Errorf("%d limits of versions nobody calls are kept", n)
 		}
 	})
 }

@@ -114,7 +114,8 @@ type Gateway struct {
 	cache    *cache
 	previews previews
 	sockets  sockets
-	running  sync.Map      // chan struct{} that is closed at its end, by the key of a KeptResponse
+	keyed    sync.Map      // *keyedCall that runs, by the key of a KeptResponse
+	waiters  atomic.Int32  // for the end of those in keyed
 	large    chan struct{} // a token for each large body that is being stored
 	reload   sync.Mutex
 	table    atomic.Pointer[table]
@@ -154,7 +155,8 @@ func New(cfg Config) *Gateway {
 }
 
 // Reload reads the catalog. Calls under way end on the version they began
-// with; the pool learns which versions are live.
+// with; the pool learns which versions are live. A function of which something is
+// wrong keeps no other from being served: its calls are answered with what it is.
 func (g *Gateway) Reload(ctx context.Context) error {
 	g.reload.Lock()
 	defer g.reload.Unlock()
@@ -163,14 +165,14 @@ func (g *Gateway) Reload(ctx context.Context) error {
 		return err
 	}
 	old := g.table.Load()
-	next, err := newTable(deployed, old)
-	if err != nil {
-		return err
-	}
+	next := newTable(deployed, old)
 	g.table.Store(next)
 	var versions []hearth.Version
 	for i := range deployed {
 		f := next.functions[deployed[i].Function]
+		if f.err != nil {
+			g.cfg.Logger.ErrorContext(ctx, "a function cannot be served", "function", deployed[i].Function, "err", f.err)
+		}
 		for _, a := range f.all() {
 			for _, p := range a.portions {
 				versions = append(versions, *p.version)
@@ -248,14 +250,20 @@ func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Cal
 	return err
 }
 
-func (g *Gateway) newRecord(v *hearth.Version, kind hearth.Kind, now time.Time) hearth.Invocation {
-	return hearth.Invocation{
+// newRecord begins the record of a call through an alias; nil for a version that was
+// named.
+func (g *Gateway) newRecord(a *alias, v *hearth.Version, kind hearth.Kind, now time.Time) hearth.Invocation {
+	rec := hearth.Invocation{
 		ID:        newInvocationID(),
 		Function:  v.Function,
 		Version:   v.Number,
 		Kind:      kind,
 		StartedAt: now,
 	}
+	if a != nil {
+		rec.Alias = a.alias
+	}
+	return rec
 }
 
 // newInvocationID returns a version 7 UUID: unique, and sorted by time.
@@ -321,7 +329,7 @@ func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
-	rec := g.newRecord(v, hearth.KindEvent, now)
+	rec := g.newRecord(a, v, hearth.KindEvent, now)
 	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent}
 	if r.Event != nil {
 		body, err := io.ReadAll(io.LimitReader(r.Event, g.maxRequest(v)+1))
@@ -416,8 +424,11 @@ var errTooLarge = errors.New("the body is too large")
 
 // statusOf returns the HTTP status of an error.
 func statusOf(err error) int {
-	if errors.Is(err, errTooLarge) {
+	switch {
+	case errors.Is(err, errTooLarge):
 		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, hearth.ErrKeyReused):
+		return http.StatusUnprocessableEntity
 	}
 	return hearth.AsError(err).Code.HTTPStatus()
 }
@@ -426,6 +437,14 @@ func responseTooLarge(limit int64) error {
 	e := hearth.Errorf(hearth.CodeFunction, "the function's response is over the limit of %s", hearth.Bytes(limit))
 	e.Function = &hearth.FunctionError{Type: "Runtime.ResponseTooLarge", Message: e.Message}
 	return e
+}
+
+// cannotServe says that a function cannot be served, and why.
+func cannotServe(name string, why error) error {
+	return &hearth.Error{
+		Code: hearth.CodeUnavailable, Message: "function " + name + " cannot be served: " + why.Error(),
+		Hint: "deploy it again, or delete it; the server's log says more", Err: why,
+	}
 }
 
 func noFunction(name string) error {

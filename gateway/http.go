@@ -134,7 +134,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, t *target, now 
 	x := exchanges.Get().(*exchange)
 	defer x.recycle()
 	x.w, x.r, x.end, x.limit = w, r, end, g.maxResponse(t.version)
-	x.rec = g.newRecord(t.version, hearth.KindHTTP, now)
+	x.rec = g.newRecord(t.alias, t.version, hearth.KindHTTP, now)
 	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
 	x.cors = t.cors != nil
 	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
@@ -167,10 +167,8 @@ func (g *Gateway) call(ctx context.Context, x *exchange, t *target, now time.Tim
 	if x.fill != nil {
 		defer x.fill.end()
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			return err
-		}
+	if err := allow(t.limit, now); err != nil {
+		return err
 	}
 	counted, free, err := g.readBody(x, t.version, x.end)
 	defer free()

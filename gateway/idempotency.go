@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -27,7 +28,18 @@ const (
 	maxKept = 1 << 20
 	// keepTimeout bounds a step of the store that goes on when the caller left.
 	keepTimeout = 10 * time.Second
+	// maxKeyWaiters bounds the requests that wait for the end of a call with the same
+	// key, maxWaiters those that wait for any, and keyWait for how long.
+	maxKeyWaiters = 16
+	maxWaiters    = 1000
+	keyWait       = 30 * time.Second
 )
+
+// keyedCall is a call with an idempotency key that runs.
+type keyedCall struct {
+	done    chan struct{} // closed at its end
+	waiters atomic.Int32
+}
 
 // Keeper keeps the responses of calls with an idempotency key; package store has
 // one.
@@ -45,12 +57,8 @@ type Keeper interface {
 // does not: safe requests may be run again in any case. Errors: CodeInvalid.
 func idempotencyKey(r *http.Request) (string, error) {
 	values := r.Header["Idempotency-Key"]
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return "", nil
-	}
 	switch {
-	case values == nil:
+	case values == nil || safe(r.Method):
 		return "", nil
 	case len(values) > 1 || values[0] == "" || len(values[0]) > maxIdempotencyKey:
 		return "", hearth.Errorf(hearth.CodeInvalid, "the Idempotency-Key is not valid").
@@ -61,6 +69,13 @@ func idempotencyKey(r *http.Request) (string, error) {
 
 // once answers a request with an idempotency key.
 func (g *Gateway) once(w http.ResponseWriter, r *http.Request, t *target, key string, now time.Time) {
+	// Before anything is stored: that is the more work of the two.
+	err := allow(t.limit, now)
+	if err != nil {
+		writeError(w, r, nil, err)
+		return
+	}
+	t.limit = nil // it has been counted
 	k, body, err := g.keptCall(w, r, t, key, now)
 	if err != nil {
 		writeError(w, r, nil, err)
@@ -103,9 +118,7 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 	for _, header := range identifying {
 		addTo(name, []byte(r.Header.Get(header)))
 	}
-	for _, s := range []string{r.Method, hostName(r.Host), r.URL.RequestURI(), r.Header.Get("Content-Type")} {
-		addTo(print, []byte(s))
-	}
+	addRequest(print, r)
 	print.Write(body.head) //nolint:errcheck // never fails
 	if body.rest != nil {
 		_, err = io.Copy(print, body.rest)
@@ -117,6 +130,13 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 	return hearth.KeptResponse{
 		Key: hex.EncodeToString(name.Sum(nil)), Function: t.version.Function, Fingerprint: hex.EncodeToString(print.Sum(nil)),
 	}, body, nil
+}
+
+// addRequest adds what tells requests apart, but for the body.
+func addRequest(h hash.Hash, r *http.Request) {
+	for _, s := range []string{r.Method, hostName(r.Host), r.URL.RequestURI(), r.Header.Get("Content-Type")} {
+		addTo(h, []byte(s))
+	}
 }
 
 // identifying are the headers by which callers are told apart.
@@ -134,10 +154,12 @@ func addTo(h hash.Hash, p []byte) {
 }
 
 // begin begins a call, or returns the one with the same key once it has ended.
+// Errors: CodeConflict if that takes too long, CodeExhausted if too many wait for it.
 func (g *Gateway) begin(ctx context.Context, k hearth.KeptResponse) (hearth.KeptResponse, bool, error) {
+	waits, cancel := context.WithTimeout(ctx, keyWait)
+	defer cancel()
 	for {
-		running := make(chan struct{})
-		other, busy := g.running.LoadOrStore(k.Key, running)
+		other, busy := g.keyed.LoadOrStore(k.Key, &keyedCall{done: make(chan struct{})})
 		if !busy {
 			// What is being stored may be stored although the caller left.
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
@@ -151,13 +173,34 @@ func (g *Gateway) begin(ctx context.Context, k hearth.KeptResponse) (hearth.Kept
 			}
 			return before, began, err
 		}
-		select {
-		case <-other.(chan struct{}):
-		case <-ctx.Done():
-			return hearth.KeptResponse{}, false, hearth.Errorf(hearth.CodeTimeout, "the call with the same Idempotency-Key had not ended within the function's timeout: %w", ctx.Err()).
-				WithHint("try again with the same key")
+		if err := g.wait(waits, other.(*keyedCall)); err != nil {
+			return hearth.KeptResponse{}, false, err
 		}
 	}
+}
+
+// wait waits for the end of a call with the same key.
+func (g *Gateway) wait(ctx context.Context, c *keyedCall) error {
+	ofKey, all := c.waiters.Add(1), g.waiters.Add(1)
+	defer c.waiters.Add(-1)
+	defer g.waiters.Add(-1)
+	if ofKey > maxKeyWaiters || all > maxWaiters {
+		return hearth.Errorf(hearth.CodeExhausted, "too many requests wait for calls with the same Idempotency-Key").
+			WithHint("send a request again only when the one before was not answered, and wait longer each time")
+	}
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return keyBusy()
+	}
+}
+
+// keyBusy says that a call has not ended.
+func keyBusy() error {
+	e := hearth.Errorf(hearth.CodeConflict, "a call with the same Idempotency-Key runs").WithHint("try again in a moment with the same key")
+	e.RetryAfter = time.Second
+	return e
 }
 
 // drop forgets a call that the function did not get.
@@ -171,8 +214,8 @@ func (g *Gateway) drop(k hearth.KeptResponse) {
 
 // ended lets others with the same key look.
 func (g *Gateway) ended(key string) {
-	if running, ok := g.running.LoadAndDelete(key); ok {
-		close(running.(chan struct{}))
+	if c, ok := g.keyed.LoadAndDelete(key); ok {
+		close(c.(*keyedCall).done)
 	}
 }
 
@@ -212,8 +255,7 @@ func (g *Gateway) runOnce(w http.ResponseWriter, r *http.Request, t *target, k h
 func replayKept(w http.ResponseWriter, r *http.Request, t *target, k, before hearth.KeptResponse) {
 	switch {
 	case before.Fingerprint != k.Fingerprint:
-		writeProblem(w, r, nil, hearth.Errorf(hearth.CodeInvalid, "another request was sent with the same Idempotency-Key").
-			WithHint("use a new key for each request, and the same only to send it again"), http.StatusUnprocessableEntity)
+		writeError(w, r, nil, hearth.KeyReused("Idempotency-Key"))
 	case before.State == hearth.KeptDone:
 		h := w.Header()
 		for name, values := range before.Header {
@@ -225,7 +267,7 @@ func replayKept(w http.ResponseWriter, r *http.Request, t *target, k, before hea
 		w.WriteHeader(before.Status)
 		w.Write(before.Body) //nolint:errcheck // the client is gone
 	case before.State == hearth.KeptRunning:
-		writeError(w, r, nil, hearth.Errorf(hearth.CodeConflict, "a call with the same Idempotency-Key runs").WithHint("try again in a moment with the same key"))
+		writeError(w, r, nil, keyBusy())
 	default:
 		writeError(w, r, nil, hearth.Errorf(hearth.CodeConflict, "the call with this Idempotency-Key has run, but its response is not known: the server ended meanwhile, the response broke off, or it is larger than %s", hearth.Bytes(maxKept)).
 			WithHint("find out whether it had its effect, and send it with a new key if not"))

@@ -73,7 +73,7 @@ func (o *origin) Do(ctx context.Context, _ *hearth.Version, fn func(context.Cont
 		return err
 	}
 	defer conn.Close()
-	return fn(ctx, Instance{Conn: conn})
+	return fn(ctx, Instance{Conn: conn, ID: "i-1"})
 }
 
 func (o *origin) serve(nc net.Conn) {

@@ -8,8 +8,10 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/rs/cors"
+	"golang.org/x/time/rate"
 
 	"github.com/hearthrun/hearth"
 )
@@ -44,6 +46,7 @@ func (o ownedRoute) owner() string {
 // endpoint is what a mux has under a route. It is found, not called.
 type endpoint struct {
 	alias *alias
+	err   error // why its function cannot be served
 	route hearth.Route
 	key   string
 	cors  *cors.Cors // nil if none is configured
@@ -58,34 +61,66 @@ func emptyTable() *table {
 	}
 }
 
-// newTable makes a table of what is deployed; old is the one before.
-func newTable(deployed []hearth.Deployment, old *table) (*table, error) {
+// newTable makes a table of what is deployed; old is the one before. A function that
+// cannot be served is in it with the reason.
+func newTable(deployed []hearth.Deployment, old *table) *table {
 	t := emptyTable()
+	var broken []*hearth.Deployment
 	for i := range deployed {
 		d := &deployed[i]
 		f, err := newFunction(d, old.functions[d.Function])
-		if err != nil {
-			return nil, err
-		}
 		t.functions[d.Function] = f
+		if err != nil {
+			f.err = cannotServe(d.Function, err)
+			broken = append(broken, d)
+			continue
+		}
+		var made []*endpoint
+		for name, a := range f.all() {
+			for _, r := range a.routes {
+				e := &endpoint{alias: a, route: r, key: routeKey(r), cors: newCORS(a.main().Config, r)}
+				if addErr := t.add(ownedRoute{d.Function, name, r}, e); addErr != nil {
+					err = addErr
+				}
+				made = append(made, e)
+			}
+		}
+		if err != nil {
+			f.err = cannotServe(d.Function, err)
+			for _, e := range made {
+				e.err = f.err
+			}
+			continue
+		}
 		for queue := range f.live.main().Config.Queues {
 			if t.queues[queue] == "" { // else it was refused, and is that of the first
 				t.queues[queue] = d.Function
 			}
 		}
-		for name, a := range f.all() {
+		for _, a := range f.all() {
 			for _, s := range a.portions {
 				t.incarnations[s.version.Incarnation] = struct{}{}
 			}
-			for _, r := range a.routes {
-				e := &endpoint{alias: a, route: r, key: routeKey(r), cors: newCORS(a.main().Config, r)}
-				if err := t.add(ownedRoute{d.Function, name, r}, e); err != nil {
-					return nil, err
-				}
-			}
 		}
 	}
-	return t, nil
+	for _, d := range broken { // none of their routes stands in the way of others
+		t.addBroken(d, t.functions[d.Function].err)
+	}
+	return t
+}
+
+// addBroken registers what is known of the routes of a function that cannot be served,
+// so that they are answered with the reason.
+func (t *table) addBroken(d *hearth.Deployment, why error) {
+	for _, a := range d.Aliases {
+		routes := a.Routes
+		if v := d.Versions[a.Main()]; a.Name == hearth.Live && v != nil {
+			routes = v.Config.Routes
+		}
+		for _, r := range routes {
+			_ = t.add(ownedRoute{d.Function, a.Name, r}, &endpoint{err: why}) // another has it
+		}
+	}
 }
 
 // mux returns the mux of a route's host, made if there is none, and the route as
@@ -191,8 +226,9 @@ type target struct {
 	name    hearth.Target
 	alias   *alias // nil for a version that was named
 	version *hearth.Version
-	route   hearth.Route // hearth.AllCalls for /fn/{name}
-	cors    *cors.Cors   // nil if none is configured
+	route   hearth.Route  // hearth.AllCalls for /fn/{name}
+	cors    *cors.Cors    // nil if none is configured
+	limit   *rate.Limiter // of calls; nil if there is none
 	// path is the path as the function sees it, prefix what was cut off.
 	path, prefix string
 	routeKey     string
@@ -239,11 +275,14 @@ func (g *Gateway) match(r *http.Request) (target, error) {
 		}
 		h, pattern := mux.Handler(r)
 		if e, ok := h.(*endpoint); ok {
+			if e.err != nil {
+				return target{}, e.err
+			}
 			answers := e.cors
 			if wanted != "" {
 				answers = nil // it would answer for another method than the one asked about
 			}
-			return target{name: e.alias.name, alias: e.alias, route: e.route, cors: answers, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
+			return target{name: e.alias.name, alias: e.alias, limit: e.alias.limit, route: e.route, cors: answers, path: escaped, routeKey: e.key, params: pathParams(e.route, escaped)}, nil
 		}
 		if pattern != "" {
 			return target{redirect: h}, nil
@@ -281,8 +320,10 @@ func (g *Gateway) matchCall(ctx context.Context, t *table, r *http.Request, rest
 	to := target{name: hearth.Target(name), alias: a, version: v, route: hearth.AllCalls, path: path, prefix: "/fn/" + name, routeKey: "$default"}
 	if a != nil {
 		to.cors = a.cors
+		to.limit = a.limit
 	} else {
 		to.cors = newCORS(v.Config, hearth.AllCalls)
+		to.limit = t.functions[v.Function].numbered.of(v, time.Now())
 	}
 	to.preflight = to.cors != nil && preflightFor(r) != ""
 	return to, nil

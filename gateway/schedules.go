@@ -8,11 +8,16 @@ type Schedules interface {
 	SetSchedules(list []hearth.FunctionSchedules)
 }
 
-// schedules returns those of the main version of each function's live alias.
+// schedules returns those of the main version of each function's live alias; none of
+// those that cannot be served.
 func (t *table) schedules() []hearth.FunctionSchedules {
 	list := make([]hearth.FunctionSchedules, 0, len(t.functions))
 	for name, f := range t.functions {
-		list = append(list, hearth.FunctionSchedules{Function: name, Schedules: f.live.main().Config.Schedules})
+		s := hearth.FunctionSchedules{Function: name}
+		if f.err == nil {
+			s.Schedules = f.live.main().Config.Schedules
+		}
+		list = append(list, s)
 	}
 	return list
 }

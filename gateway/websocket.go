@@ -124,18 +124,16 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 			WithHint("its owner can allow the origin in cors of hearth.yaml"))
 		return
 	}
-	if t.alias != nil {
-		if err := t.alias.allow(now); err != nil {
-			writeError(w, r, nil, err)
-			return
-		}
+	if err := allow(t.limit, now); err != nil {
+		writeError(w, r, nil, err)
+		return
 	}
 	end := now.Add(time.Duration(t.version.Config.Timeout))
 	s := &socket{
 		g: g, version: t.version, limits: t.version.Config.Websocket.WithDefaults(),
 		x: &exchange{w: w, r: r, end: end, limit: g.maxResponse(t.version), cors: t.cors != nil, begin: now}, answered: make(chan struct{}), accepting: make(chan func()),
 	}
-	s.x.rec = g.newRecord(t.version, hearth.KindWebsocket, now)
+	s.x.rec = g.newRecord(t.alias, t.version, hearth.KindWebsocket, now)
 	s.x.rec.Method, s.x.rec.Path = r.Method, r.URL.Path
 	if !g.sockets.add(s) {
 		writeError(w, r, nil, hearth.Errorf(hearth.CodeUnavailable, "the server is shutting down").WithHint("try again in a moment"))
@@ -259,6 +257,9 @@ func (s *socket) accept(h *guest.Head, in *guest.Socket) error {
 	x.rec.Status = http.StatusSwitchingProtocols
 	x.rec.Timings.Run = x.run()
 	setHeaders(header, &x.rec)
+	for _, cookie := range x.w.Header()["Set-Cookie"] { // by which the caller stays
+		header.Add("Set-Cookie", cookie)
+	}
 	u := ws.HTTPUpgrader{Header: header, Timeout: stalled, Protocol: func(p string) bool { return p == protocol }}
 	nc, rw, _, err := u.Upgrade(x.r, x.w)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -167,6 +168,50 @@ func TestSignOfLife(t *testing.T) {
 	}
 	if len(records.list) != 2 {
 		t.Errorf("%d records", len(records.list))
+	}
+}
+
+// TestSocketsStay: the caller of a WebSocket gets the cookie by which it stays with a
+// version of a split, and stays.
+func TestSocketsStay(t *testing.T) {
+	g, url, _ := echo(t, Config{})
+	versions := map[int]*hearth.Version{}
+	for n := range 2 {
+		versions[n+1] = numbered("f", n+1, nil)
+		versions[n+1].Websocket = true
+	}
+	alias := live(hearth.Weights{1: 50, 2: 50})
+	alias.Sticky = hearth.StickyCookie
+	g.cfg.Catalog = &deployments{list: []hearth.Deployment{{Function: "f", Generation: 1, Aliases: []hearth.Alias{alias}, Versions: versions}}}
+	if err := g.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	connect := func(cookie *http.Cookie) (version string, set *http.Cookie) {
+		t.Helper()
+		o := &websocket.DialOptions{HTTPHeader: http.Header{}}
+		if cookie != nil {
+			o.HTTPHeader.Set("Cookie", cookie.String())
+		}
+		c, resp, err := websocket.Dial(t.Context(), url, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.CloseNow() //nolint:errcheck // it may be closed
+		if cookies := resp.Cookies(); len(cookies) > 0 {
+			set = cookies[0]
+		}
+		return resp.Header.Get("Hearth-Version"), set
+	}
+	for range 5 {
+		version, cookie := connect(nil)
+		if cookie == nil || cookie.Name != "hearth_f_live" {
+			t.Fatalf("the cookie is %v", cookie)
+		}
+		for range 5 {
+			if again, set := connect(cookie); again != version || set != nil {
+				t.Fatalf("with the cookie of version %s it was version %s, and the cookie %v", version, again, set)
+			}
+		}
 	}
 }
 

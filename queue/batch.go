@@ -38,7 +38,7 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]he
 			return nil, err
 		}
 		entries[i] = entry(r.ID, function, target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
-		entries[i].DeduplicationKey = r.DeduplicationKey
+		entries[i].DeduplicationKey, entries[i].Fingerprint = r.DeduplicationKey, r.Fingerprint
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
 	defer cancel()

@@ -2,6 +2,8 @@ package queue
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"sync"
@@ -13,8 +15,9 @@ import (
 // Send puts messages into a queue and returns them once all have reached the disk. In
 // place of one whose deduplication key was used before it returns the earlier one. If
 // there is an error, none was put there.
-// Errors: CodeInvalid, CodeNotFound if no function takes messages of the queue,
-// CodeExhausted if there is no room.
+// Errors: CodeInvalid, with hearth.ErrKeyReused for another message with the same key,
+// CodeNotFound if no function takes messages of the queue, CodeExhausted if there is no
+// room.
 func (q *Queue) Send(ctx context.Context, queue string, messages []hearth.Message) ([]hearth.SentMessage, error) {
 	list := make([]hearth.AsyncRequest, len(messages))
 	for i, m := range messages {
@@ -23,7 +26,7 @@ func (q *Queue) Send(ctx context.Context, queue string, messages []hearth.Messag
 		}
 		list[i] = hearth.AsyncRequest{
 			ID: NewID(), Target: hearth.QueueTarget(queue), Kind: hearth.KindQueue, NotBefore: m.NotBefore,
-			DeduplicationKey: m.DeduplicationKey, AsyncPayload: hearth.AsyncPayload{Body: []byte(m.Body)},
+			DeduplicationKey: m.DeduplicationKey, Fingerprint: fingerprint(m.Body), AsyncPayload: hearth.AsyncPayload{Body: []byte(m.Body)},
 		}
 	}
 	calls, err := q.AcceptAll(ctx, list)
@@ -35,6 +38,12 @@ func (q *Queue) Send(ctx context.Context, queue string, messages []hearth.Messag
 		sent[i] = hearth.SentMessage{ID: c.ID, Duplicate: c.ID != list[i].ID}
 	}
 	return sent, nil
+}
+
+// fingerprint tells messages apart that come with the same deduplication key.
+func fingerprint(body string) string {
+	sum := sha256.Sum256([]byte(body))
+	return hex.EncodeToString(sum[:])
 }
 
 // attemptBatch passes messages to the function that takes them, and stores how that

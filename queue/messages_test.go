@@ -3,6 +3,7 @@ package queue_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -313,6 +314,9 @@ func TestSendOnce(t *testing.T) {
 		again, err := send(hearth.Message{Body: "a", DeduplicationKey: "1"}, hearth.Message{Body: "b", DeduplicationKey: "2"})
 		if err != nil || again[0] != (hearth.SentMessage{ID: first[0].ID, Duplicate: true}) || again[1].Duplicate {
 			t.Errorf("%+v, %v", again, err)
+		}
+		if _, err := send(hearth.Message{Body: "c"}, hearth.Message{Body: "other", DeduplicationKey: "1"}); !errors.Is(err, hearth.ErrKeyReused) {
+			t.Errorf("another message with the same key: %v", err)
 		}
 		b.ended(again[1].ID)
 		b.ended(first[0].ID)

@@ -219,8 +219,8 @@ func (q *Queue) Close(ctx context.Context) int {
 
 // Accept stores a call and returns it once it has reached the disk. first is false
 // if it is one that was accepted before under the same deduplication key.
-// Errors: CodeInvalid, CodeNotFound if the target names nothing, CodeExhausted if
-// there is no room.
+// Errors: CodeInvalid, with hearth.ErrKeyReused for another request with the same key,
+// CodeNotFound if the target names nothing, CodeExhausted if there is no room.
 func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error) {
 	cfg, err := q.configOf(r)
 	if err != nil {
@@ -237,7 +237,7 @@ func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.
 	}
 	function, _, _ := strings.Cut(r.Target, "@")
 	e := entry(r.ID, function, r.Target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
-	e.DeduplicationKey = r.DeduplicationKey
+	e.DeduplicationKey, e.Fingerprint = r.DeduplicationKey, r.Fingerprint
 	// What is being stored may be stored although the caller left: it is to run then.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
 	defer cancel()
@@ -304,7 +304,7 @@ func entry(id, function, target string, kind hearth.Kind, now, due time.Time, ag
 	return hearth.AsyncEntry{
 		AsyncCall: hearth.AsyncCall{
 			ID: id, Function: function, Target: target, Kind: kind, State: hearth.AsyncQueued,
-			AcceptedAt: now, DueAt: due, ExpiresAt: due.Add(time.Duration(age)), Bytes: int64(len(p.Head) + len(p.Body)),
+			AcceptedAt: now, DueAt: due, ExpiresAt: due.Add(time.Duration(age)), Bytes: int64(len(p.Head) + len(p.Body) + len(p.URL)),
 		},
 		AsyncPayload: p,
 	}

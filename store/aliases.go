@@ -1,17 +1,20 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/hearthrun/hearth"
 )
 
 // Deployments returns every function with its aliases and the versions they
-// name, by name: what the gateway serves.
+// name, by name: what the gateway serves. What cannot be read of one is its Err, and
+// keeps no other from being served.
 func (s *Store) Deployments(ctx context.Context) (out []hearth.Deployment, err error) {
 	err = s.catalog.view(ctx, "list deployments", func(tx *sql.Tx) error {
 		out = nil
@@ -29,7 +32,14 @@ func (s *Store) Deployments(ctx context.Context) (out []hearth.Deployment, err e
 			index[out[i].Function] = &out[i]
 		}
 		rows, err = tx.QueryContext(ctx, selectAlias+` ORDER BY function, name`)
-		aliases, err := collect(ctx, rows, err, "list aliases", scanOwnedAlias)
+		aliases, err := collect(ctx, rows, err, "list aliases", func(r row) (ownedAlias, error) {
+			a, err := scanOwnedAlias(r)
+			if d := index[a.function]; d != nil && err != nil {
+				d.Err = cmp.Or(d.Err, fmt.Errorf("alias %s: %w", a.Name, err))
+				return a, nil
+			}
+			return a, err
+		})
 		if err != nil {
 			return err
 		}
@@ -37,8 +47,15 @@ func (s *Store) Deployments(ctx context.Context) (out []hearth.Deployment, err e
 			d := index[a.function]
 			d.Aliases = append(d.Aliases, a.Alias)
 		}
-		rows, err = tx.QueryContext(ctx, selectVersion+` WHERE (v.function, v.number) IN (`+referenced+`)`)
-		versions, err := collect(ctx, rows, err, "list versions of aliases", scanVersion)
+		rows, err = tx.QueryContext(ctx, selectVersion+` WHERE (v.function, v.number) IN (`+readable+`)`)
+		versions, err := collect(ctx, rows, err, "list versions of aliases", func(r row) (hearth.Version, error) {
+			v, err := scanVersion(r)
+			if d := index[v.Function]; d != nil && err != nil {
+				d.Err = cmp.Or(d.Err, err)
+				return v, nil
+			}
+			return v, err
+		})
 		if err != nil {
 			return err
 		}
@@ -57,6 +74,9 @@ const (
 	selectAlias = `SELECT function, name, versions, sticky, env, routes, updated_at FROM aliases`
 	// referenced are the versions that aliases name.
 	referenced = `SELECT a.function, CAST(j.key AS INTEGER) FROM aliases a, json_each(a.versions) j`
+	// readable are the same without aliases that are not as Hearth writes them, on
+	// which referenced fails.
+	readable = `SELECT a.function, CAST(j.key AS INTEGER) FROM aliases a, json_each(iif(json_valid(a.versions), a.versions, '{}')) j`
 )
 
 type ownedAlias struct {
@@ -329,12 +349,16 @@ func (s *Store) DeleteVersion(ctx context.Context, function string, number int) 
 }
 
 // PruneVersions removes the versions of a function that no alias names, no
-// running release needs and that are older than the newest keep ones, except the
-// one that a rollback would return to. It returns those removed.
-func (s *Store) PruneVersions(ctx context.Context, function string, keep int) (gone []hearth.Version, err error) {
+// running release needs and that are older than the newest keep ones, except those
+// to go back to. It returns those removed.
+func (s *Store) PruneVersions(ctx context.Context, function string, keep int, back []int) (gone []hearth.Version, err error) {
+	list, err := json.Marshal(append([]int{}, back...)) // null would be a value
+	if err != nil {
+		return nil, err
+	}
 	err = s.catalog.update(ctx, "prune versions", func(tx *sql.Tx) error {
 		gone, err = s.deleteVersions(ctx, tx, function, `number NOT IN (SELECT number FROM versions WHERE function = ?1 ORDER BY number DESC LIMIT ?2)
-			AND number NOT IN (SELECT "from" FROM releases WHERE function = ?1 AND state = 'done' ORDER BY id DESC LIMIT 1)`, keep)
+			AND v.number NOT IN (SELECT value FROM json_each(?3))`, keep, string(list))
 		return err
 	})
 	return gone, err
@@ -342,10 +366,10 @@ func (s *Store) PruneVersions(ctx context.Context, function string, keep int) (g
 
 // deleteVersions removes the versions of a function to which the condition
 // applies and that nothing needs. In the condition ?1 is the function.
-func (s *Store) deleteVersions(ctx context.Context, tx *sql.Tx, function, condition string, arg any) ([]hearth.Version, error) {
+func (s *Store) deleteVersions(ctx context.Context, tx *sql.Tx, function, condition string, args ...any) ([]hearth.Version, error) {
 	rows, err := tx.QueryContext(ctx, selectVersion+` WHERE v.function = ?1 AND v.`+condition+`
 		AND (v.function, v.number) NOT IN (`+referenced+`)
-		AND NOT EXISTS (SELECT 1 FROM releases WHERE function = ?1 AND state = 'running' AND v.number IN ("from", "to"))`, function, arg)
+		AND NOT EXISTS (SELECT 1 FROM releases WHERE function = ?1 AND state = 'running' AND v.number IN ("from", "to"))`, append([]any{function}, args...)...)
 	gone, err := collect(ctx, rows, err, "list versions to remove", scanVersion)
 	if err != nil {
 		return nil, err

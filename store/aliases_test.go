@@ -45,7 +45,7 @@ func TestAliasesAndReleases(t *testing.T) {
 		t.Errorf("%+v %v", running, err)
 	}
 	wantCode(t, s.DeleteVersion(ctx, "f", 2), hearth.CodeConflict, "version 2")
-	if gone, err := s.PruneVersions(ctx, "f", 0); err != nil || len(gone) != 0 {
+	if gone, err := s.PruneVersions(ctx, "f", 0, nil); err != nil || len(gone) != 0 {
 		t.Errorf("pruned %v, %v", numbers(gone), err)
 	}
 	// Its end: the routes are those of the new version.
@@ -191,7 +191,7 @@ func TestPruneVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Kept are 9 and 10 as the newest, 2 for its alias, 8 to go back to.
-	gone, err := s.PruneVersions(ctx, "f", 2)
+	gone, err := s.PruneVersions(ctx, "f", 2, []int{8})
 	slices.SortFunc(gone, func(a, b hearth.Version) int { return a.Number - b.Number })
 	if err != nil || !slices.Equal(numbers(gone), []int{1, 3, 4, 5, 6, 7}) || gone[0].Incarnation == "" {
 		t.Errorf("gone are %v, %v", numbers(gone), err)

@@ -8,7 +8,8 @@ import (
 
 // AcceptAll stores calls of one function, each with another deduplication key or none:
 // all, or none with an error. In place of those whose key is that of an earlier call it
-// returns that one. Errors: CodeExhausted if there is no room for all.
+// returns that one. Errors: CodeExhausted if there is no room for all, CodeInvalid with
+// hearth.ErrKeyReused if the fingerprint of an earlier call is another.
 func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.AsyncCall, error) {
 	calls := make([]hearth.AsyncCall, len(list))
 	err := q.w.do(ctx, "store calls", func(tx *queueTx) error {
@@ -21,6 +22,9 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncEntry) ([]hear
 					return err
 				}
 				if old.ID != "" {
+					if err := sameRequest(tx, old.ID, e.Fingerprint); err != nil {
+						return err
+					}
 					calls[i] = old
 					continue
 				}

@@ -301,7 +301,7 @@ func scanVersion(r row) (v hearth.Version, err error) {
 	}
 	v.CreatedAt = fromMicros(created)
 	if err := errors.Join(json.Unmarshal(config, &v.Config), json.Unmarshal(warnings, &v.Warnings)); err != nil {
-		return hearth.Version{}, fmt.Errorf("version %d of function %s: %w", v.Number, v.Function, err)
+		return v, fmt.Errorf("version %d of function %s: %w", v.Number, v.Function, err)
 	}
 	return v, nil
 }

@@ -11,7 +11,8 @@ import (
 const (
 	// keptFor is how long a response is kept for its idempotency key.
 	keptFor = 24 * time.Hour
-	// maxKept and maxKeptBytes bound what is kept of one function; the oldest go.
+	// maxKept and maxKeptBytes, of headers and bodies, bound what is kept of one
+	// function; its oldest go.
 	maxKept      = 10_000
 	maxKeptBytes = 64 << 20
 )
@@ -57,12 +58,12 @@ func (q *Queue) EndKept(ctx context.Context, k hearth.KeptResponse) error {
 	}
 	return q.w.do(ctx, "keep a response", func(tx *queueTx) error {
 		_, err := tx.exec(`UPDATE kept SET state = ?, status = ?, header = ?, body = ?, bytes = ? WHERE key = ?`,
-			string(k.State), k.Status, string(header), k.Body, len(k.Body), k.Key)
+			string(k.State), k.Status, string(header), k.Body, len(header)+len(k.Body), k.Key)
 		if err != nil {
 			return err
 		}
 		var count, bytes int64
-		if err := tx.row(`SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM kept WHERE function = ?`, k.Function).Scan(&count, &bytes); err != nil {
+		if err := tx.row(`SELECT COALESCE(SUM(calls), 0), COALESCE(SUM(bytes), 0) FROM kept_totals WHERE function = ?`, k.Function).Scan(&count, &bytes); err != nil {
 			return err
 		}
 		if count <= maxKept && bytes <= maxKeptBytes {

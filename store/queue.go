@@ -98,7 +98,8 @@ func randomSecret() string {
 
 // Accept stores a call. If its deduplication key is that of an earlier call of the
 // same function, that one is returned, and first is false.
-// Errors: CodeExhausted if there is no room.
+// Errors: CodeExhausted if there is no room, CodeInvalid with hearth.ErrKeyReused if the
+// earlier call's fingerprint is another.
 func (q *Queue) Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error) {
 	err = q.w.do(ctx, "store a call", func(tx *queueTx) error {
 		call, first = e.AsyncCall, true
@@ -109,7 +110,7 @@ func (q *Queue) Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.As
 			}
 			if old.ID != "" {
 				call, first = old, false
-				return nil
+				return sameRequest(tx, old.ID, e.Fingerprint)
 			}
 		}
 		if err := q.room(tx, e.Function, e.Bytes, 1); err != nil {
@@ -133,6 +134,19 @@ func (q *Queue) deduplicate(tx *queueTx, function, key string, now time.Time) (h
 		return hearth.AsyncCall{}, err
 	}
 	return old, nil
+}
+
+// sameRequest tells whether a stored call has come of the same request. Errors:
+// CodeInvalid.
+func sameRequest(tx *queueTx, id, fingerprint string) error {
+	var was string
+	if err := tx.row(`SELECT fingerprint FROM calls WHERE id = ?`, id).Scan(&was); err != nil {
+		return err
+	}
+	if was != fingerprint && was != "" && fingerprint != "" {
+		return hearth.KeyReused("deduplication key")
+	}
+	return nil
 }
 
 // room tells whether another call can be stored within the limits, times some.
@@ -183,14 +197,14 @@ func (q *Queue) insert(tx *queueTx, e hearth.AsyncEntry) error {
 		dedup = e.DeduplicationKey
 	}
 	var seq int64
-	err := tx.row(`INSERT INTO calls (id, function, lane, target, kind, state, accepted_at, due_at, expires_at, dedup, source, depth, bytes)
-		VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
+	err := tx.row(`INSERT INTO calls (id, function, lane, target, kind, state, accepted_at, due_at, expires_at, dedup, fingerprint, source, depth, bytes)
+		VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
 		e.ID, e.Function, e.Lane(), e.Target, string(e.Kind), e.AcceptedAt.UnixMicro(), e.DueAt.UnixMicro(), e.ExpiresAt.UnixMicro(),
-		dedup, e.Source, e.Depth, e.Bytes).Scan(&seq)
+		dedup, e.Fingerprint, e.Source, e.Depth, e.Bytes).Scan(&seq)
 	if err != nil || len(e.Head) == 0 && len(e.Body) == 0 {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO payloads (seq, head, body) VALUES (?, ?, ?)`, seq, e.Head, e.Body)
+	_, err = tx.exec(`INSERT INTO payloads (seq, head, body, url) VALUES (?, ?, ?, ?)`, seq, e.Head, e.Body, e.URL)
 	return err
 }
 
@@ -201,7 +215,7 @@ func (q *Queue) Begin(ctx context.Context, id string) (e hearth.AsyncEntry, err 
 		if e.AsyncCall, err = scanCall(tx.QueryRowContext(ctx, selectCall+` WHERE id = ?`, id)); err != nil {
 			return noCall(err, id)
 		}
-		err = tx.QueryRowContext(ctx, `SELECT head, body FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id).Scan(&e.Head, &e.Body)
+		err = tx.QueryRowContext(ctx, `SELECT head, body, url FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id).Scan(&e.Head, &e.Body, &e.URL)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -60,6 +61,7 @@ func TestQueueCallFromAcceptanceToEnd(t *testing.T) {
 	s := open(t, dir)
 	q := s.Queue(store.QueueLimits{})
 	e := queued("hello", `{"n":1}`)
+	e.Head, e.URL = []byte(`{}`), "http://example.com/a%2Fb"
 	accept(t, q, e)
 
 	got, err := q.Begin(t.Context(), e.ID)
@@ -159,6 +161,27 @@ func TestQueueDeduplication(t *testing.T) {
 		t.Fatal(ok, err)
 	}
 	accept(t, q, request("a", now.Add(25*time.Hour)))
+
+	// A key belongs to the request with which it came first; one without a
+	// fingerprint, as of an older Hearth, to all.
+	print := func(key, fingerprint string) hearth.AsyncEntry {
+		e := request("c", now)
+		e.DeduplicationKey, e.Fingerprint = key, fingerprint
+		return e
+	}
+	for _, c := range []struct {
+		key, first, second string
+		same               bool
+	}{{"same", "x", "x", true}, {"other", "x", "y", false}, {"old", "", "y", true}, {"schedule", "x", "", true}} {
+		first := accept(t, q, print(c.key, c.first))
+		again, fresh, err := q.Accept(t.Context(), print(c.key, c.second))
+		if c.same && (err != nil || fresh || again.ID != first.ID) {
+			t.Errorf("%+v: %v %v %v", c, again, fresh, err)
+		}
+		if !c.same && (!errors.Is(err, hearth.ErrKeyReused) || hearth.ErrorCode(err) != hearth.CodeInvalid) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
 }
 
 func TestQueueLimits(t *testing.T) {

@@ -183,9 +183,9 @@ func releaseProgress(r client.Release) string {
 		text := fmt.Sprintf("version %d has %d%% of the calls, step %d of %d", r.To, r.Canary.Shares[r.Step], r.Step+1, len(r.Canary.Shares))
 		if r.Fresh != nil {
 			text += fmt.Sprintf(", %d calls, %d failed", r.Fresh.Calls, r.Fresh.Errors)
-			if r.Fresh.Calls < int64(r.Canary.MinCalls) {
-				text += fmt.Sprintf("; it needs %d", r.Canary.MinCalls)
-			}
+		}
+		if r.Reason != "" {
+			text += "; " + r.Reason
 		}
 		return text
 	}

@@ -89,7 +89,17 @@ func TestMessagesRefused(t *testing.T) {
 	} {
 		want(t, in.do("POST", "/v1/queues/"+c.queue+"/messages", c.body, "Content-Type", "application/json"), c.status, c.code)
 	}
-	if n := in.queueCounts("queue:q"); n != (queueCounts{}) {
+	keyed := func(body string) answer {
+		return in.do("POST", "/v1/queues/q/messages", `{"messages":[{"body":"`+body+`","deduplication_key":"k","delay":"1h"}]}`, "Content-Type", "application/json")
+	}
+	if a := keyed("x"); a.status != 202 {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if a := keyed("x"); a.status != 202 || !strings.Contains(string(a.body), `"duplicate":true`) {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	want(t, keyed("y"), 422, "invalid")
+	if n := in.queueCounts("queue:q"); n != (queueCounts{Queued: 1}) {
 		t.Errorf("%+v", n)
 	}
 	// A queue is no function, whatever way it is called.

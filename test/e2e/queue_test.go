@@ -154,7 +154,14 @@ func TestAsyncRetries(t *testing.T) {
 
 	// A call that waits is canceled; the same key is the same call.
 	id = in.later("flaky", 1, "Hearth-Delay", "1h", "Hearth-Deduplication-Key", "k")
-	again := in.do("POST", "/v1/functions/flaky/invocations", []byte("2"), "Content-Type", "application/json", "Hearth-Invocation-Type", "async", "Hearth-Deduplication-Key", "k")
+	keyed := func(path, body string) answer {
+		return in.do("POST", path, []byte(body), "Content-Type", "application/json", "Hearth-Invocation-Type", "async", "Hearth-Deduplication-Key", "k")
+	}
+	// Another request with the key is no call, however it comes.
+	for _, path := range []string{"/v1/functions/flaky/invocations", "/v1/functions/flaky@1/invocations", "/fn/flaky/"} {
+		want(t, keyed(path, "2"), 422, "invalid")
+	}
+	again := keyed("/v1/functions/flaky/invocations", "1")
 	if again.status != 200 || again.header.Get("Hearth-Invocation-Id") != id || again.header.Get("Hearth-Deduplicated") != "true" {
 		t.Errorf("the same key: %v", again)
 	}

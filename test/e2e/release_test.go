@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/client"
@@ -121,6 +122,41 @@ func TestReleaseBySteps(t *testing.T) {
 	eventually(t, "the rollback of the slow version", func() bool { return in.release(name).State == hearth.ReleaseRolledBack })
 	if _, others = stop(); len(others) > 0 {
 		t.Errorf("%v", others)
+	}
+}
+
+// A version that hangs until its callers give up is rolled back, and one that nobody
+// calls says so. Whoever tries it by its number or through another alias has no say.
+func TestReleaseOfAVersionThatHangs(t *testing.T) {
+	in := start(t, "")
+	const name = "hanging"
+	in.deploy(name, "python", telling(1, "pass"), fields{"timeout": "60s"})
+	in.preview(name, telling(2, "event.get('rawPath') == '/raise' and 1 / 0\n    event.get('rawPath') == '/' and time.sleep(50)"), fields{"timeout": "60s", "concurrency": 4})
+	if a := in.do("PUT", "/v1/functions/hanging/aliases/beta", fields{"versions": fields{"2": 100}}); a.status != 200 {
+		t.Fatal(a)
+	}
+	a := in.do("POST", "/v1/functions/hanging/releases", fields{"canary": fields{"shares": []int{50}, "step": "1s", "min_calls": 3, "rollback_on": "error_rate>2%"}})
+	if a.status != 201 {
+		t.Fatal(a)
+	}
+	if r := in.release(name); r.State != hearth.ReleaseRunning || r.Reason != "it waits until version 2 has had 3 calls in this step" {
+		t.Errorf("%+v", r)
+	}
+	for range 5 {
+		want(t, in.do("GET", "/fn/hanging@2/raise", nil), 502, "function_error")
+		want(t, in.do("GET", "/fn/hanging@beta/raise", nil), 502, "function_error")
+	}
+	if r := in.release(name); r.State != hearth.ReleaseRunning || !strings.Contains(r.Reason, "3 calls") {
+		t.Errorf("after failures of the preview: %+v", r)
+	}
+	eventually(t, "the rollback", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		in.doContext(ctx, "GET", "/fn/hanging/", nil) // it may not be answered
+		return in.release(name).State == hearth.ReleaseRolledBack
+	})
+	if r := in.release(name); !strings.Contains(r.Reason, "error_rate>2%: error_rate is 100.0%") {
+		t.Errorf("%+v", r)
 	}
 }
 
