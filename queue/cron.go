@@ -110,8 +110,14 @@ func (s times) between(done, now time.Time, n int) []time.Time {
 	}
 }
 
-// next returns the next n times.
-func (s times) next(t time.Time, n int) []time.Time {
+// next returns the n times that come after now, if those until done have been dealt with.
+func (s times) next(done, now time.Time, n int) []time.Time {
+	t := now
+	if done.After(now) {
+		t = done
+	} else if every, ok := s.cron.(cron.ConstantDelaySchedule); ok && !done.IsZero() {
+		t = done.Add(now.Sub(done) / every.Delay * every.Delay)
+	}
 	list := []time.Time{}
 	for t = s.after(t); !t.IsZero() && len(list) < n; t = s.after(t) {
 		list = append(list, t)

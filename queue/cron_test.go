@@ -67,3 +67,24 @@ func TestBetween(t *testing.T) {
 		}
 	}
 }
+
+// TestNext: the times that are shown are those that come, also of a schedule whose times
+// follow from the one before.
+func TestNext(t *testing.T) {
+	now := time.Date(2026, 5, 5, 12, 0, 30, 0, time.UTC)
+	for _, c := range []struct {
+		cron string
+		done time.Time
+		want string
+	}{
+		{"* * * * *", now.Add(-time.Hour), "05-05T12:01:00 05-05T12:02:00"},
+		{"@every 1h", now.Add(-50 * time.Minute), "05-05T12:10:30 05-05T13:10:30"},
+		{"@every 1h", now.Add(-50 * time.Hour), "05-05T13:00:30 05-05T14:00:30"},
+		{"@every 1h", now.Add(50 * time.Minute), "05-05T13:50:30 05-05T14:50:30"},
+		{"@every 1h", time.Time{}, "05-05T13:00:30 05-05T14:00:30"},
+	} {
+		if got := listed(timesOf(t, c.cron, "").next(c.done, now, 2)); got != c.want {
+			t.Errorf("%s after %s: got %s, want %s", c.cron, c.done, got, c.want)
+		}
+	}
+}

@@ -534,11 +534,7 @@ func (q *Queue) Schedules(ctx context.Context, function string) ([]hearth.Schedu
 func (e *schedule) status(st hearth.ScheduleState, now time.Time) hearth.ScheduleStatus {
 	out := hearth.ScheduleStatus{Function: e.key.function, Name: e.key.name, Schedule: e.cfg, Paused: st.Paused, Next: []time.Time{}, Waiting: st.Waiting}
 	if !st.Paused {
-		from := now
-		if st.Done.After(now) {
-			from = st.Done
-		}
-		out.Next = e.times.next(from, nextTimes)
+		out.Next = e.times.next(st.Done, now, nextTimes)
 	}
 	if !st.Last.Due.IsZero() {
 		out.Last = &st.Last
