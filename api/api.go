@@ -141,6 +141,7 @@ type Deps struct {
 	Acceptor    Acceptor
 	Queue       Queue
 	Schedules   Schedules
+	Webhooks    Webhooks
 	Logs        Logs
 	Invocations Invocations
 	Drivers     Drivers

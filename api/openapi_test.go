@@ -179,7 +179,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"POST /v1/functions/{name}/releases/{id}/finish",
 		"POST /v1/functions/{name}/rollback",
 		"POST /v1/functions/{name}/schedules/{schedule}/run",
-		"POST /v1/secrets/{secret}/rollback",
+		"POST /v1/secrets/rekey", "POST /v1/secrets/{secret}/rollback",
 		"PUT /v1/functions/{name}",
 		"PUT /v1/functions/{name}/aliases/{alias}",
 		"PUT /v1/functions/{name}/schedules/{schedule}/paused",

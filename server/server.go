@@ -287,6 +287,7 @@ func (s *Server) handler() http.Handler {
 		Acceptor:    s.gateway,
 		Queue:       s.queue,
 		Schedules:   s.queue,
+		Webhooks:    s.webhooks,
 		Instances:   instances{s.gateway, s.pool},
 		Pool:        s.pool,
 		Logs:        s.logs,
