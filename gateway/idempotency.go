@@ -213,7 +213,7 @@ func replayKept(w http.ResponseWriter, r *http.Request, t *target, k, before hea
 	switch {
 	case before.Fingerprint != k.Fingerprint:
 		writeProblem(w, r, nil, hearth.Errorf(hearth.CodeInvalid, "another request was sent with the same Idempotency-Key").
-			WithHint("use a new key for each request, and the same only to send it again"), http.StatusUnprocessableEntity)
+			WithHint("to send a request again, its method, host, path, query, Content-Type and body must all be the same; any other needs a new key"), http.StatusUnprocessableEntity)
 	case before.State == hearth.KeptDone:
 		h := w.Header()
 		for name, values := range before.Header {
