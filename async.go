@@ -16,9 +16,10 @@ type Async struct {
 	// MaxAge is how long after it was first due the last attempt may begin.
 	MaxAge Duration `json:"max_age,omitempty" yaml:"max_age,omitempty" doc:"How long after it was first due an attempt may still begin" example:"6h"`
 	// MinBackoff is the pause after the first failure. It doubles with each, up to
-	// MaxBackoff; half of each pause is random.
-	MinBackoff Duration `json:"min_backoff,omitempty" yaml:"min_backoff,omitempty" doc:"Pause after the first failed attempt; it doubles with each further one" example:"1s"`
-	MaxBackoff Duration `json:"max_backoff,omitempty" yaml:"max_backoff,omitempty" doc:"Longest pause between two attempts" example:"5m"`
+	// MaxBackoff; half of each pause is random. Where one of the two is left out, it
+	// is its default, or the other if that would not fit.
+	MinBackoff Duration `json:"min_backoff,omitempty" yaml:"min_backoff,omitempty" doc:"Pause after the first failed attempt; it doubles with each further one. Default 1s, or max_backoff if that is shorter" example:"1s"`
+	MaxBackoff Duration `json:"max_backoff,omitempty" yaml:"max_backoff,omitempty" doc:"Longest pause between two attempts, at least min_backoff. Default 5m, or min_backoff if that is longer" example:"5m"`
 	// KeepResult is how long a call is kept after it succeeded or was canceled.
 	KeepResult Duration `json:"keep_result,omitempty" yaml:"keep_result,omitempty" doc:"How long a call and its result are kept after it ended" example:"24h"`
 	// OnSuccess and OnFailure are told how a call ended.
@@ -77,20 +78,19 @@ func (a Async) WithDefaults() Async {
 	if a.MaxAttempts == 0 {
 		a.MaxAttempts = DefaultMaxAttempts
 	}
+	// Who sets one of them only need not know the default of the other.
+	if a.MaxBackoff == 0 {
+		a.MaxBackoff = max(Duration(DefaultMaxBackoff), a.MinBackoff)
+	}
+	if a.MinBackoff == 0 {
+		a.MinBackoff = min(Duration(DefaultMinBackoff), a.MaxBackoff)
+	}
 	for _, d := range []struct {
 		field *Duration
 		value time.Duration
-	}{{&a.MaxAge, DefaultMaxAge}, {&a.MinBackoff, DefaultMinBackoff}, {&a.MaxBackoff, DefaultMaxBackoff}, {&a.KeepResult, DefaultKeepResult}} {
+	}{{&a.MaxAge, DefaultMaxAge}, {&a.KeepResult, DefaultKeepResult}} {
 		if *d.field == 0 {
 			*d.field = Duration(d.value)
-		}
-	}
-	// Who sets one of them only need not know the default of the other.
-	if a.MinBackoff > a.MaxBackoff {
-		if a.MaxBackoff == Duration(DefaultMaxBackoff) {
-			a.MaxBackoff = a.MinBackoff
-		} else if a.MinBackoff == Duration(DefaultMinBackoff) {
-			a.MinBackoff = a.MaxBackoff
 		}
 	}
 	return a
@@ -147,10 +147,10 @@ func (a Async) validate() error {
 		return bad("choose between 1 and 100", "async.max_attempts %d is out of range", a.MaxAttempts)
 	case time.Duration(a.MaxAge) < time.Second || time.Duration(a.MaxAge) > MaxAsyncAge:
 		return bad("choose between 1s and "+Duration(MaxAsyncAge).String(), "async.max_age %s is out of range", a.MaxAge)
-	case a.MinBackoff < 0 || a.MinBackoff > a.MaxBackoff:
-		return bad("choose between 1ms and max_backoff, "+a.MaxBackoff.String(), "async.min_backoff %s is out of range", a.MinBackoff)
 	case time.Duration(a.MaxBackoff) > 24*time.Hour || a.MaxBackoff < 0:
 		return bad("the longest is 24h", "async.max_backoff %s is out of range", a.MaxBackoff)
+	case a.MinBackoff < 0 || a.MinBackoff > a.MaxBackoff:
+		return bad("choose between 1ms and max_backoff, or give a longer max_backoff", "async.min_backoff %s is out of range: max_backoff is %s", a.MinBackoff, a.MaxBackoff)
 	case time.Duration(a.KeepResult) < time.Minute || time.Duration(a.KeepResult) > MaxKeepResult:
 		return bad("choose between 1m and "+Duration(MaxKeepResult).String(), "async.keep_result %s is out of range", a.KeepResult)
 	case len(a.OnSuccess) > MaxDestinations || len(a.OnFailure) > MaxDestinations:

@@ -107,8 +107,11 @@ func (c Canary) Validate() error {
 	}
 	last := 0
 	for _, s := range c.Shares {
-		if s <= last || s > 99 {
-			return bad("write growing shares between 1% and 99%, for example 10%,50%", "the share %d%% of a canary is not possible after %d%%", s, last)
+		if s < 1 || s > 99 {
+			return bad("write for example 10% or 10%,50%; without a canary all calls change at once, and a preview gets none", "a share of a canary is between 1%% and 99%%, not %d%%", s)
+		}
+		if s <= last {
+			return bad("write them in the order in which they grow, for example 10%,50%", "the shares of a canary grow: %d%% cannot come after %d%%", s, last)
 		}
 		last = s
 	}

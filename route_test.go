@@ -185,6 +185,8 @@ func TestConditions(t *testing.T) {
 	for _, shares := range [][]int{nil, {0}, {100}, {50, 50}, {60, 50}, {-5}} {
 		if err := (hearth.Canary{Shares: shares}).WithDefaults().Validate(); err == nil {
 			t.Errorf("the shares %v are taken", shares)
+		} else if msg := err.Error(); len(shares) == 1 && !strings.Contains(msg, "between 1% and 99%") || len(shares) == 2 && !strings.Contains(msg, "grow") {
+			t.Errorf("of the shares %v is said: %v", shares, err)
 		}
 	}
 }

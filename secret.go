@@ -37,6 +37,15 @@ type Secret struct {
 	Locked bool `json:"locked,omitempty" doc:"True if the server does not have the key that it was encrypted with"`
 }
 
+// Rekeyed tells of a new key of the secrets.
+type Rekeyed struct {
+	Secrets int `json:"secrets" doc:"How many secrets there are"`
+	// Values are all versions that are kept.
+	Values int `json:"values" doc:"How many values were encrypted with the new key, with those kept for a rollback"`
+	// Unreadable have a value that no key of the server opens; it stays as it was.
+	Unreadable []string `json:"unreadable" doc:"Secrets with a value that the server could not read before either; it stays as it was"`
+}
+
 // ValidateSecretName checks a secret's name, which looks like a function's.
 // Errors: CodeInvalid.
 func ValidateSecretName(name string) error {

@@ -94,11 +94,12 @@ type Router interface {
 
 // Logs reads what functions wrote.
 type Logs interface {
-	// Tail returns the newest n lines of a function, oldest first.
-	Tail(ctx context.Context, function string, n int) ([]hearth.LogLine, error)
+	// Tail returns the newest n lines of a function, oldest first; of the versions
+	// only, if any are given.
+	Tail(ctx context.Context, function string, n int, versions ...int) ([]hearth.LogLine, error)
 	// Follow calls emit for the newest n lines and then for each new one, until
 	// ctx ends or emit fails.
-	Follow(ctx context.Context, function string, n int, emit func(hearth.LogLine) error) error
+	Follow(ctx context.Context, function string, n int, emit func(hearth.LogLine) error, versions ...int) error
 	// Delete removes the logs of a function.
 	Delete(function string) error
 }
@@ -144,6 +145,7 @@ type Deps struct {
 	Acceptor    Acceptor
 	Queue       Queue
 	Schedules   Schedules
+	Webhooks    Webhooks
 	Logs        Logs
 	Invocations Invocations
 	Drivers     Drivers

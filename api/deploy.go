@@ -82,6 +82,11 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err := cmp.Or(s.checkTriggers(d.name, config), s.Secrets.CheckSecrets(ctx, config)); err != nil {
 		return deployed{}, err
 	}
+	// They are not kept with the version: tomorrow they may be wrong.
+	destinations, err := s.destinationWarnings(ctx, d.name, config)
+	if err != nil {
+		return deployed{}, err
+	}
 	src, err := s.source(ctx, d, was, rt.Language, config.Handler)
 	if err != nil {
 		return deployed{}, err
@@ -95,11 +100,22 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	}
 	unchanged := func() (deployed, error) {
 		progressOf(ctx).step(stepUnchanged, "nothing has changed: version %d stays live", was.Number)
-		return deployed{function: *old, warnings: was.Warnings}, nil
+		return deployed{function: *old, warnings: slices.Concat(was.Warnings, destinations)}, nil
+	}
+	if same && v.Source == was.Source && (v.Artifact == was.Artifact || v.Source != "" && !d.fresh) {
+		return unchanged()
+	}
+	if d.preview && old != nil && !d.fresh {
+		before, err := s.sameVersion(ctx, v)
+		if err != nil {
+			return deployed{}, err
+		}
+		if before.Number > 0 {
+			progressOf(ctx).step(stepUnchanged, "version %d is the same: it stays as it is", before.Number)
+			return deployed{function: *old, version: before.Number, warnings: slices.Concat(before.Warnings, destinations)}, nil
+		}
 	}
 	switch {
-	case same && v.Source == was.Source && (v.Artifact == was.Artifact || v.Source != "" && !d.fresh):
-		return unchanged()
 	case v.Source == "": // nothing to install
 	case d.code == nil && !d.fresh && v.Source == was.Source &&
 		config.Runtime == was.Config.Runtime && config.Isolation == was.Config.Isolation:
@@ -121,7 +137,22 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	return deployed{function: f, version: v.Number, warnings: v.Warnings, created: old == nil}, nil
+	return deployed{function: f, version: v.Number, warnings: slices.Concat(v.Warnings, destinations), created: old == nil}, nil
+}
+
+// sameVersion returns the newest version that has the configuration and the code of
+// v, the zero Version if there is none among those that a deploy keeps.
+func (s *API) sameVersion(ctx context.Context, v hearth.Version) (hearth.Version, error) {
+	list, err := s.Versions.Versions(ctx, v.Function, 0, s.KeepVersions)
+	if err != nil {
+		return hearth.Version{}, err
+	}
+	for _, old := range list {
+		if old.Source == v.Source && (v.Source != "" || old.Artifact == v.Artifact) && sameConfig(old.Config, v.Config) {
+			return old, nil
+		}
+	}
+	return hearth.Version{}, nil
 }
 
 // moves says where a version runs otherwise than the one before it, "" if it

@@ -105,7 +105,7 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 		Catalog: h.store, Aliases: h.store, Versions: h.store, Traffic: &h.traffic, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
 		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
 		Secrets: h.store.Secrets(filepath.Join(t.TempDir(), "secrets.key")),
-		Queue:   calls, Schedules: calls,
+		Queue:   calls, Schedules: calls, Webhooks: webhooks{},
 		Logger: logger, Version: "1.2.3", Draining: h.draining,
 	}
 	for _, c := range change {
@@ -124,6 +124,16 @@ func (s *syncWriter) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.w.Write(p)
+}
+
+// webhooks refuses one address.
+type webhooks struct{}
+
+func (webhooks) CheckURL(url string) error {
+	if strings.Contains(url, "10.0.0.1") {
+		return hearth.Errorf(hearth.CodeDenied, "it is not public").WithHint("allow it")
+	}
+	return nil
 }
 
 // artifacts joins the store's stages with the API, as package server does.

@@ -44,8 +44,8 @@ type functionItem struct {
 type functionBody struct {
 	hearth.Function
 	URL      string   `json:"url" doc:"Path under which the function answers" example:"/fn/hello/"`
-	Deployed int      `json:"deployed,omitempty" doc:"Number of the version that this request made; missing if it made none"`
-	Warnings []string `json:"warnings" doc:"What of the configuration this host cannot enforce"`
+	Deployed int      `json:"deployed,omitempty" doc:"Number of the version that this request made, or that a preview found to be the same; missing if the live version is"`
+	Warnings []string `json:"warnings" doc:"What of the configuration this host cannot enforce and, after a deploy, destinations of async that lead nowhere"`
 }
 
 // functionOutput answers with one function.

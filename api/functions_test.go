@@ -308,6 +308,66 @@ func TestRouteConflict(t *testing.T) {
 	h.do("GET", "/v1/functions/hello", nil).problem(404, hearth.CodeNotFound)
 }
 
+// TestDestinationWarnings: they tell of what is so now, and are no part of the version.
+func TestDestinationWarnings(t *testing.T) {
+	h := newHost(t)
+	async := set("async", map[string]any{"on_success": []string{"function:later", "function:hello"}, "on_failure": []string{"http://10.0.0.1/x", "https://example.com/"}})
+	says := func(warnings []string) {
+		t.Helper()
+		if len(warnings) != 2 || !strings.Contains(warnings[0], "on_success: there is no function later") || !strings.Contains(warnings[1], "http://10.0.0.1/x: it is not public; allow it") {
+			t.Errorf("warnings: %q", warnings)
+		}
+	}
+	var f function
+	h.do("POST", "/v1/functions", hello(async)).json(201, &f)
+	says(f.Warnings)
+	h.do("PUT", "/v1/functions/hello", nameless(async)).json(200, &f)
+	says(f.Warnings)
+	var plan hearth.Plan
+	h.do("POST", "/v1/functions/hello/plan", map[string]any{"runtime": "python", "async": map[string]any{"on_success": []string{"function:later"}}}).json(200, &plan)
+	if len(plan.Warnings) != 1 {
+		t.Errorf("the plan warns of %q", plan.Warnings)
+	}
+	h.do("POST", "/v1/functions", hello(set("name", "later"))).json(201, &f)
+	h.do("GET", "/v1/functions/hello", nil).json(200, &f)
+	if len(f.Warnings) != 0 {
+		t.Errorf("kept are %q", f.Warnings)
+	}
+	h.do("PUT", "/v1/functions/hello", nameless(async)).json(200, &f)
+	if len(f.Warnings) != 1 || !strings.Contains(f.Warnings[0], "10.0.0.1") {
+		t.Errorf("once it is there: %q", f.Warnings)
+	}
+}
+
+// TestPreviewAgain: a preview of what is there already makes no version.
+func TestPreviewAgain(t *testing.T) {
+	h := newHost(t)
+	var f struct {
+		function
+		Deployed int
+	}
+	h.do("POST", "/v1/functions", hello()).json(201, &f)
+	preview := func(want int, change ...func(map[string]any)) {
+		t.Helper()
+		f.Deployed = 0
+		h.do("PUT", "/v1/functions/hello?preview=true", nameless(change...)).json(200, &f)
+		if f.Deployed != want || f.Live != 1 {
+			t.Errorf("the preview is version %d, live is %d; want %d", f.Deployed, f.Live, want)
+		}
+	}
+	preview(2, set("timeout", "7s"))
+	preview(2, set("timeout", "7s"))
+	preview(3, set("timeout", "8s"))
+	preview(2, set("timeout", "7s"))
+	other := set("code", map[string]any{"files": map[string]string{"main.py": python + "\n"}})
+	preview(4, other)
+	preview(4, other)
+	preview(0) // it is live
+	if len(h.verified) != 4 {
+		t.Errorf("%d versions were started", len(h.verified))
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	h := newHost(t)
 	var f function

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/url"
@@ -31,7 +32,7 @@ func (s *API) registerLogs() {
 		Summary:     "Read or follow the log of a function",
 		Description: "With follow=true the answer is a stream of server-sent events named line, each with a LogLine as JSON in its data; it goes on until the client or the server ends it. An event named error has a problem in its data and is the last one.",
 		Parameters: []*huma.Param{
-			{Name: "name", In: "path", Required: true, Description: "Name of the function", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello"},
+			{Name: "name", In: "path", Required: true, Description: "Name of the function; NAME@VERSION and NAME@ALIAS mean the lines of that version, or of those that the alias leads to now", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello"},
 			{Name: "tail", In: "query", Description: "How many of the newest lines", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: &zero, Maximum: &most, Default: defaultTail}},
 			{Name: "follow", In: "query", Description: "Go on with new lines as they come", Schema: &huma.Schema{Type: huma.TypeBoolean, Default: false}},
 		},
@@ -50,14 +51,14 @@ func (s *API) readLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	f, err := s.function(r.Context(), r.PathValue("name"))
+	function, versions, err := s.logTarget(r.Context(), hearth.Target(r.PathValue("name")))
 	if err != nil {
 		return err
 	}
 	if follow {
-		return s.followLogs(w, r, f.Name, tail)
+		return s.followLogs(w, r, function, versions, tail)
 	}
-	lines, err := s.Logs.Tail(r.Context(), f.Name, tail)
+	lines, err := s.Logs.Tail(r.Context(), function, tail, versions...)
 	if err != nil {
 		return err
 	}
@@ -65,6 +66,35 @@ func (s *API) readLogs(w http.ResponseWriter, r *http.Request) error {
 		lines = []hearth.LogLine{}
 	}
 	return writeJSON(w, http.StatusOK, logList{Lines: lines})
+}
+
+// logTarget returns whose lines a target means; no versions are all. Errors:
+// CodeNotFound.
+func (s *API) logTarget(ctx context.Context, t hearth.Target) (function string, versions []int, err error) {
+	name, alias, version, err := t.Parts()
+	f, ferr := s.function(ctx, name)
+	switch {
+	case ferr != nil:
+		return "", nil, ferr
+	case err != nil:
+		return "", nil, err
+	case version > 0:
+		v, err := s.version(ctx, f.Name, version)
+		return f.Name, []int{v.Number}, err
+	case alias == "" && !strings.Contains(string(t), "@"):
+		return f.Name, nil, nil
+	}
+	list, err := s.aliases(ctx, f.Name)
+	for _, a := range list {
+		if a.Name == cmp.Or(alias, hearth.Live) {
+			return f.Name, a.Versions.Numbers(), nil
+		}
+	}
+	if err == nil {
+		err = hearth.Errorf(hearth.CodeNotFound, "function %s has no alias %q", f.Name, clip(alias)).
+			WithHint("hearth alias list %s shows them", f.Name)
+	}
+	return "", nil, err
 }
 
 func logQuery(q url.Values) (tail int, follow bool, err error) {
@@ -105,7 +135,7 @@ func onlyQuery(q url.Values, known ...string) error {
 }
 
 // followLogs streams lines until the client goes away or the server drains.
-func (s *API) followLogs(w http.ResponseWriter, r *http.Request, function string, tail int) error {
+func (s *API) followLogs(w http.ResponseWriter, r *http.Request, function string, versions []int, tail int) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	out := newEvents(w)
@@ -135,7 +165,7 @@ func (s *API) followLogs(w http.ResponseWriter, r *http.Request, function string
 	})
 	err := s.Logs.Follow(ctx, function, tail, func(l hearth.LogLine) error {
 		return out.send("line", l)
-	})
+	}, versions...)
 	if err != nil && ctx.Err() == nil {
 		// The status is gone; an event can still tell.
 		_ = out.send("error", s.problemOf(ctx, err))

@@ -184,6 +184,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"POST /v1/functions/{name}/schedules/{schedule}/run",
 		"POST /v1/queues/{queue}/messages",
 		"POST /v1/queues/{queue}/redrive",
+		"POST /v1/secrets/rekey",
 		"POST /v1/secrets/{secret}/rollback",
 		"PUT /v1/functions/{name}",
 		"PUT /v1/functions/{name}/aliases/{alias}",

@@ -69,6 +69,11 @@ func (s *API) planFunction(ctx context.Context, in *planInput) (*planOutput, err
 	} else if err != nil {
 		return nil, err
 	}
+	more, err := s.destinationWarnings(ctx, in.Name, config)
+	if err != nil {
+		return nil, err
+	}
+	warnings = append(warnings, more...)
 	p := hearth.Plan{Function: in.Name, Action: hearth.PlanCreate, Config: config, Warnings: warnings}
 	f, err := s.Catalog.Function(ctx, in.Name)
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {

@@ -157,8 +157,22 @@ func (s *API) getSecret(context.Context, *struct{}) (*secretOutput, error) {
 	return out, nil
 }
 
+// queueOf refuses a name that neither a function nor calls in the queue have: those
+// of a destination that was never deployed are in its own queue.
+func (s *API) queueOf(ctx context.Context, name string) error {
+	_, missing := s.function(ctx, name)
+	if hearth.ErrorCode(missing) != hearth.CodeNotFound {
+		return missing
+	}
+	st, err := s.Queue.Status(ctx, name)
+	if err == nil && len(st.Functions) == 0 {
+		return missing
+	}
+	return err
+}
+
 func (s *API) listQueue(ctx context.Context, in *queueInput) (*queueListOutput, error) {
-	if _, err := s.function(ctx, in.Name); err != nil {
+	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
 	return s.listCalls(ctx, in.Name, in.State, in.Before, in.Limit)
@@ -183,7 +197,7 @@ func (s *API) listCalls(ctx context.Context, of, state, before string, limit int
 }
 
 func (s *API) redrive(ctx context.Context, in *redriveInput) (*countOutput, error) {
-	if _, err := s.function(ctx, in.Name); err != nil {
+	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
 	out, err := &countOutput{}, error(nil)
@@ -192,7 +206,7 @@ func (s *API) redrive(ctx context.Context, in *redriveInput) (*countOutput, erro
 }
 
 func (s *API) purge(ctx context.Context, in *nameInput) (*countOutput, error) {
-	if _, err := s.function(ctx, in.Name); err != nil {
+	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
 	out, err := &countOutput{}, error(nil)
@@ -206,9 +220,18 @@ func (s *API) cancelInvocation(ctx context.Context, in *callInput) (*cancelOutpu
 		return nil, err
 	}
 	if !canceled {
-		return nil, hearth.Errorf(hearth.CodeConflict, "the call has ended already: it is %s", call.State)
+		return nil, hearth.Errorf(hearth.CodeConflict, "the call has ended already: it is %s", stateWord(call.State))
 	}
 	return &cancelOutput{Body: asyncBodyOf(call)}, nil
+}
+
+// stateWord is the word for a state in messages: a call that failed for good is
+// dead, as it is in the command line.
+func stateWord(s hearth.AsyncState) string {
+	if s == hearth.AsyncFailed {
+		return "dead"
+	}
+	return string(s)
 }
 
 // asyncCall returns the asynchronous call with the id, nil if there is none. It

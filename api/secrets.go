@@ -23,6 +23,9 @@ type Secrets interface {
 	// DeleteSecret removes a secret. Errors: CodeNotFound, CodeConflict while a
 	// function uses it.
 	DeleteSecret(ctx context.Context, name string) error
+	// Rekey encrypts all secrets with a new key and destroys the old one. Errors:
+	// CodeConflict without a key, CodeUnavailable.
+	Rekey(ctx context.Context) (hearth.Rekeyed, error)
 	// CheckSecrets tells whether a function can get its secrets. Errors:
 	// CodeInvalid.
 	CheckSecrets(ctx context.Context, c hearth.Config) error
@@ -62,6 +65,8 @@ type rollbackSecretInput struct {
 
 type oneSecretOutput struct{ Body hearth.Secret }
 
+type rekeyedOutput struct{ Body hearth.Rekeyed }
+
 func (s *API) registerSecrets() {
 	register(s, huma.Operation{
 		OperationID: "list-secrets", Method: http.MethodGet, Path: "/v1/secrets", Tags: []string{"Secrets"},
@@ -81,6 +86,13 @@ func (s *API) registerSecrets() {
 		Description:   "This makes a new version with the old value, and functions get it as any new one.",
 		DefaultStatus: http.StatusOK,
 	}, s.rollbackSecret)
+	register(s, huma.Operation{
+		OperationID: "rekey-secrets", Method: http.MethodPost, Path: "/v1/secrets/rekey", Tags: []string{"Secrets"},
+		Summary: "Encrypt all secrets with a new key and destroy the old one",
+		Description: "Values, versions and instances stay, and calls go on. After an error or a crash the key file has both keys and everything can be read; " +
+			"the next start of the server, or the same again, comes to the end. Backups of the database that were made before need the old key.",
+		DefaultStatus: http.StatusOK,
+	}, s.rekeySecrets)
 	register(s, huma.Operation{
 		OperationID: "delete-secret", Method: http.MethodDelete, Path: "/v1/secrets/{secret}", Tags: []string{"Secrets"},
 		Summary:       "Delete a secret that no function uses, with all its versions",
@@ -129,6 +141,19 @@ func (s *API) changeSecret(ctx context.Context, change func(context.Context) (he
 	}
 	s.Logger.InfoContext(ctx, "a secret was set", "secret", secret.Name, "version", secret.Version, "functions", secret.Functions)
 	return &oneSecretOutput{Body: secret}, s.reload(ctx)
+}
+
+func (s *API) rekeySecrets(ctx context.Context, _ *struct{}) (*rekeyedOutput, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	r, err := s.Secrets.Rekey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.Logger.InfoContext(ctx, "the secrets have a new key", "secrets", r.Secrets, "values", r.Values, "unreadable", r.Unreadable)
+	return &rekeyedOutput{Body: r}, nil
 }
 
 func (s *API) deleteSecret(ctx context.Context, in *secretInput) (*struct{}, error) {

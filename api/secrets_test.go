@@ -52,6 +52,12 @@ func TestSecretAnswers(t *testing.T) {
 		t.Errorf("after the rollback: %+v", s)
 	}
 
+	var r hearth.Rekeyed
+	do("POST", "/v1/secrets/rekey", nil).json(200, &r)
+	if r.Secrets != 1 || r.Values != 3 || r.Unreadable == nil {
+		t.Errorf("rekeyed: %+v", r)
+	}
+
 	var list struct{ Secrets []hearth.Secret }
 	do("GET", "/v1/secrets", nil).json(200, &list)
 	if len(list.Secrets) != 1 || len(list.Secrets[0].Versions) != 3 {

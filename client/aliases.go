@@ -120,6 +120,16 @@ func (c *Client) planAliases(ctx context.Context, m Manifest, live int, moves bo
 	return changes, nil
 }
 
+// extraAliases lists the aliases of a function that its manifest does not have, live
+// apart, which every function has.
+func (c *Client) extraAliases(ctx context.Context, m Manifest) ([]Alias, error) {
+	have, err := c.Aliases(ctx, m.Name)
+	return slices.DeleteFunc(have, func(a Alias) bool {
+		_, ok := m.Aliases[a.Name]
+		return ok || a.Name == hearth.Live
+	}), err
+}
+
 // exportAliases returns the aliases of a function as a manifest has them, and the
 // names of those that cannot be written: they lead to versions other than the live
 // one.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -129,6 +130,9 @@ type Change struct {
 	Files int
 	// Plan has the details of ApplyCreate and ApplyUpdate.
 	Plan hearth.Plan
+	// Extra are aliases of the function that are not in its hearth.yaml. They stay,
+	// or are removed with ApplyOptions.Prune.
+	Extra []string
 	// Err says why the function cannot be compared or, after Apply, was not
 	// changed.
 	Err error
@@ -142,7 +146,8 @@ type ApplyOptions struct {
 	// Apply makes or changes are marked with it, and those of other sets are left
 	// alone.
 	Set string
-	// Prune deletes functions of the set that are not in the files.
+	// Prune deletes functions of the set that are not in the files, and aliases that
+	// are not in the hearth.yaml of their function.
 	Prune bool
 }
 
@@ -163,7 +168,7 @@ func (c *Client) PlanApply(ctx context.Context, found []Found, opts ApplyOptions
 		have[f.Name] = f
 	}
 	changes := make([]Change, len(found))
-	each(len(found), func(i int) { changes[i] = c.planOne(ctx, found[i], have, opts.Set) })
+	each(len(found), func(i int) { changes[i] = c.planOne(ctx, found[i], have, opts) })
 	if err := ctx.Err(); err != nil {
 		return nil, c.transportError(err)
 	}
@@ -176,7 +181,8 @@ func (c *Client) PlanApply(ctx context.Context, found []Found, opts ApplyOptions
 	return changes, nil
 }
 
-func (c *Client) planOne(ctx context.Context, f Found, have map[string]Function, set string) Change {
+func (c *Client) planOne(ctx context.Context, f Found, have map[string]Function, opts ApplyOptions) Change {
+	set := opts.Set
 	ch := Change{Function: f.Manifest.Name, Dir: f.Dir, Action: ApplyFail, Err: f.Err}
 	if f.Err != nil {
 		return ch
@@ -205,6 +211,18 @@ func (c *Client) planOne(ctx context.Context, f Found, have map[string]Function,
 		}
 		if ch.Plan.Settings = append(ch.Plan.Settings, aliases...); len(aliases) > 0 {
 			ch.Action = ApplyUpdate
+		}
+		extra, err := c.extraAliases(ctx, f.Manifest)
+		if err != nil {
+			ch.Action, ch.Err = ApplyFail, err
+			return ch
+		}
+		for _, x := range extra {
+			ch.Extra = append(ch.Extra, x.Name)
+			if opts.Prune {
+				ch.Action = ApplyUpdate
+				ch.Plan.Settings = append(ch.Plan.Settings, hearth.SettingChange{Setting: "aliases." + x.Name, From: x.Versions.String()})
+			}
 		}
 	}
 	if ch.Action == ApplyUpdate && owner == "" {
@@ -255,7 +273,7 @@ func (c *Client) Apply(ctx context.Context, changes []Change, opts ApplyOptions,
 	run := func(pending []int) (again []int) {
 		each(len(pending), func(i int) {
 			ch := &changes[pending[i]]
-			ch.Err = c.applyOne(ctx, ch, opts.Set)
+			ch.Err = c.applyOne(ctx, ch, opts)
 			mu.Lock()
 			defer mu.Unlock()
 			if hearth.ErrorCode(ch.Err) == hearth.CodeConflict {
@@ -298,7 +316,7 @@ func (c *Client) Apply(ctx context.Context, changes []Change, opts ApplyOptions,
 	return nil
 }
 
-func (c *Client) applyOne(ctx context.Context, ch *Change, set string) (err error) {
+func (c *Client) applyOne(ctx context.Context, ch *Change, opts ApplyOptions) (err error) {
 	if ch.Action == ApplyDelete {
 		return c.DeleteFunction(ctx, ch.Function, ch.Plan.Generation)
 	}
@@ -309,10 +327,18 @@ func (c *Client) applyOne(ctx context.Context, ch *Change, set string) (err erro
 			if m.Labels == nil {
 				m.Labels = map[string]string{}
 			}
-			m.Labels[hearth.SetLabel] = set
+			m.Labels[hearth.SetLabel] = opts.Set
 		},
 	})
-	return err
+	if err != nil || !opts.Prune {
+		return err
+	}
+	for _, name := range ch.Extra {
+		if err := c.DeleteAlias(ctx, ch.Function, name); err != nil && hearth.ErrorCode(err) != hearth.CodeNotFound {
+			return fmt.Errorf("version %d is live, but the alias %s was not removed: %w", ch.Live.Live, name, err)
+		}
+	}
+	return nil
 }
 
 // each calls fn with the numbers below n, some at the same time, and returns when

@@ -15,10 +15,11 @@ type Function struct {
 	hearth.Function
 	// URL is where the function answers HTTP requests.
 	URL string `json:"url"`
-	// Deployed is the number of the version that the request made; 0 if it made
-	// none.
+	// Deployed is the number of the version that the request made, or that a preview
+	// found to be the same; 0 if that is the live one.
 	Deployed int `json:"deployed,omitempty"`
-	// Warnings tell what of the configuration the host cannot enforce.
+	// Warnings tell what of the configuration the host cannot enforce and, after a
+	// deploy, which destinations of asynchronous calls lead nowhere.
 	Warnings []string `json:"warnings,omitempty"`
 }
 

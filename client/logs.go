@@ -10,7 +10,8 @@ import (
 )
 
 // Logs returns the last tail lines a function wrote, oldest first (-1: the
-// server's choice). Errors: CodeNotFound.
+// server's choice). "NAME@7" and "NAME@beta" mean the lines of a version, or of those
+// that an alias leads to now. Errors: CodeNotFound.
 func (c *Client) Logs(ctx context.Context, name string, tail int) ([]hearth.LogLine, error) {
 	var out struct {
 		Lines []hearth.LogLine `json:"lines"`
@@ -21,7 +22,7 @@ func (c *Client) Logs(ctx context.Context, name string, tail int) ([]hearth.LogL
 	return out.Lines, err
 }
 
-// FollowLogs calls fn with the last tail lines and then with each line as it
+// FollowLogs calls fn with the last tail lines of what Logs may name and then with each line as it
 // is written, until ctx ends (then it returns CodeCanceled or CodeTimeout), fn
 // returns an error (then it returns that), or the server ends the stream (then
 // it returns nil). Errors: CodeNotFound, CodeUnavailable.

@@ -237,6 +237,9 @@ func (p parser) value(name string, key, value *yaml.Node, field reflect.Value) e
 	if value.Tag == "!!null" {
 		return p.err(key.Line, "give it one, or remove the line", "%s has no value", name)
 	}
+	if value.Kind == yaml.SequenceNode && (field.Kind() == reflect.Map) {
+		return p.err(value.Line, notList(value), "%s must have NAME: value on lines of their own, indented below it, and is a list", name)
+	}
 	if want, ok := shape(value, field.Type()); !ok {
 		return p.err(value.Line, "see hearth config check --help", "%s must be %s", name, want)
 	}
@@ -272,6 +275,16 @@ func (p parser) value(name string, key, value *yaml.Node, field reflect.Value) e
 	default:
 		return p.err(value.Line, "write "+example(field.Type()), "%s cannot be %q", name, clip(value.Value))
 	}
+}
+
+// notList says how what is in a list is written as keys and values.
+func notList(n *yaml.Node) string {
+	for _, c := range n.Content {
+		if k, v, ok := strings.Cut(c.Value, "="); ok && c.Kind == yaml.ScalarNode {
+			return fmt.Sprintf("write %s: %q in place of %s", clip(k), clip(v), clip(c.Value))
+		}
+	}
+	return "write NAME: value, without a hyphen or brackets"
 }
 
 // structs reads a map whose values are keys and values themselves, such as cors.
@@ -321,7 +334,7 @@ func shape(n *yaml.Node, t reflect.Type) (want string, ok bool) {
 	case reflect.Interface:
 		return "", true
 	case reflect.Map:
-		return "a list of NAME: text, indented below it", n.Kind == yaml.MappingNode
+		return "NAME: value on lines of their own, indented below it", n.Kind == yaml.MappingNode
 	case reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
 			return "a list, each entry with a hyphen", false

@@ -48,3 +48,11 @@ func (c *Client) DeleteSecret(ctx context.Context, name string) error {
 	_, err := c.call(ctx, request{method: http.MethodDelete, path: []string{"v1", "secrets", name}}, nil)
 	return err
 }
+
+// Rekey encrypts all secrets with a new key and destroys the old one. Errors:
+// CodeConflict if there is no key yet, CodeUnavailable if the key file cannot be
+// replaced.
+func (c *Client) Rekey(ctx context.Context) (r hearth.Rekeyed, err error) {
+	_, err = c.call(ctx, request{method: http.MethodPost, path: []string{"v1", "secrets", "rekey"}}, &r)
+	return r, err
+}

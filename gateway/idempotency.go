@@ -255,7 +255,8 @@ func (g *Gateway) runOnce(w http.ResponseWriter, r *http.Request, t *target, k h
 func replayKept(w http.ResponseWriter, r *http.Request, t *target, k, before hearth.KeptResponse) {
 	switch {
 	case before.Fingerprint != k.Fingerprint:
-		writeError(w, r, nil, hearth.KeyReused("Idempotency-Key"))
+		writeError(w, r, nil, hearth.KeyReused("Idempotency-Key").
+			WithHint("to send a request again, its method, host, path, query, Content-Type and body must all be the same; any other needs a new key"))
 	case before.State == hearth.KeptDone:
 		h := w.Header()
 		for name, values := range before.Header {

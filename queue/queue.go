@@ -370,8 +370,8 @@ func (q *Queue) Forget(ctx context.Context, function string) error {
 // It returns how many. Errors: CodeNotFound if none has one of the ids.
 func (q *Queue) Redrive(ctx context.Context, function string, ids []string) (int64, error) {
 	cfg, err := q.runner.AsyncConfig(function)
-	if err != nil {
-		return 0, err
+	if err != nil && hearth.ErrorCode(err) != hearth.CodeNotFound {
+		return 0, err // a destination that is not deployed has dead letters, too
 	}
 	now := time.Now()
 	n, err := q.cfg.Store.Redrive(ctx, function, ids, now, now.Add(time.Duration(cfg.AsyncOrDefault().MaxAge)))

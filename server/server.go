@@ -287,6 +287,7 @@ func (s *Server) handler() http.Handler {
 		Acceptor:    s.gateway,
 		Queue:       s.queue,
 		Schedules:   s.queue,
+		Webhooks:    s.webhooks,
 		Instances:   instances{s.gateway, s.pool},
 		Pool:        s.pool,
 		Logs:        s.logs,
@@ -451,7 +452,14 @@ func (s *Server) Close() error {
 
 // checkSecrets tells the log of secrets that cannot be opened: functions that use
 // them do not start, and their callers are told little of the reason.
+//
+// Before, it comes to the end of a change of the key that was interrupted.
 func (s *Server) checkSecrets(ctx context.Context) {
+	if r, err := s.secrets.ResumeRekey(ctx); err != nil {
+		s.cfg.Logger.Error("the change of the secrets' key was interrupted and cannot be finished; all keys of the file are still in use", "err", err)
+	} else if r.Values > 0 {
+		s.cfg.Logger.Info("the change of the secrets' key that was interrupted is finished", "values", r.Values)
+	}
 	list, err := s.secrets.Secrets(ctx)
 	if err != nil {
 		s.cfg.Logger.Error("listing secrets", "err", err)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,9 +26,11 @@ import (
 // Whoever can deploy a function chooses the URLs, so they lead to public addresses
 // only, whatever a name resolves to at the moment of the connection.
 type webhooks struct {
-	client *http.Client
-	key    []byte
-	agent  string
+	client  *http.Client
+	key     []byte
+	agent   string
+	host    *egress.Host
+	allowed map[string]bool // endpoints, "host:port", that may have any address
 }
 
 // errNotPublic is the cause of a connection that was refused.
@@ -70,15 +74,15 @@ func newWebhooks(secret string, allow []string, version string) (*webhooks, erro
 		TLSHandshakeTimeout: 10 * time.Second, MaxIdleConns: 16, IdleConnTimeout: 30 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10, ForceAttemptHTTP2: true,
 	}
-	return &webhooks{key: key, agent: "Hearth/" + version, client: &http.Client{
+	return &webhooks{key: key, agent: "Hearth/" + version, host: host, allowed: allowed, client: &http.Client{
 		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
 
 // Deliver implements queue.Deliverer.
-func (w *webhooks) Deliver(ctx context.Context, url, id string, body []byte) (status int, pause time.Duration, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+func (w *webhooks) Deliver(ctx context.Context, address, id string, body []byte) (status int, pause time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
 	if err != nil {
 		return 0, 0, hearth.Errorf(hearth.CodeInvalid, "the URL cannot be used: %w", err)
 	}
@@ -92,8 +96,7 @@ func (w *webhooks) Deliver(ctx context.Context, url, id string, body []byte) (st
 	switch {
 	case err == nil:
 	case errors.Is(err, errNotPublic):
-		return 0, 0, (&hearth.Error{Code: hearth.CodeDenied, Message: "the URL leads to an address that is not public", Err: err}).
-			WithHint("the operator can allow it with --webhook-allow HOST:PORT")
+		return 0, 0, notPublic(err, "HOST:PORT")
 	case errors.Is(err, context.DeadlineExceeded):
 		return 0, 0, &hearth.Error{Code: hearth.CodeTimeout, Message: "the receiver did not answer in time", Err: err}
 	default:
@@ -105,6 +108,31 @@ func (w *webhooks) Deliver(ctx context.Context, url, id string, body []byte) (st
 		pause = time.Duration(s) * time.Second
 	}
 	return resp.StatusCode, pause, nil
+}
+
+func notPublic(err error, endpoint string) error {
+	return (&hearth.Error{Code: hearth.CodeDenied, Message: "the URL leads to an address that is not public", Err: err}).
+		WithHint("the operator can allow it with --webhook-allow %s", endpoint)
+}
+
+// CheckURL implements api.Webhooks.
+func (w *webhooks) CheckURL(address string) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil //nolint:nilerr // its form is checked elsewhere
+	}
+	host := strings.ToLower(u.Hostname())
+	endpoint := net.JoinHostPort(host, cmp.Or(u.Port(), map[string]string{"https": "443"}[u.Scheme], "80"))
+	if w.allowed[endpoint] {
+		return nil
+	}
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return notPublic(errNotPublic, endpoint)
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && w.host.Refuse(ip.Unmap()) != nil {
+		return notPublic(errNotPublic, endpoint)
+	}
+	return nil
 }
 
 // sign is the base64 HMAC-SHA256 of "id.timestamp.body".

@@ -61,12 +61,23 @@ func TestWebhookAddresses(t *testing.T) {
 		"http://169.254.169.254/latest", "http://10.0.0.1/", "http://192.168.1.1/", "http://[fd00::1]/", "http://[fe80::1]/",
 	} {
 		_, _, err := w.Deliver(t.Context(), url, "x", nil)
+		if known := w.CheckURL(url); strings.Contains(url, "2130706433") != (known == nil) {
+			t.Errorf("%s: at a deploy it is %v", url, known)
+		}
 		if code := hearth.ErrorCode(err); code != hearth.CodeDenied && !(code == hearth.CodeUnavailable && strings.Contains(url, "2130706433")) {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
 	if status, _, err := w.Deliver(t.Context(), redirects.URL, "x", nil); err != nil || status != 307 {
 		t.Errorf("a redirect: %d %v", status, err)
+	}
+	for _, url := range []string{redirects.URL, "https://example.com/hook", "http://8.8.8.8/", "http://localhost.example.com/"} {
+		if err := w.CheckURL(url); err != nil {
+			t.Errorf("%s: at a deploy it is %v", url, err)
+		}
+	}
+	if err := w.CheckURL("https://LOCALHOST/x"); err == nil || !strings.Contains(hearth.AsError(err).Hint, "--webhook-allow localhost:443") {
+		t.Errorf("the hint is not the flag: %v", hearth.AsError(err))
 	}
 	if reached != 0 {
 		t.Errorf("a private address was reached %d times", reached)

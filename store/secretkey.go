@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"github.com/hearthrun/hearth"
 )
@@ -24,9 +25,36 @@ type secretKey struct {
 	aead cipher.AEAD
 	// id tells keys apart. It is a hash, which says nothing of 256 random bits.
 	id string
+	// text is the key as its file has it.
+	text string
 }
 
-const keySize = 32
+// keyring is what a key file holds, one key a line: the first encrypts, all
+// decrypt. There are several only while one takes the place of another.
+type keyring []*secretKey
+
+// find returns the key with the id, nil if it is not there.
+func (r keyring) find(id string) *secretKey {
+	for _, k := range r {
+		if k.id == id {
+			return k
+		}
+	}
+	return nil
+}
+
+const (
+	keySize = 32
+	// maxKeys is how many keys a key file has at most.
+	maxKeys = 16
+)
+
+// randomKey makes a key.
+func randomKey() (*secretKey, error) {
+	key := make([]byte, keySize)
+	_, _ = rand.Read(key) // never fails
+	return newSecretKey(key)
+}
 
 func newSecretKey(key []byte) (*secretKey, error) {
 	block, err := aes.NewCipher(key)
@@ -38,7 +66,7 @@ func newSecretKey(key []byte) (*secretKey, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256(append([]byte("hearth secrets key id\x00"), key...))
-	return &secretKey{aead: aead, id: hex.EncodeToString(sum[:8])}, nil
+	return &secretKey{aead: aead, id: hex.EncodeToString(sum[:8]), text: base64.StdEncoding.EncodeToString(key)}, nil
 }
 
 // place binds a value to its name and number, so that who can write to the
@@ -61,9 +89,9 @@ func (k *secretKey) open(name string, number int, sealed []byte) ([]byte, error)
 	return k.aead.Open(nil, sealed[:n], sealed[n:], place(name, number))
 }
 
-// loadKey reads a key file. Errors: fs.ErrNotExist as it is, CodeInvalid,
+// loadKeys reads a key file. Errors: fs.ErrNotExist as it is, CodeInvalid,
 // CodeUnavailable.
-func loadKey(path string) (*secretKey, error) {
+func loadKeys(path string) (keyring, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -78,17 +106,30 @@ func loadKey(path string) (*secretKey, error) {
 	}
 	var text []byte
 	if err == nil {
-		text, err = io.ReadAll(io.LimitReader(f, 1024))
+		text, err = io.ReadAll(io.LimitReader(f, 4096))
 	}
 	if err != nil {
 		return nil, keyError(hearth.CodeUnavailable, "cannot be read", path, err)
 	}
-	key, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(text)))
-	if err != nil || len(key) != keySize {
-		return nil, keyError(hearth.CodeInvalid, "holds no key", path, fmt.Errorf("it must hold %d bytes in base64", keySize)).
+	lines := bytes.Fields(text)
+	ring := make(keyring, 0, len(lines))
+	for _, line := range lines {
+		key, err := base64.StdEncoding.DecodeString(string(line))
+		if err != nil || len(key) != keySize || len(lines) > maxKeys {
+			ring = nil
+			break
+		}
+		k, err := newSecretKey(key)
+		if err != nil {
+			return nil, err
+		}
+		ring = append(ring, k)
+	}
+	if len(ring) == 0 {
+		return nil, keyError(hearth.CodeInvalid, "holds no key", path, fmt.Errorf("each line must hold %d bytes in base64, and there are at most %d", keySize, maxKeys)).
 			WithHint("restore it from your backup; openssl rand -base64 %d makes a new one", keySize)
 	}
-	return newSecretKey(key)
+	return ring, nil
 }
 
 // keyError is an error about the key file, whose path is for the server's log
@@ -99,12 +140,14 @@ func keyError(code hearth.Code, what, path string, err error) *hearth.Error {
 
 // makeKey makes a key file, which reaches the disk before anything that it
 // encrypts.
-func makeKey(path string) (*secretKey, error) {
-	key := make([]byte, keySize)
-	_, _ = rand.Read(key) // never fails
-	fail := func(err error) (*secretKey, error) {
+func makeKey(path string) (keyring, error) {
+	fail := func(err error) (keyring, error) {
 		return nil, keyError(hearth.CodeUnavailable, "cannot be made", path, err).
 			WithHint("let this user write there, or choose another with --secrets-key-file")
+	}
+	key, err := randomKey()
+	if err != nil {
+		return nil, err
 	}
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".secrets-key-") // 0600
@@ -112,7 +155,7 @@ func makeKey(path string) (*secretKey, error) {
 		return fail(err)
 	}
 	defer os.Remove(f.Name()) //nolint:errcheck // the link remains
-	_, err = f.WriteString(base64.StdEncoding.EncodeToString(key) + "\n")
+	_, err = f.WriteString(key.text + "\n")
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Link(f.Name(), path) // which replaces nothing
@@ -123,5 +166,92 @@ func makeKey(path string) (*secretKey, error) {
 	if err != nil {
 		return fail(err)
 	}
-	return newSecretKey(key)
+	return keyring{key}, nil
+}
+
+// nextKeys is the file that takes the place of the key file. One that is there
+// was left by a server that was killed.
+func nextKeys(path string) string { return path + ".new" }
+
+// replaceKeys gives a key file other keys: at every moment it holds either those
+// or what it held before. What it held before is overwritten, as far as the file
+// system allows. Errors: CodeUnavailable.
+func replaceKeys(path string, ring keyring) error {
+	fail := func(err error) error {
+		return keyError(hearth.CodeUnavailable, "cannot be replaced", path, err).
+			WithHint("let this user write to its directory, or change the key by hand: docs/secrets.md, Another key, says how")
+	}
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fail(err)
+	}
+	old, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrPermission) {
+		old, err = os.Open(path) // then it is not overwritten
+	}
+	if err != nil {
+		return fail(err)
+	}
+	defer old.Close()
+	info, err := old.Stat()
+	if err != nil {
+		return fail(err)
+	}
+	if err := eraseKeys(nextKeys(path)); err != nil {
+		return fail(err)
+	}
+	f, err := os.OpenFile(nextKeys(path), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fail(err)
+	}
+	for _, k := range ring {
+		_, werr := f.WriteString(k.text + "\n")
+		err = errors.Join(err, werr)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		_ = f.Chown(int(st.Uid), int(st.Gid)) // else it is this user's, who can read it
+	}
+	err = errors.Join(err, f.Chmod(info.Mode().Perm()), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = eraseKeys(nextKeys(path))
+		return fail(err)
+	}
+	if err := syncPath(filepath.Dir(path)); err != nil {
+		return fail(err)
+	}
+	overwrite(old)
+	return nil
+}
+
+// eraseKeys removes a file with keys, if it is there, so that they cannot be read
+// from the disk.
+func eraseKeys(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	overwrite(f)
+	return nil
+}
+
+// overwrite makes the content of a file that has no name any more unreadable.
+func overwrite(f *os.File) {
+	info, err := f.Stat()
+	if err != nil {
+		return
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Nlink > 0 {
+		return // somebody keeps it on purpose
+	}
+	_, _ = f.WriteAt(make([]byte, info.Size()), 0)
+	_ = f.Sync()
 }

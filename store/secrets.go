@@ -29,23 +29,29 @@ type Secrets struct {
 	store   *Store
 	keyFile string
 
-	mu  sync.Mutex
-	key *secretKey // guarded by mu; nil until it was read
+	mu   sync.Mutex
+	keys keyring // guarded by mu; nil until they were read
+
+	// reading is held by those who read values, so that no key goes away under
+	// them.
+	reading sync.RWMutex
+	// rekeying is held by the one that changes the key.
+	rekeying sync.Mutex
 }
 
 // Secrets returns the secrets, whose key is in keyFile. The key is made with the
 // first secret.
 func (s *Store) Secrets(keyFile string) *Secrets { return &Secrets{store: s, keyFile: keyFile} }
 
-// theKey returns the key. Without a key file it makes one if mayMake, which is
+// theKeys returns the keys. Without a key file it makes one if mayMake, which is
 // asked only then, allows it. Errors: CodeInvalid, CodeUnavailable.
-func (s *Secrets) theKey(mayMake func() (bool, error)) (*secretKey, error) {
+func (s *Secrets) theKeys(mayMake func() (bool, error)) (keyring, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.key != nil {
-		return s.key, nil
+	if s.keys != nil {
+		return s.keys, nil
 	}
-	key, err := loadKey(s.keyFile)
+	ring, err := loadKeys(s.keyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		may, merr := mayMake()
 		switch {
@@ -55,18 +61,23 @@ func (s *Secrets) theKey(mayMake func() (bool, error)) (*secretKey, error) {
 			return nil, keyError(hearth.CodeUnavailable, "is missing", s.keyFile, err).
 				WithHint("restore it from your backup; if it is lost, make a new one with openssl rand -base64 %d and set each secret again", keySize)
 		}
-		key, err = makeKey(s.keyFile)
+		ring, err = makeKey(s.keyFile)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.key = key
-	return key, nil
+	s.keys = ring
+	return ring, nil
 }
+
+// noKey makes no key where there is none.
+func noKey() (bool, error) { return false, nil }
 
 // Secrets returns what there is to know of each secret but its value, by name.
 func (s *Secrets) Secrets(ctx context.Context) (out []hearth.Secret, err error) {
-	key, _ := s.theKey(func() (bool, error) { return false, nil }) // without, all are locked
+	s.reading.RLock()
+	defer s.reading.RUnlock()
+	ring, _ := s.theKeys(noKey) // without, all are locked
 	err = s.store.catalog.view(ctx, "list secrets", func(tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, selectSecret+` ORDER BY s.name`)
 		list, err := collect(ctx, rows, err, "list secrets", scanSecret)
@@ -79,7 +90,7 @@ func (s *Secrets) Secrets(ctx context.Context) (out []hearth.Secret, err error) 
 		}
 		out = make([]hearth.Secret, 0, len(list))
 		for _, f := range list {
-			out = append(out, f.public(key, users))
+			out = append(out, f.public(ring, users))
 		}
 		return nil
 	})
@@ -111,9 +122,9 @@ func scanSecret(r row) (f secretRow, err error) {
 	return f, err
 }
 
-func (f secretRow) public(key *secretKey, users []secretUser) hearth.Secret {
+func (f secretRow) public(ring keyring, users []secretUser) hearth.Secret {
 	out := f.Secret
-	out.Locked = key == nil || f.key != key.id
+	out.Locked = ring.find(f.key) == nil
 	out.Functions = []string{}
 	for _, u := range users {
 		if slices.Contains(u.config.SecretNames(), f.Name) && !slices.Contains(out.Functions, u.function) {
@@ -153,7 +164,7 @@ func (s *Secrets) SetSecret(ctx context.Context, name string, value []byte) (out
 			WithHint("a value has 1 byte to %s", hearth.Bytes(hearth.MaxSecret))
 	}
 	err = s.store.catalog.update(ctx, "store a secret", func(tx *sql.Tx) error {
-		key, err := s.keyFor(ctx, tx)
+		ring, err := s.keysFor(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -164,8 +175,8 @@ func (s *Secrets) SetSecret(ctx context.Context, name string, value []byte) (out
 		}
 		if !isNew {
 			// One that cannot be opened any more is set anew.
-			if have, err := s.read(ctx, tx, key, name, old.Version); err == nil && bytes.Equal(have, value) {
-				out, err = s.describe(ctx, tx, key, name)
+			if have, err := s.read(ctx, tx, ring, name, old.Version); err == nil && bytes.Equal(have, value) {
+				out, err = s.describe(ctx, tx, ring, name)
 				return err
 			}
 		}
@@ -178,7 +189,7 @@ func (s *Secrets) SetSecret(ctx context.Context, name string, value []byte) (out
 				return hearth.Errorf(hearth.CodeExhausted, "there are %d secrets already", n).WithHint("delete those that no function uses; hearth secret list shows them")
 			}
 		}
-		out, err = s.put(ctx, tx, key, name, value)
+		out, err = s.put(ctx, tx, ring, name, value)
 		return err
 	})
 	return out, err
@@ -206,24 +217,24 @@ func (s *Secrets) RollbackSecret(ctx context.Context, name string, to int) (out 
 		case to == old.Version:
 			return hearth.Errorf(hearth.CodeConflict, "version %d of secret %s is the one that counts", to, name)
 		}
-		key, err := s.keyFor(ctx, tx)
+		ring, err := s.keysFor(ctx, tx)
 		if err != nil {
 			return err
 		}
-		value, err := s.read(ctx, tx, key, name, to)
+		value, err := s.read(ctx, tx, ring, name, to)
 		if err != nil {
 			return err
 		}
-		out, err = s.put(ctx, tx, key, name, value)
+		out, err = s.put(ctx, tx, ring, name, value)
 		return err
 	})
 	return out, err
 }
 
-// keyFor returns the key to encrypt with. It is made if there is nothing yet that
-// another one would have encrypted.
-func (s *Secrets) keyFor(ctx context.Context, tx *sql.Tx) (*secretKey, error) {
-	return s.theKey(func() (bool, error) {
+// keysFor returns the keys to encrypt with. One is made if there is nothing yet
+// that another one would have encrypted.
+func (s *Secrets) keysFor(ctx context.Context, tx *sql.Tx) (keyring, error) {
+	return s.theKeys(func() (bool, error) {
 		var n int
 		err := tx.QueryRowContext(ctx, `SELECT count(*) FROM secret_versions`).Scan(&n)
 		return n == 0, err
@@ -231,7 +242,8 @@ func (s *Secrets) keyFor(ctx context.Context, tx *sql.Tx) (*secretKey, error) {
 }
 
 // put stores a value as the newest version and drops the oldest ones.
-func (s *Secrets) put(ctx context.Context, tx *sql.Tx, key *secretKey, name string, value []byte) (hearth.Secret, error) {
+func (s *Secrets) put(ctx context.Context, tx *sql.Tx, ring keyring, name string, value []byte) (hearth.Secret, error) {
+	key := ring[0]
 	var number int
 	err := tx.QueryRowContext(ctx, `INSERT INTO secret_counters (name, last) VALUES (?, 1)
 		ON CONFLICT (name) DO UPDATE SET last = last + 1 RETURNING last`, name).Scan(&number)
@@ -267,16 +279,16 @@ func (s *Secrets) put(ctx context.Context, tx *sql.Tx, key *secretKey, name stri
 			return hearth.Secret{}, (&hearth.Error{Code: e.Code, Message: "function " + u.function + " could not get this value: " + e.Message, Err: e.Err}).WithHint("%s", e.Hint)
 		}
 	}
-	return s.describe(ctx, tx, key, name)
+	return s.describe(ctx, tx, ring, name)
 }
 
-func (s *Secrets) describe(ctx context.Context, tx *sql.Tx, key *secretKey, name string) (hearth.Secret, error) {
+func (s *Secrets) describe(ctx context.Context, tx *sql.Tx, ring keyring, name string) (hearth.Secret, error) {
 	f, err := scanSecret(tx.QueryRowContext(ctx, selectSecret+` WHERE s.name = ?`, name))
 	if err != nil {
 		return hearth.Secret{}, err
 	}
 	users, err := secretUsers(ctx, tx)
-	return f.public(key, users), err
+	return f.public(ring, users), err
 }
 
 // DeleteSecret removes a secret with all its versions. Errors: CodeNotFound,
@@ -318,17 +330,19 @@ func noSecret(name string) error {
 // OpenSecrets returns the values of these versions of secrets, by name. Errors:
 // CodeInvalid if one does not exist, CodeUnavailable without its key.
 func (s *Secrets) OpenSecrets(ctx context.Context, versions map[string]int) (map[string][]byte, error) {
+	s.reading.RLock()
+	defer s.reading.RUnlock()
 	values := make(map[string][]byte, len(versions))
 	err := s.store.catalog.view(ctx, "read secrets", func(tx *sql.Tx) error {
 		for name, number := range versions {
 			if number == 0 {
 				return missingSecret(name)
 			}
-			key, err := s.theKey(func() (bool, error) { return false, nil })
+			ring, err := s.theKeys(noKey)
 			if err != nil {
 				return err
 			}
-			if values[name], err = s.read(ctx, tx, key, name, number); err != nil {
+			if values[name], err = s.read(ctx, tx, ring, name, number); err != nil {
 				return err
 			}
 		}
@@ -341,7 +355,7 @@ func (s *Secrets) OpenSecrets(ctx context.Context, versions map[string]int) (map
 }
 
 // read decrypts one version.
-func (s *Secrets) read(ctx context.Context, tx *sql.Tx, key *secretKey, name string, number int) ([]byte, error) {
+func (s *Secrets) read(ctx context.Context, tx *sql.Tx, ring keyring, name string, number int) ([]byte, error) {
 	var id string
 	var sealed []byte
 	err := tx.QueryRowContext(ctx, `SELECT key, sealed FROM secret_versions WHERE name = ? AND number = ?`, name, number).Scan(&id, &sealed)
@@ -350,7 +364,8 @@ func (s *Secrets) read(ctx context.Context, tx *sql.Tx, key *secretKey, name str
 	} else if err != nil {
 		return nil, err
 	}
-	if id != key.id {
+	key := ring.find(id)
+	if key == nil {
 		return nil, hearth.Errorf(hearth.CodeUnavailable, "secret %s was encrypted with another key than the server has", name).
 			WithHint("restart the server with the key file it was set with, or set it again: hearth secret set %s", name)
 	}

@@ -103,7 +103,8 @@ func Open(ctx context.Context, dir string, logger *slog.Logger) (_ *Store, err e
 			_ = s.Close()
 		}
 	}()
-	if s.catalog, err = openDatabase(ctx, filepath.Join(dir, catalogFile), "catalog", "FULL"); err != nil {
+	// secure_delete: what a value of a secret was encrypted to goes with it.
+	if s.catalog, err = openDatabase(ctx, filepath.Join(dir, catalogFile), "catalog", "FULL", "secure_delete(ON)"); err != nil {
 		return nil, err
 	}
 	if s.invocations, err = openDatabase(ctx, filepath.Join(dir, invocationsFile), "invocations", "NORMAL"); err != nil {
@@ -159,7 +160,7 @@ func (s *Store) loadOwner(ctx context.Context) (string, error) {
 }
 
 // openDatabase opens one file and migrates it.
-func openDatabase(ctx context.Context, path, schema, synchronous string) (_ *database, err error) {
+func openDatabase(ctx context.Context, path, schema, synchronous string, pragmas ...string) (_ *database, err error) {
 	// Created here so that its mode does not depend on the umask.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -186,7 +187,7 @@ func openDatabase(ctx context.Context, path, schema, synchronous string) (_ *dat
 		return db, nil
 	}
 	d := &database{}
-	if d.write, err = open(1); err != nil {
+	if d.write, err = open(1, pragmas...); err != nil {
 		return nil, err
 	}
 	defer func() {

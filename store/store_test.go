@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(scheduleCrashEnv); dir != "" {
 		scheduleCrashChild(dir)
 	}
+	if dir := os.Getenv(rekeyCrashEnv); dir != "" {
+		rekeyCrashChild(dir)
+	}
 	if dir := os.Getenv(crashEnv); dir != "" {
 		crashChild(dir)
 	}

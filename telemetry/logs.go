@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -184,21 +185,22 @@ func (l *Logs) stream(function string, create bool) *stream {
 }
 
 // Tail returns the last n lines of a function, oldest first, with everything
-// appended before the call. None is no error. Errors: CodeInvalid for a bad
+// appended before the call; only those of the versions, if any are given. None is no error. Errors: CodeInvalid for a bad
 // name, CodeUnavailable after Close.
-func (l *Logs) Tail(ctx context.Context, function string, n int) ([]hearth.LogLine, error) {
-	lines, _, err := l.tail(ctx, function, n)
+func (l *Logs) Tail(ctx context.Context, function string, n int, versions ...int) ([]hearth.LogLine, error) {
+	lines, _, err := l.tail(ctx, function, n, versions)
 	return lines, err
 }
 
 // Follow calls fn for the last n lines of a function and then for each new one
-// as it comes, without a gap or a repetition. It returns fn's error, an error
+// as it comes, without a gap or a repetition; only for those of the versions, if
+// any are given. It returns fn's error, an error
 // that wraps ctx's (CodeCanceled or CodeTimeout) when ctx ends, and nil when
 // Logs is closed. A reader so slow that lines were deleted before it came to
 // them gets a line of stream "hearth" that says so. Deleting the function's
 // logs does not end it.
 // Errors: CodeInvalid for a bad name.
-func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(hearth.LogLine) error) error {
+func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(hearth.LogLine) error, versions ...int) error {
 	if err := hearth.ValidateName(function); err != nil {
 		return err
 	}
@@ -207,7 +209,7 @@ func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(heart
 		return nil
 	}
 	defer l.unwatch(s)
-	lines, pos, err := l.tail(ctx, function, n)
+	lines, pos, err := l.tail(ctx, function, n, versions)
 	if errors.Is(err, errClosed) {
 		return nil
 	} else if err != nil {
@@ -216,6 +218,15 @@ func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(heart
 	for _, line := range lines {
 		if err := fn(line); err != nil {
 			return err
+		}
+	}
+	if len(versions) > 0 {
+		all := fn
+		fn = func(line hearth.LogLine) error {
+			if !slices.Contains(versions, line.Version) {
+				return nil
+			}
+			return all(line)
 		}
 	}
 	r := &reader{dir: l.dir, stream: s, pos: pos}
@@ -267,7 +278,7 @@ func (l *Logs) unwatch(s *stream) {
 }
 
 // tail returns the last n lines and the position behind them.
-func (l *Logs) tail(ctx context.Context, function string, n int) ([]hearth.LogLine, position, error) {
+func (l *Logs) tail(ctx context.Context, function string, n int, versions []int) ([]hearth.LogLine, position, error) {
 	if err := hearth.ValidateName(function); err != nil {
 		return nil, position{}, err
 	}
@@ -282,7 +293,7 @@ func (l *Logs) tail(ctx context.Context, function string, n int) ([]hearth.LogLi
 		return nil, position{}, err
 	}
 	segments, next := s.snapshot()
-	lines, err := lastLines(ctx, l.dir, function, segments, n)
+	lines, err := lastLines(ctx, l.dir, function, segments, n, versions)
 	if err != nil {
 		return nil, position{}, err
 	}

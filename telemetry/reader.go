@@ -21,11 +21,12 @@ func parseLine(b []byte) (line hearth.LogLine, ok bool) {
 	return line, len(b) > 0 && json.Unmarshal(b, &line) == nil
 }
 
-// lastLines reads the last n lines of the segments, oldest first.
-func lastLines(ctx context.Context, dir, function string, segments []segment, n int) ([]hearth.LogLine, error) {
+// lastLines reads the last n lines of the segments, oldest first; of these versions
+// only, if there are any.
+func lastLines(ctx context.Context, dir, function string, segments []segment, n int, versions []int) ([]hearth.LogLine, error) {
 	var out []hearth.LogLine // newest first
 	for i := len(segments) - 1; i >= 0 && len(out) < n; i-- {
-		lines, err := lastOfSegment(ctx, segmentPath(dir, function, segments[i].number), segments[i].size, n-len(out))
+		lines, err := lastOfSegment(ctx, segmentPath(dir, function, segments[i].number), segments[i].size, n-len(out), versions)
 		if err != nil {
 			return nil, err
 		}
@@ -37,7 +38,7 @@ func lastLines(ctx context.Context, dir, function string, segments []segment, n 
 }
 
 // lastOfSegment reads up to n lines before size. A missing file has none.
-func lastOfSegment(ctx context.Context, path string, size int64, n int) ([]hearth.LogLine, error) {
+func lastOfSegment(ctx context.Context, path string, size int64, n int, versions []int) ([]hearth.LogLine, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -61,7 +62,7 @@ func lastOfSegment(ctx context.Context, path string, size int64, n int) ([]heart
 		}
 		var lines []hearth.LogLine
 		for raw := range bytes.Lines(b) {
-			if line, ok := parseLine(raw); ok {
+			if line, ok := parseLine(raw); ok && (len(versions) == 0 || slices.Contains(versions, line.Version)) {
 				lines = append(lines, line)
 			}
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -31,7 +32,8 @@ versions, shows what differs, and deploys that. Applied again, nothing changes.
 
 With --dry-run it only shows. With --prune it also deletes functions that are not
 in the files, but only those that an apply has made or changed: these have the
-label hearth/set. Who keeps functions of one server in several places gives each
+label hearth/set; and it removes aliases but live that are not in the hearth.yaml
+of their function. Without, they stay, and it says so. Who keeps functions of one server in several places gives each
 a --set of its own; functions of another set are never touched.
 
 What is wrong with one function does not keep the others from being deployed, but
@@ -63,21 +65,24 @@ it; the text of hearth.yaml does not count, only what it says.`,
 				return err
 			}
 			if !a.json() {
-				a.printChanges(changes)
+				a.printChanges(changes, opts.Prune)
 			}
 			if dryRun {
 				return a.dryRun(changes, exitCode)
 			}
-			if n := countChanges(changes)[client.ApplyDelete]; n > 0 && !yes {
-				if err := a.confirm("Delete " + count(n, "function") + " with all versions, and make the other changes?"); err != nil {
+			if what := deletions(changes, opts.Prune); what != "" && !yes {
+				if err := a.confirm("Delete " + what + ", and make the other changes?"); err != nil {
 					return err
 				}
 			}
 			err = c.Apply(cmd.Context(), changes, opts, a.applied)
 			if a.json() {
-				return errors.Join(a.printJSON(changeItems(changes)), err)
+				if err := a.printJSON(changeItems(changes)); err != nil {
+					return err
+				}
 			}
 			if err != nil {
+				// What is wrong was said with each function.
 				return &hearth.Error{Code: hearth.ErrorCode(err), Message: "not everything could be applied"}
 			}
 			return nil
@@ -86,9 +91,9 @@ it; the text of hearth.yaml does not count, only what it says.`,
 	cmd.Flags().StringArrayVarP(&paths, "file", "f", nil, "directory with functions, in itself or below it (repeatable)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "with --dry-run, exit with 20 if anything would change")
-	cmd.Flags().BoolVar(&opts.Prune, "prune", false, "delete functions of the set that are not in the files")
+	cmd.Flags().BoolVar(&opts.Prune, "prune", false, "delete functions of the set and aliases that are not in the files")
 	cmd.Flags().StringVar(&opts.Set, "set", "default", "name of the set that the functions belong to")
-	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask before functions are deleted")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask before functions or aliases are deleted")
 	if err := cmd.MarkFlagDirname("file"); err != nil {
 		panic(err) // the flag exists: it was just made
 	}
@@ -122,8 +127,28 @@ func countChanges(changes []client.Change) map[client.ApplyAction]int {
 	return n
 }
 
+// deletions says what the changes delete, "" if nothing.
+func deletions(changes []client.Change, prune bool) string {
+	var what []string
+	if n := countChanges(changes)[client.ApplyDelete]; n > 0 {
+		what = append(what, count(n, "function")+" with all versions")
+	}
+	aliases := 0
+	for _, ch := range changes {
+		aliases += len(ch.Extra)
+	}
+	switch {
+	case !prune || aliases == 0:
+	case aliases == 1:
+		what = append(what, "1 alias")
+	default:
+		what = append(what, strconv.Itoa(aliases)+" aliases")
+	}
+	return strings.Join(what, " and ")
+}
+
 // printChanges shows what would change.
-func (a *app) printChanges(changes []client.Change) {
+func (a *app) printChanges(changes []client.Change, prune bool) {
 	out := a.stdout
 	for _, ch := range changes {
 		sign, style, text := "=", dim, "unchanged"
@@ -156,6 +181,12 @@ func (a *app) printChanges(changes []client.Change) {
 				sign = "~"
 			}
 			fmt.Fprintln(out, "    "+sign, printable(f.Path))
+		}
+		for _, name := range ch.Extra {
+			if !prune {
+				fmt.Fprintf(out, "    alias %s is not in %s and stays; to remove it: hearth alias delete %s %s, or --prune\n",
+					printable(name), client.ManifestName, printable(ch.Function), printable(name))
+			}
 		}
 		if ch.Action == client.ApplyCreate || ch.Action == client.ApplyUpdate {
 			for _, w := range ch.Plan.Warnings {
@@ -202,7 +233,11 @@ func (a *app) printFailed(ch client.Change) {
 	if f := h.Function; f != nil {
 		text = f.Type + ": " + f.Message + "\n" + strings.Join(f.Stack, "\n")
 	}
-	a.printError(name+": "+strings.TrimRight(text, "\n"), h.Hint)
+	// It may begin with the path of the file, or name the function.
+	if !strings.HasPrefix(text, name) && !strings.HasPrefix(text, "the function "+name) {
+		text = name + ": " + text
+	}
+	a.printError(strings.TrimRight(text, "\n"), h.Hint)
 }
 
 // changeItem is one change in JSON.
@@ -212,12 +247,14 @@ type changeItem struct {
 	Action   client.ApplyAction     `json:"action"`
 	Settings []hearth.SettingChange `json:"settings,omitempty"`
 	Files    []hearth.FileChange    `json:"files,omitempty"`
-	Warnings []string               `json:"warnings,omitempty"`
-	Version  int                    `json:"version,omitempty"`
-	URL      string                 `json:"url,omitempty"`
-	Code     hearth.Code            `json:"code,omitempty"`
-	Error    string                 `json:"error,omitempty"`
-	Hint     string                 `json:"hint,omitempty"`
+	// Aliases are those that are not in hearth.yaml.
+	Aliases  []string    `json:"extra_aliases,omitempty"`
+	Warnings []string    `json:"warnings,omitempty"`
+	Version  int         `json:"version,omitempty"`
+	URL      string      `json:"url,omitempty"`
+	Code     hearth.Code `json:"code,omitempty"`
+	Error    string      `json:"error,omitempty"`
+	Hint     string      `json:"hint,omitempty"`
 }
 
 func changeItems(changes []client.Change) []changeItem {
@@ -225,7 +262,7 @@ func changeItems(changes []client.Change) []changeItem {
 	for _, ch := range changes {
 		i := changeItem{
 			Function: ch.Function, Dir: ch.Dir, Action: ch.Action, Settings: ch.Plan.Settings, Files: ch.Plan.Files,
-			Warnings: ch.Plan.Warnings, Version: ch.Live.Live, URL: ch.Live.URL,
+			Aliases: ch.Extra, Warnings: ch.Plan.Warnings, Version: ch.Live.Live, URL: ch.Live.URL,
 		}
 		if ch.Err != nil {
 			h := hearth.AsError(ch.Err)

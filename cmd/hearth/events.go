@@ -115,10 +115,14 @@ func (a *app) namedEvent(name string, data io.Reader, o hearth.ExampleOptions) (
 		if data != nil || o.Method != "" || o.Path != "" {
 			return nil, &usageError{fmt.Errorf("--data, --method and --path belong to an example, not to a file\n\nwrite for example --event example:http --path /hello")}
 		}
-		if name != "-" {
-			name = "@" + name
+		if name == "-" {
+			return a.event(name, false)
 		}
-		return a.event(name, false)
+		examples := exampleNames(examplePrefix)
+		for i, e := range examples {
+			examples[i], _, _ = strings.Cut(e, "\t")
+		}
+		return openEvent(name, "give a file with JSON, - for standard input, or a typical event: "+strings.Join(examples, ", "))
 	}
 	if data != nil {
 		body, err := io.ReadAll(io.LimitReader(data, maxExampleBody+1))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -112,11 +113,7 @@ func (a *app) event(data string, text bool) (io.Reader, error) {
 	case data == "-":
 		return io.NopCloser(a.stdin), nil
 	case strings.HasPrefix(data, "@"):
-		f, err := os.Open(data[1:])
-		if err != nil {
-			return nil, hearth.Errorf(hearth.CodeInvalid, "%w", err).WithHint("--data @FILE reads the event from a file")
-		}
-		return f, nil
+		return openEvent(data[1:], "--data @FILE reads the event from a file")
 	}
 	var v any
 	if err := json.Unmarshal([]byte(data), &v); err != nil && !text {
@@ -124,6 +121,19 @@ func (a *app) event(data string, text bool) (io.Reader, error) {
 			WithHint(`write for example --data '{"name":"you"}', or @FILE, or - for standard input`)
 	}
 	return bytes.NewReader([]byte(data)), nil
+}
+
+// openEvent opens a file with an event; the hint says what else could have been
+// given.
+func openEvent(name, hint string) (io.Reader, error) {
+	f, err := os.Open(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, hearth.Errorf(hearth.CodeInvalid, "there is no file %s", name).WithHint("%s", hint)
+	case err != nil:
+		return nil, hearth.Errorf(hearth.CodeInvalid, "%w", err).WithHint("%s", hint)
+	}
+	return f, nil
 }
 
 // printCall prints what is known of a call besides its answer.

@@ -18,15 +18,18 @@ func (a *app) logsCmd() *cobra.Command {
 	var follow bool
 	var tail int
 	cmd := &cobra.Command{
-		Use:   "logs NAME",
+		Use:   "logs NAME[@VERSION|@ALIAS]",
 		Short: "Show what a function wrote",
 		Long: `Logs shows the last lines a function wrote, and lines Hearth wrote about it.
 With --follow it goes on with new lines until Ctrl-C or until the server ends.
+NAME@7 shows the lines of version 7 only, NAME@beta those of the versions that the
+alias beta leads to now.
 
 Each line has its time, the last letters of the invocation's id (- for output
 outside of any call), the stream and the text; -o json prints one object a line.`,
 		Example: `  hearth logs hello
   hearth logs hello -f -n 10
+  hearth logs hello@beta
   hearth logs hello -o json | jq -r .text`,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,

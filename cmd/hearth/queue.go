@@ -21,7 +21,8 @@ func (a *app) queueCmd() *cobra.Command {
 		Short: "Show the calls that run later, and what became of them",
 		Long: `Queue shows how many asynchronous calls each function has: those that wait for an
 attempt (of which some are not due yet), that run, that succeeded and are kept, and
-the dead letters: calls that failed for good. LATE is for how long the next one of
+the dead letters: calls that failed for good, whose state is "dead" here and
+"failed" in the API and in -o json. LATE is for how long the next one of
 those that wait has been due.
 
 Messages of a queue are shown as queue:NAME, as which list, redrive and purge take
@@ -213,7 +214,14 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 		if f.Invocation != "" {
 			text += " (invocation " + f.Invocation + ")"
 		}
-		pairs = append(pairs, [2]string{"attempt " + strconv.Itoa(f.Attempt), fmt.Sprintf("%s after %s: %s", stamp(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text)})
+		when := "attempt " + strconv.Itoa(f.Attempt)
+		switch {
+		case f.Attempt == 0 && c.Attempts == 0:
+			when = "before it ran"
+		case f.Attempt == 0:
+			when = "when canceled"
+		}
+		pairs = append(pairs, [2]string{when, fmt.Sprintf("%s after %s: %s", stamp(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text)})
 	}
 	if err := a.printPairs(pairs); err != nil || c.Result == nil {
 		return err
@@ -278,7 +286,7 @@ had, as if they were accepted now.`,
 					return err
 				}
 				if call.State != hearth.AsyncFailed {
-					return hearth.Errorf(hearth.CodeConflict, "the call is no dead letter: it is %s", call.State)
+					return hearth.Errorf(hearth.CodeConflict, "the call is no dead letter: it is %s", callState(call.AsyncCall, time.Now()))
 				}
 				name, ids = call.Function, []string{call.ID}
 			}
@@ -369,7 +377,11 @@ func (a *app) invokeLater(ctx context.Context, c *client.Client, name string, ev
 		if n := len(call.Failures); n > 0 {
 			code = call.Failures[n-1].Code
 		}
-		return hearth.Errorf(code, "the call %s is %s after %s: %s", call.ID, callState(call.AsyncCall, time.Now()), count(call.Attempts, "attempt"), lastFailure(call.AsyncCall)).
+		after := "after " + count(call.Attempts, "attempt")
+		if call.Attempts == 0 {
+			after = "before it ran"
+		}
+		return hearth.Errorf(code, "the call %s is %s %s: %s", call.ID, callState(call.AsyncCall, time.Now()), after, lastFailure(call.AsyncCall)).
 			WithHint("hearth queue show %s has all attempts, hearth logs %s what was written", call.ID, name)
 	}
 	return a.printResult(call.Result)

@@ -38,7 +38,7 @@ functions without a deploy.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretDeleteCmd())
+	cmd.AddCommand(a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretRekeyCmd(), a.secretDeleteCmd())
 	return cmd
 }
 
@@ -214,6 +214,40 @@ value, at once.`,
 	}
 	cmd.Flags().IntVar(&version, "to", 0, "`VERSION` whose value it gets (default the one before the newest)")
 	return a.talks(a.prints(cmd))
+}
+
+func (a *app) secretRekeyCmd() *cobra.Command {
+	return a.talks(a.prints(&cobra.Command{
+		Use:   "rekey",
+		Short: "Encrypt all secrets with a new key",
+		Long: `Rekey makes a new key, encrypts the values of all secrets with it, and destroys
+the old one. Functions keep what they have, and calls go on.
+
+Copy the new key file to where you keep the old one. Backups of the database that
+were made before need the old key. If the old key leaked, give the secrets new
+values, too: who has it and an old copy of the database knows the values.`,
+		Example: `  hearth secret rekey`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			r, err := c.Rekey(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(r)
+			}
+			if len(r.Unreadable) > 0 {
+				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable("a value of "+strings.Join(r.Unreadable, ", ")+" could not be read before either and stays as it was"))
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s of %s are encrypted with a new key; back up the key file\n", count(r.Values, "value"), count(r.Secrets, "secret"))
+			return err
+		},
+	}))
 }
 
 func (a *app) secretDeleteCmd() *cobra.Command {

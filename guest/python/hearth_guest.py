@@ -52,8 +52,8 @@ def read_code(name):
 def write_caches():
     import os
     from marshal import dumps
-    for name in ("hearth_guest_core", "hearth_guest_more", "hearth_guest_snapshot", "hearth_guest_tar", "hearth_guest_websocket"):
-        path, cache = paths(name)
+    for part in ("core", "load", "more", "output", "response", "snapshot", "tar", "websocket"):
+        path, cache = paths("hearth_guest_" + part)
         os.makedirs(os.path.dirname(cache), exist_ok=True)
         source = read(path)
         temporary = "%s.%d" % (cache, os.getpid())

@@ -1,12 +1,13 @@
 """Hearth's guest for Python 3.9 and later.
 
 It speaks docs/guest-protocol.md on the descriptor named by HEARTH_FD.
-hearth_guest.py loads it. This file is what every start pays for, so it imports
-only modules that the interpreter has loaded anyway or that are built in; what
-only some calls need (streams, async handlers, tracebacks, warm-ups) is in
-hearth_guest_more.py and loaded when first needed, as is what snapshots need
-in hearth_guest_snapshot.py, archives in hearth_guest_tar.py and WebSockets in
-hearth_guest_websocket.py.
+hearth_guest.py loads it. This file, and what it loads at once, is what every start
+pays for, so it imports only modules that the interpreter has loaded anyway or that
+are built in: hearth_guest_output.py writes frames, hearth_guest_response.py makes
+responses, and hearth_guest_load.py loads the function. What only some calls need
+(streams, async handlers, tracebacks, warm-ups) is in hearth_guest_more.py and
+loaded when first needed, as is what snapshots need in hearth_guest_snapshot.py,
+archives in hearth_guest_tar.py and WebSockets in hearth_guest_websocket.py.
 
 One thread does everything. Sync handlers run in the loop of main(), one call
 after the other; the first handler that returns an awaitable or an async
@@ -15,8 +16,6 @@ generator moves the guest into an asyncio loop for the rest of its life.
 
 import posix
 import sys
-from _io import _TextIOBase
-from _thread import allocate_lock, get_ident
 from time import time
 
 # Frame types.
@@ -32,8 +31,6 @@ HEAD_JSON = b'{"status":200,"headers":[["content-type","application/json"]]}'
 HEAD_TEXT = b'{"status":200,"headers":[["content-type","text/plain; charset=utf-8"]]}'
 HEAD_BYTES = b'{"status":200,"headers":[["content-type","application/octet-stream"]]}'
 BYTES = (bytes, bytearray, memoryview)
-NO_HEADERS = {}
-TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 
 
 class Call:
@@ -93,10 +90,6 @@ class Context:
             self.aws_request_id, self.function_name, self.function_version)
 
 
-class InvalidResponse(Exception):
-    """The handler's value is no valid response."""
-
-
 # ---- state ----
 
 fd = -1
@@ -118,7 +111,6 @@ on_ready = ready.append  # what to do with a call that can be run
 idle = Call(0, "", 0, False, None, False)  # owns the output outside of calls
 current = idle  # the call that runs, in sync mode
 find_current = None  # returns the call of the asyncio task
-heads = {}  # encoded heads of recent responses
 more = None  # hearth_guest_more
 sockets = None  # hearth_guest_websocket
 forked = False  # this process is a child made by the handler
@@ -193,172 +185,14 @@ except (ImportError, AttributeError, TypeError):
         return _loads(str(data, "utf-8"))
 
 
-# ---- output ----
+# ---- the parts that every start needs ----
 
-lock = allocate_lock()  # guards the writing side and the unfinished lines
-owner = 0  # the thread that holds lock
-late = []  # frames of a signal handler that interrupted the owner
-
-
-def header(kind, sid, size):
-    return (size << 40 | kind << 32 | sid).to_bytes(9, "big")
-
-
-def frame(kind, sid, payload=b""):
-    return (len(payload) << 40 | kind << 32 | sid).to_bytes(9, "big") + payload
-
-
-def acquire():
-    """Takes lock; false if this thread has it already (in a signal handler)."""
-    global owner
-    me = get_ident()
-    if owner == me:
-        return False
-    lock.acquire()
-    owner = me
-    return True
-
-
-def release():
-    global owner
-    while late:
-        write_all(late.pop(0))
-    owner = 0
-    lock.release()
-
-
-def write_all(data):
-    try:
-        n = posix.write(fd, data)
-        if n < len(data):
-            view = memoryview(data)
-            while n < len(data):
-                n += posix.write(fd, view[n:])
-    except OSError as e:
-        # The host is gone, or the handler closed the descriptor.
-        posix._exit(0 if isinstance(e, ConnectionError) else PROTOCOL_ERROR)
-
-
-def send(data):
-    """Writes whole frames."""
-    if acquire():
-        try:
-            write_all(data)
-        finally:
-            release()
-    else:
-        late.append(data)
-
-
-def send_log(call, k, data):
-    """Writes text of a call in frames of bounded size; lock must be held."""
-    sid = 0 if call.done else call.sid
-    if len(data) < CHUNK:
-        return write_all(frame(LOG, sid, b"%c%b" % (k, data)))
-    for i in range(0, len(data), CHUNK - 1):
-        write_all(frame(LOG, sid, b"%c%b" % (k, data[i:i + CHUNK - 1])))
-
-
-def finish(call, data):
-    """Ends a call with the last of its frames, after what it has printed."""
-    if forked:
-        posix._exit(0)  # a child of the handler came back through it
-    if calls.pop(call.sid, None) is None:
-        return
-    locked = acquire()
-    try:
-        text = call.text
-        for k in (1, 2):
-            if text[k]:
-                send_log(call, k, text[k].encode("utf-8", "backslashreplace"))
-                text[k] = ""
-        call.done = True
-        write_all(data)
-    finally:
-        if locked:
-            release()
-
-
-class Output(_TextIOBase):
-    """sys.stdout or sys.stderr: whole lines become LOG frames of their call."""
-
-    encoding = "utf-8"
-    errors = "backslashreplace"
-    newlines = None
-    line_buffering = True
-    write_through = False
-    mode = "w"
-
-    def __init__(self, k):
-        self._k = k
-        self.name = ("", "<stdout>", "<stderr>")[k]
-
-    def write(self, s):
-        if not isinstance(s, str):
-            raise TypeError("write() argument must be str, not " + type(s).__name__)
-        k = self._k
-        call = find_current() if find_current is not None else current
-        if forked:
-            posix.write(k, s.encode("utf-8", "backslashreplace"))
-            return len(s)
-        if not acquire():
-            data = s.encode("utf-8", "backslashreplace")[:CHUNK - 1]
-            late.append(frame(LOG, 0 if call.done else call.sid, b"%c%b" % (k, data)))
-            return len(s)
-        try:
-            if call.done:
-                call = idle
-            text = call.text[k]
-            i = s.rfind("\n") + 1
-            if i:
-                text += s[:i]
-                call.text[k] = s[i:]
-                send_log(call, k, text.encode("utf-8", "backslashreplace"))
-            else:
-                text += s
-                if len(text) >= CHUNK // 4:
-                    send_log(call, k, text.encode("utf-8", "backslashreplace"))
-                    text = ""
-                call.text[k] = text
-        finally:
-            release()
-        return len(s)
-
-    def flush(self):
-        if forked or not acquire():
-            return
-        try:
-            call = find_current() if find_current is not None else current
-            if call.done:
-                call = idle
-            text = call.text[self._k]
-            if text:
-                call.text[self._k] = ""
-                send_log(call, self._k, text.encode("utf-8", "backslashreplace"))
-        finally:
-            release()
-
-    @property
-    def buffer(self):
-        return load_more().binary_output(self)
-
-    def fileno(self):
-        return self._k
-
-    def writable(self):
-        return True
-
-    def isatty(self):
-        return False
-
-    def close(self):
-        self.flush()
-
-    def detach(self):
-        return self.buffer
-
-    def reconfigure(self, **_):
-        pass
+output = load_part("hearth_guest_output")
+header, frame, send, finish, Output = output.header, output.frame, output.send, output.finish, output.Output
+responses = load_part("hearth_guest_response")
+InvalidResponse, http_response = responses.InvalidResponse, responses.http_response
+http_head, encode_head = responses.http_head, responses.encode_head
+load = load_part("hearth_guest_load").load
 
 
 # ---- input ----
@@ -670,114 +504,6 @@ def marshal(call, result):
         load_more().fail_marshal(call, e)
 
 
-def http_response(result):
-    """Returns the head and body of a dict with statusCode.
-
-    The head is None if the body is a generator: its first item may decide on
-    the content type, so the head is made when that is there.
-    """
-    status = result["statusCode"]
-    if type(status) is not int:
-        raise InvalidResponse("statusCode must be an int, not %s" % type(status).__name__)
-    get = result.get
-    body = get("body")
-    t = type(body)
-    if t is str:
-        kind = "application/json"
-        if get("isBase64Encoded"):
-            from binascii import a2b_base64
-            try:
-                body = a2b_base64(body)
-            except ValueError as e:
-                raise InvalidResponse("isBase64Encoded is true but body is no base64: %s" % e) from None
-        else:
-            body = body.encode("utf-8", "replace")
-    elif body is None:
-        kind = None
-        body = b""
-    elif isinstance(body, str):
-        kind = "application/json"
-        body = str(body).encode("utf-8", "replace")
-    elif isinstance(body, BYTES):
-        kind = "application/octet-stream"
-    elif hasattr(t, "__next__") or hasattr(t, "__aiter__"):
-        return None, body
-    else:
-        raise InvalidResponse(
-            "body must be a str, bytes or a generator, not %s (use json.dumps)" % t.__name__)
-    return http_head(result, status, kind), body
-
-
-def http_head(result, status, kind):
-    """Encodes the head of a response; kind is the default content type."""
-    get = result.get
-    headers = get("headers") or NO_HEADERS
-    key = None
-    if type(headers) is dict and "cookies" not in result and "multiValueHeaders" not in result:
-        try:
-            key = (status, kind, *headers, *headers.values())
-            head = heads.get(key)
-        except TypeError:
-            key = head = None
-        if head is not None:
-            return head
-        for v in headers.values():
-            if type(v) is not str:
-                key = None  # 1, 1.0 and True are the same key
-    head = encode_head(result, status, kind)
-    if key is not None:
-        if len(heads) >= 64:
-            heads.clear()
-        heads[key] = head
-    return head
-
-
-def encode_head(result, status, kind):
-    """Encodes the head of a response with its headers checked."""
-    if status < 200 or status > 599:
-        raise InvalidResponse("statusCode must be from 200 to 599, not %d" % status)
-    pairs = []
-
-    def add(name, value):
-        if type(name) is not str or not name or not TOKEN.issuperset(name.lower()):
-            raise InvalidResponse("%.80r is no valid name of a header" % (name,))
-        if isinstance(value, bool):
-            value = "true" if value else "false"
-        elif isinstance(value, (int, float)):
-            value = str(value)
-        elif not isinstance(value, str):
-            raise InvalidResponse("header %s must be a str, not %s" % (name, type(value).__name__))
-        if "\n" in value or "\r" in value or "\0" in value:
-            raise InvalidResponse("header %s contains a line break or a NUL" % name)
-        pairs.append((name.lower(), value))
-
-    for key, many in (("headers", False), ("multiValueHeaders", True)):
-        headers = result.get(key)
-        if headers is None:
-            continue
-        if not isinstance(headers, dict):
-            raise InvalidResponse("%s must be a dict, not %s" % (key, type(headers).__name__))
-        for name, value in headers.items():
-            if many:
-                if not isinstance(value, (list, tuple)):
-                    raise InvalidResponse("multiValueHeaders: %s must be a list" % name)
-                if isinstance(name, str):  # it wins over the one in headers
-                    pairs[:] = [p for p in pairs if p[0] != name.lower()]
-                for v in value:
-                    add(name, v)
-            else:
-                add(name, value)
-    cookies = result.get("cookies")
-    if cookies is not None:
-        if not isinstance(cookies, (list, tuple)):
-            raise InvalidResponse("cookies must be a list, not %s" % type(cookies).__name__)
-        for c in cookies:
-            add("set-cookie", c)
-    if kind is not None and all(name != "content-type" for name, _ in pairs):
-        pairs.append(("content-type", kind))
-    return dumps({"status": status, "headers": pairs}).encode()
-
-
 # ---- life ----
 
 def start():
@@ -815,122 +541,14 @@ def start():
 
 def after_fork():
     """Cuts a child of the handler off the stream."""
-    global forked, fd, lock, owner
+    global forked, fd
     forked = True
-    lock = allocate_lock()
-    owner = 0
+    output.cut_off()
     try:
         posix.close(fd)
     except OSError:
         pass
     fd = -1
-
-
-def load():
-    """Loads the handler as INIT says and answers READY or INIT_ERROR."""
-    global handler, warmup, request_stream, loaded
-    get = init.get
-    code = get("code")
-    name = get("handler")
-    env = get("env") or {}
-    files = init.pop("files", None) or {}
-    if (type(code) is not str or type(name) is not str or type(env) is not dict
-            or type(files) is not dict or files and type(get("files_dir")) is not str):
-        protocol_error("INIT lacks a field or has a wrong one")
-    try:
-        if archive is not None:
-            load_more().unpack(code)
-        if files:
-            load_more().write_files(get("files_dir"), files)
-        environ = posix.environ
-        for k, v in env.items():
-            k, v = str(k), str(v)
-            if "os" in sys.modules:
-                sys.modules["os"].environ[k] = v
-            else:
-                k, v = k.encode("utf-8", "surrogateescape"), v.encode("utf-8", "surrogateescape")
-                environ[k] = v
-                posix.putenv(k, v)
-        Context.function_name = str(get("function"))
-        Context.function_version = str(get("version"))
-        Context.memory_limit_in_mb = get("memory_mb")
-        Context.invoked_function_arn = "arn:hearth:lambda:local:0:function:%s:%s" % (
-            get("function"), get("version"))
-        posix.chdir(code)
-        sys.path.insert(0, code)
-        if "PYTHONPATH" in env:
-            sys.path[1:1] = [p for p in str(env["PYTHONPATH"]).split(":") if p]
-        if preloaded:
-            make_way([code] + [p for p in str(env.get("PYTHONPATH", "")).split(":") if p])
-        add_packages(code + "/.hearth/python")
-        module, dot, attribute = name.rpartition(".")
-        module = module.replace("/", ".")
-        __import__(module)
-        handler = getattr(sys.modules[module], attribute, None)
-        if not callable(handler):
-            return load_more().fail_handler(name, module, attribute)
-        if attribute != "warmup":
-            warmup = getattr(sys.modules[module], "warmup", None)
-    except BaseException as e:
-        return load_more().fail_init(e, name, code)
-    if is_async(handler):
-        load_more().make_loop()
-    request_stream = getattr(handler, "request_stream", False) is True
-    if request_stream:
-        for call in calls.values():  # those that did not wait for READY
-            if call.parts is not None and not call.streams and not call.warmup:
-                call.streams = True
-                if not call.complete:
-                    ready.append(call)
-    stdout.flush()
-    stderr.flush()
-    loaded = True
-    send(frame(READY, 0, dumps({
-        "request_stream": request_stream, "websocket": getattr(handler, "websocket", False) is True,
-        "snapshot": True, "concurrent": find_current is not None}).encode()))
-    return True
-
-
-def make_way(directories):
-    """Forgets modules of the standard library that hearth_zygote.py has loaded
-    and a file of the function hides, as it would if they were loaded now."""
-    hidden = set()
-    for directory in directories:
-        try:
-            files = posix.listdir(directory)
-        except OSError:
-            continue
-        for file in files:
-            name, dot, kind = file.partition(".")
-            if name in preloaded and (kind.endswith(("py", "so")) or not dot and is_package(directory + "/" + name)):
-                hidden.add(name)
-    if hidden:
-        for name in preloaded:
-            if name.partition(".")[0] in hidden:
-                sys.modules.pop(name, None)
-
-
-def is_package(directory):
-    try:
-        posix.stat(directory + "/__init__.py")
-    except OSError:
-        return False
-    return True
-
-
-def add_packages(directory):
-    """Adds what Hearth has installed, as with site-packages after all else."""
-    try:
-        posix.stat(directory)
-    except OSError:
-        return
-    try:
-        posix.stat(directory + ".pth")
-    except OSError:
-        sys.path.append(directory)
-    else:  # the builder has found .pth files
-        from site import addsitedir
-        addsitedir(directory)
 
 
 def stop():
@@ -962,8 +580,3 @@ def loop():
             pump()
         except Exception as e:  # raised by a signal handler of the function
             load_more().log_exception(e)
-
-
-def is_async(f):
-    code = getattr(f, "__code__", None) or getattr(getattr(f, "__call__", None), "__code__", None)
-    return code is not None and code.co_flags & 0x280 != 0  # coroutine, async generator

@@ -52,6 +52,9 @@ func TestIdempotencyKey(t *testing.T) {
 	// Another request with the same key, and the same key of another caller.
 	want(t, post("", "k1", "y"), 422, "invalid")
 	want(t, post("other", "k1", "x"), 422, "invalid")
+	if a := post("other", "k1", "x"); !strings.Contains(string(a.body), "method, host, path, query, Content-Type and body") {
+		t.Errorf("it does not say what must be the same: %v", a)
+	}
 	if a := post("", "k1", "x", "Authorization", "Bearer other"); string(a.body) != "2x" {
 		t.Error(a)
 	}

@@ -293,3 +293,50 @@ def handler(event, context):
 		return n <= 4
 	})
 }
+
+// TestRekeyUnderLoad changes the key again and again while new values of a secret
+// make new instances start, which need both the key and its values.
+func TestRekeyUnderLoad(t *testing.T) {
+	in := start(t, "")
+	in.setSecret("token", "0")
+	in.deploy("rekeyed", "python", `
+import os
+def handler(event, context):
+    return os.environ["TOKEN"]
+`, fields{"secrets": fields{"TOKEN": "token"}, "concurrency": 2})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var wg sync.WaitGroup
+	var newest, rekeys atomic.Int64
+	for range 2 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				a := in.do("GET", "/fn/rekeyed/", nil)
+				n, err := strconv.ParseInt(string(a.body), 10, 64)
+				if a.status != http.StatusOK || err != nil {
+					t.Errorf("a call was answered with %v", a)
+					return
+				}
+				newest.Store(max(newest.Load(), n))
+			}
+		})
+	}
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if a := in.do("POST", "/v1/secrets/rekey", nil); a.status != http.StatusOK {
+				t.Errorf("the rekey was answered with %v", a)
+				return
+			}
+			rekeys.Add(1)
+		}
+	})
+	for i := int64(1); i <= 8; i++ {
+		before := rekeys.Load()
+		in.setSecret("token", strconv.FormatInt(i, 10))
+		eventually(t, "instances start with the new value while the key changes", func() bool {
+			return t.Failed() || newest.Load() >= i && rekeys.Load() > before
+		})
+	}
+	stop()
+	wg.Wait()
+}
