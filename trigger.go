@@ -159,8 +159,19 @@ func BatchFailures(answer []byte, ids []string) (failed map[string]bool, err err
 		e.Function = &FunctionError{Type: "Response.BatchItemFailures", Message: e.Message}
 		return e.WithHint(`answer {"batchItemFailures": [{"itemIdentifier": "MESSAGE ID"}]}, or nothing if all were handled`)
 	}
+	if len(answer) > 0 && !json.Valid(answer) {
+		return nil, bad("it is not JSON")
+	}
 	var a map[string]json.RawMessage
-	if json.Unmarshal(answer, &a) != nil || a["batchItemFailures"] == nil {
+	if json.Unmarshal(answer, &a) != nil {
+		return nil, nil // another value than an object
+	}
+	for key := range a {
+		if key != "batchItemFailures" && strings.EqualFold(key, "batchItemFailures") {
+			return nil, bad("%q is to be written batchItemFailures", key)
+		}
+	}
+	if a["batchItemFailures"] == nil {
 		return nil, nil
 	}
 	var items []struct {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net"
@@ -201,6 +202,7 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 			was = other
 		}
 	}
+	var all []hearth.Config  // of the versions
 	var config hearth.Config // of the main version
 	var started []hearth.Version
 	for n := range a.Versions {
@@ -211,6 +213,7 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 		if n == a.Main() {
 			config = v.Config
 		}
+		all = append(all, v.Config)
 		with, before := v.WithEnv(a.Env), v.WithEnv(was.Env)
 		if was.Versions[n] > 0 && with.Incarnation == before.Incarnation {
 			continue
@@ -230,7 +233,10 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 	defer s.commit.Unlock()
 	s.retireOutdated(ctx, started, a.Env)
 	if a.Name == hearth.Live {
-		err = s.checkTriggers(old.Name, config)
+		err = s.checkRoutes(old.Name, hearth.Live, config.Routes)
+		for _, c := range all {
+			err = cmp.Or(err, s.checkQueues(old.Name, c))
+		}
 	} else {
 		err = s.checkRoutes(old.Name, a.Name, a.Routes)
 	}

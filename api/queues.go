@@ -196,6 +196,15 @@ func (s *API) purgeMessages(ctx context.Context, in *queueNameInput) (*countOutp
 // checkTriggers tells whether what calls a function that is live may be as in the
 // configuration, besides that of all others. Errors: CodeConflict.
 func (s *API) checkTriggers(function string, c hearth.Config) error {
+	if err := s.checkQueues(function, c); err != nil {
+		return err
+	}
+	return s.checkRoutes(function, hearth.Live, c.Routes)
+}
+
+// checkQueues tells whether no other function takes the messages of the queues of a
+// configuration. Errors: CodeConflict.
+func (s *API) checkQueues(function string, c hearth.Config) error {
 	owners := s.Router.Queues()
 	for _, queue := range slices.Sorted(maps.Keys(c.Queues)) {
 		if owner := owners[queue]; owner != "" && owner != function {
@@ -203,5 +212,5 @@ func (s *API) checkTriggers(function string, c hearth.Config) error {
 				WithHint("choose another queue, or take this one out of %s; a sender can send to several queues", owner)
 		}
 	}
-	return s.checkRoutes(function, hearth.Live, c.Routes)
+	return nil
 }

@@ -21,8 +21,10 @@ import (
 const (
 	// maxAsyncBody bounds the body of an asynchronous call in bytes.
 	maxAsyncBody = 6 << 20
-	// maxAsyncResult is how much of a result is stored, in bytes.
+	// maxAsyncResult is how much of a result is stored, in bytes, maxBatchResult how
+	// much of the answer to a batch is read.
 	maxAsyncResult = 256 << 10
+	maxBatchResult = 6 << 20
 	// maxAsyncHeaders bounds the stored headers of a response in bytes.
 	maxAsyncHeaders = 16 << 10
 	// maxLargeBodies is how many bodies over spooledInMemory are in memory at the
@@ -38,6 +40,8 @@ type Queue interface {
 	Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error)
 	// AcceptAll accepts several calls of the same target: all, or none with an error.
 	AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]hearth.AsyncCall, error)
+	// Reloaded tells that functions may have other configurations than before.
+	Reloaded()
 }
 
 // invocationType is the header that asks for an asynchronous call.
@@ -222,8 +226,11 @@ func (g *Gateway) resolveAsync(ctx context.Context, target string) (*alias, *hea
 	if queue == "" {
 		return g.resolve(ctx, t, hearth.Target(target))
 	}
+	if a := t.takers[queue]; a != nil {
+		return a, nil, nil
+	}
 	if f := t.functions[t.queues[queue]]; f != nil {
-		return f.live, nil, nil
+		return nil, nil, f.err
 	}
 	return nil, nil, hearth.Errorf(hearth.CodeNotFound, "no function takes the messages of the queue %q", clip(queue)).
 		WithHint("name the queue in the hearth.yaml of one, for example: queues: {%s: {}}", clip(queue))
@@ -250,7 +257,10 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 		call.Kind = e.Kind
 		rec.Method, rec.Path = requestLine(e.Head)
 	}
-	sink := &resultSink{http: e.Kind == hearth.KindHTTP, limit: g.maxResponse(v)}
+	sink := &resultSink{http: e.Kind == hearth.KindHTTP, limit: g.maxResponse(v), keep: maxAsyncResult}
+	if e.Kind == hearth.KindQueue {
+		sink.keep = maxBatchResult
+	}
 	if v.Config.Cache != nil && sink.http && !safe(rec.Method) {
 		sink.fill = &fill{cache: g.cache, key: &cacheKey{incarnation: v.Incarnation, url: e.URL}, unsafe: true}
 	}
@@ -307,6 +317,7 @@ type resultSink struct {
 	fill   *fill // nil unless the response matters to the cache
 	limit  int64
 	size   int64
+	keep   int
 	result hearth.AsyncResult
 }
 
@@ -340,7 +351,7 @@ func (s *resultSink) Data(p []byte, _ bool) error {
 	if s.size += int64(len(p)); s.size > s.limit {
 		return responseTooLarge(s.limit)
 	}
-	if room := maxAsyncResult - len(s.result.Body); len(p) > room {
+	if room := s.keep - len(s.result.Body); len(p) > room {
 		p, s.result.Cut = p[:room], true
 	}
 	s.result.Body = append(s.result.Body, p...)

@@ -468,6 +468,8 @@ func (s *stored) Accept(_ context.Context, r hearth.AsyncRequest) (hearth.AsyncC
 	return e.AsyncCall, true, nil
 }
 
+func (s *stored) Reloaded() {}
+
 func (s *stored) AcceptAll(context.Context, []hearth.AsyncRequest) ([]hearth.AsyncCall, error) {
 	return nil, nil
 }

@@ -196,7 +196,23 @@ func (a *alias) any() *hearth.Version {
 	if !a.split() {
 		return a.portions[0].version
 	}
-	return a.at(rand.IntN(100))
+	return a.at(rand.IntN(a.portions[len(a.portions)-1].end))
+}
+
+// taking returns what a is for the messages of a queue: the versions that take them,
+// of which there is one at least, with their shares among each other.
+func (a *alias) taking(queue string) *alias {
+	some := &alias{name: a.name, alias: a.alias}
+	begin, end := 0, 0
+	for _, s := range a.portions {
+		share := s.end - begin
+		begin = s.end
+		if _, ok := s.version.Config.Queues[queue]; ok {
+			end += share
+			some.portions = append(some.portions, portion{s.version, end})
+		}
+	}
+	return some
 }
 
 // pointOf returns the point of a caller's key. It is the same in all processes.

@@ -183,6 +183,9 @@ func (g *Gateway) Reload(ctx context.Context) error {
 	if g.cfg.Schedules != nil {
 		g.cfg.Schedules.SetSchedules(next.schedules())
 	}
+	if g.cfg.Queue != nil {
+		g.cfg.Queue.Reloaded()
+	}
 	for incarnation := range old.incarnations {
 		if _, ok := next.incarnations[incarnation]; !ok {
 			g.cache.retire(incarnation)

@@ -23,8 +23,10 @@ type table struct {
 	anyHost *http.ServeMux
 	hosts   map[string]*http.ServeMux
 	routes  []ownedRoute
-	// queues are the functions that take the messages of queues, by the queues' names.
+	// queues are the functions that take the messages of queues, by the queues' names,
+	// takers those versions of live that do so; none if the function cannot be served.
 	queues map[string]string
+	takers map[string]*alias
 	// incarnations are those of all versions in it.
 	incarnations map[string]struct{}
 }
@@ -57,7 +59,7 @@ func (*endpoint) ServeHTTP(http.ResponseWriter, *http.Request) {}
 func emptyTable() *table {
 	return &table{
 		functions: map[string]*function{}, anyHost: http.NewServeMux(), hosts: map[string]*http.ServeMux{},
-		queues: map[string]string{}, incarnations: map[string]struct{}{},
+		queues: map[string]string{}, takers: map[string]*alias{}, incarnations: map[string]struct{}{},
 	}
 }
 
@@ -92,9 +94,11 @@ func newTable(deployed []hearth.Deployment, old *table) *table {
 			}
 			continue
 		}
-		for queue := range f.live.main().Config.Queues {
-			if t.queues[queue] == "" { // else it was refused, and is that of the first
-				t.queues[queue] = d.Function
+		for _, s := range f.live.portions {
+			for queue := range s.version.Config.Queues {
+				if t.queues[queue] == "" { // else it was refused, and is that of the first
+					t.queues[queue], t.takers[queue] = d.Function, f.live.taking(queue)
+				}
 			}
 		}
 		for _, a := range f.all() {
@@ -110,9 +114,16 @@ func newTable(deployed []hearth.Deployment, old *table) *table {
 }
 
 // addBroken registers what is known of the routes of a function that cannot be served,
-// so that they are answered with the reason.
+// so that they are answered with the reason, and its queues, so that no other gets them.
 func (t *table) addBroken(d *hearth.Deployment, why error) {
 	for _, a := range d.Aliases {
+		for n := range a.Versions {
+			if v := d.Versions[n]; a.Name == hearth.Live && v != nil {
+				for queue := range v.Config.Queues {
+					t.queues[queue] = cmp.Or(t.queues[queue], d.Function)
+				}
+			}
+		}
 		routes := a.Routes
 		if v := d.Versions[a.Main()]; a.Name == hearth.Live && v != nil {
 			routes = v.Config.Routes

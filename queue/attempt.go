@@ -27,26 +27,41 @@ var webhookPolicy = hearth.Async{
 // webhookTimeout bounds one delivery.
 const webhookTimeout = 15 * time.Second
 
-// begin reads a call for an attempt. If begins is false there is to be none, and o is
-// what becomes of it.
-func (q *Queue) begin(ctx context.Context, id string) (e hearth.AsyncEntry, o outcome, begins bool) {
-	e, err := q.cfg.Store.Begin(ctx, id)
-	switch {
-	case hearth.ErrorCode(err) == hearth.CodeNotFound:
-		return e, outcome{}, false // it was purged
-	case err != nil:
+// begin reads calls for an attempt. Those of entries that have no id are not to have one:
+// outcomes has what becomes of them.
+func (q *Queue) begin(ctx context.Context, items []item, outcomes []outcome) (entries []hearth.AsyncEntry) {
+	ids := make([]string, len(items))
+	for i, it := range items {
+		ids[i] = it.id
+	}
+	entries, err := q.cfg.Store.Begin(ctx, ids)
+	if err != nil {
 		if ctx.Err() == nil {
-			q.cfg.Logger.Error("reading a queued call", "invocation", id, "err", err)
+			q.cfg.Logger.Error("reading queued calls", "invocation", ids[0], "calls", len(ids), "err", err)
 			wait(ctx, time.Second)
 		}
-		// It is still stored as waiting, but when for is not known.
-		return e, outcome{again: &hearth.AsyncCall{ID: id, DueAt: time.Now()}}, false
-	case e.State.Ended():
-		return e, outcome{}, false
-	case e.DueAt.After(time.Now()):
-		return e, outcome{again: &e.AsyncCall}, false
+		for i, it := range items { // they are still stored as waiting
+			outcomes[i].again = &it
+		}
+		return make([]hearth.AsyncEntry, len(items))
 	}
-	return e, outcome{}, true
+	now := time.Now()
+	for i, e := range entries {
+		switch {
+		case e.ID == "": // it was purged
+		case e.State.Ended():
+			entries[i] = hearth.AsyncEntry{}
+		case e.DueAt.After(now):
+			outcomes[i].again = again(e)
+			entries[i] = hearth.AsyncEntry{}
+		}
+	}
+	return entries
+}
+
+func again(e hearth.AsyncEntry) *item {
+	it := itemOf(e.AsyncCall)
+	return &it
 }
 
 // overdue tells why there is to be no further attempt of a call, nil if there is.
@@ -62,10 +77,11 @@ func overdue(e hearth.AsyncEntry, maxAttempts int) error {
 }
 
 // attempt makes one attempt of a call, if it still waits, and stores how it went.
-func (q *Queue) attempt(ctx context.Context, id string) outcome {
-	e, o, begins := q.begin(ctx, id)
-	if !begins {
-		return o
+func (q *Queue) attempt(ctx context.Context, it item) outcome {
+	var o [1]outcome
+	e := q.begin(ctx, []item{it}, o[:])[0]
+	if e.ID == "" {
+		return o[0]
 	}
 	now := time.Now()
 	policy, err := webhookPolicy, error(nil)
@@ -86,7 +102,7 @@ func (q *Queue) attempt(ctx context.Context, id string) outcome {
 		return q.finish(e, policy, hearth.AsyncFailed, failure(e.Attempts, now, err), nil)
 	}
 	attempt := e.Attempts + 1
-	q.cfg.Store.Started(id, attempt)
+	q.cfg.Store.Started(e.ID, attempt)
 	var result hearth.AsyncResult
 	var lent bool
 	var pause time.Duration
@@ -137,7 +153,7 @@ func (q *Queue) putBack(e hearth.AsyncEntry, o outcome) outcome {
 		return err
 	})
 	if queued {
-		o.again = &e.AsyncCall
+		o.again = again(e)
 	}
 	return o
 }

@@ -23,10 +23,13 @@ const (
 
 // item is a call that waits, as far as it is in memory.
 type item struct {
-	id    string
-	due   time.Time
-	bytes int64
+	id       string
+	due      time.Time
+	bytes    int64
+	attempts int // before
 }
+
+func itemOf(c hearth.AsyncCall) item { return item{c.ID, c.DueAt, c.Bytes, c.Attempts} }
 
 // lane is the calls of one function, the messages of a queue, or the deliveries of the
 // webhooks of one of them. It is in one of these places: the list ready, the heap later,
@@ -87,10 +90,15 @@ func (l *lane) webhooks() bool { return strings.HasSuffix(l.key, hearth.WebhookL
 
 // rule is how the calls of a lane begin.
 type rule struct {
-	limit  int           // how many runs there may be at once
-	batch  int           // calls of a run
-	window time.Duration // for how long the first waits for a full batch
+	limit    int           // how many runs there may be at once
+	batch    int           // calls of a run
+	window   time.Duration // for how long the first waits for a full batch
+	attempts int           // how many a call has
 }
+
+// alone tells whether a call makes a run of its own: the last attempt of a message does,
+// so that it becomes no dead letter for what is wrong with another.
+func (r rule) alone(it item) bool { return it.attempts > 0 && it.attempts+1 >= r.attempts }
 
 // ruleOf returns the rule of a lane as it is now. Of a function's concurrency a quarter
 // is left to those who wait for their answers.
@@ -105,7 +113,7 @@ func (q *Queue) ruleOf(l *lane) rule {
 	r := rule{limit: max(1, cfg.Concurrency-max(1, cfg.Concurrency/4)), batch: 1}
 	if l.queue != "" {
 		t := cfg.Queues[l.queue]
-		r.limit = cmp.Or(t.Concurrency, r.limit)
+		r.limit, r.attempts = cmp.Or(t.Concurrency, r.limit), cfg.AsyncOrDefault().MaxAttempts
 		r.batch, r.window = cmp.Or(t.BatchSize, hearth.DefaultBatch), time.Duration(t.BatchWindow)
 	}
 	return r
@@ -128,14 +136,17 @@ func (l *lane) begin(r rule) time.Time {
 }
 
 // batch returns how many calls of the head make a batch of those that are due at a
-// time, and whether there is no room for another.
+// time, and whether no other can join them.
 func (l *lane) batch(r rule, at time.Time) (n int, full bool) {
 	size := int64(0)
 	for n < len(l.head) && n < r.batch && !l.head[n].due.After(at) {
-		if size += l.head[n].bytes; n > 0 && size > hearth.MaxBatchBytes {
+		it := l.head[n]
+		if size += it.bytes; n > 0 && (size > hearth.MaxBatchBytes || r.alone(it)) {
 			return n, true
 		}
-		n++
+		if n++; r.alone(it) {
+			return n, true
+		}
 	}
 	return n, n == r.batch
 }
@@ -155,15 +166,15 @@ func (l *lane) add(it item, room int) {
 		}
 		return
 	}
-	if slices.ContainsFunc(l.head, func(o item) bool { return o.id == it.id }) {
-		return
-	}
 	i := len(l.head)
 	for i > 0 && it.due.Before(l.head[i-1].due) {
 		i--
 	}
 	if i == len(l.head) && l.more || i >= room {
 		l.more = true // in the store it follows
+		return
+	}
+	if slices.ContainsFunc(l.head, func(o item) bool { return o.id == it.id }) {
 		return
 	}
 	l.head = slices.Insert(l.head, i, it)
@@ -178,13 +189,30 @@ func (l *lane) remove(id string) {
 
 // addLocked takes calls that have just been stored as queued.
 func (q *Queue) addLocked(calls ...hearth.AsyncCall) {
-	for _, c := range calls {
+	room := 0
+	for i, c := range calls {
 		l := q.laneLocked(c.Lane())
-		l.add(item{c.ID, c.DueAt, c.Bytes}, q.ruleOf(l).room())
+		if i == 0 || c.Lane() != calls[i-1].Lane() {
+			room = q.ruleOf(l).room()
+		}
+		l.add(itemOf(c), room)
 	}
 	for i, c := range calls { // when all are there, so that they make full batches
 		if i == 0 || c.Lane() != calls[i-1].Lane() {
 			q.placeLocked(q.laneLocked(c.Lane()))
+		}
+	}
+	q.dispatchLocked()
+}
+
+// Reloaded tells that functions may have other configurations than before: what waits
+// for a batch to fill may begin.
+func (q *Queue) Reloaded() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, l := range q.lanes {
+		if l.queue != "" {
+			q.placeLocked(l)
 		}
 	}
 	q.dispatchLocked()
@@ -263,7 +291,7 @@ func (q *Queue) load(l *lane) {
 		if r := q.running[c.ID]; r != nil {
 			r.seen = true
 		} else if len(l.head) < room {
-			l.head = append(l.head, item{c.ID, c.DueAt, c.Bytes})
+			l.head = append(l.head, itemOf(c))
 		}
 	}
 	l.more = l.stale || l.overflow || err != nil || len(list) == limit
@@ -327,7 +355,7 @@ func (q *Queue) beginLocked(l *lane, n int) {
 		if l.queue != "" {
 			q.attemptBatch(ctx, l.queue, r.items, outcomes)
 		} else {
-			outcomes[0] = q.attempt(ctx, r.items[0].id)
+			outcomes[0] = q.attempt(ctx, r.items[0])
 		}
 		q.mu.Lock()
 		defer q.mu.Unlock()
@@ -337,7 +365,7 @@ func (q *Queue) beginLocked(l *lane, n int) {
 
 // outcome is what is to happen after an attempt.
 type outcome struct {
-	again *hearth.AsyncCall // it is queued again
+	again *item // it is queued again
 	ended bool
 	// busy: there was no instance, so that the lane pauses, for wait if that is known.
 	busy bool
@@ -372,12 +400,11 @@ func (q *Queue) endLocked(r *run, outcomes []outcome) {
 	}
 	room, ended := q.ruleOf(l).room(), false
 	for i, o := range outcomes {
-		id := r.items[i].id
 		if o.again != nil {
-			l.add(item{id, o.again.DueAt, o.again.Bytes}, room)
+			l.add(*o.again, room)
 		}
 		if o.ended {
-			q.endedLocked(id)
+			q.endedLocked(r.items[i].id)
 			ended = true
 		}
 	}

@@ -46,115 +46,90 @@ func fingerprint(body string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// attemptBatch passes messages to the function that takes them, and stores how that
-// went for each.
+// attemptBatch makes an attempt of messages in one call, if they still wait, and stores
+// how it went for each.
 func (q *Queue) attemptBatch(ctx context.Context, queue string, items []item, outcomes []outcome) {
 	target := hearth.QueueTarget(queue)
 	cfg, err := q.runner.AsyncConfig(target)
-	policy, orphaned := cfg.AsyncOrDefault(), err != nil // nobody takes them now
-	var together, alone []int
-	entries := make([]hearth.AsyncEntry, len(items))
-	for i, it := range items {
-		e, o, begins := q.beginMessage(ctx, it.id, policy, orphaned)
-		entries[i], outcomes[i] = e, o
+	policy, most := cfg.AsyncOrDefault(), cfg.AsyncOrDefault().MaxAttempts
+	if err != nil { // nobody takes them now
+		most = hearth.MaxAttempts
+	}
+	var batch []int // of entries
+	entries := q.begin(ctx, items, outcomes)
+	for i, e := range entries {
+		if e.ID == "" {
+			continue
+		}
+		late := overdue(e, most)
 		switch {
-		case !begins:
-		case e.Attempts > 0 && e.Attempts+1 >= policy.MaxAttempts:
-			alone = append(alone, i)
+		case late != nil:
+			outcomes[i] = q.finish(e, policy, hearth.AsyncFailed, failure(e.Attempts, time.Now(), late), nil)
+		case err != nil:
+			outcomes[i] = outcome{again: again(e), busy: true}
 		default:
-			together = append(together, i)
+			batch = append(batch, i)
 		}
 	}
-	// The last attempt of a message is its own, so that it does not become a dead letter
-	// for what is wrong with another.
-	var batches [][]int
-	if len(together) > 0 {
-		batches = append(batches, together)
-	}
-	for _, i := range alone {
-		batches = append(batches, []int{i})
-	}
-	for _, batch := range batches {
-		part := make([]hearth.AsyncEntry, len(batch))
+	if len(batch) > 0 {
+		messages := make([]hearth.AsyncEntry, len(batch))
 		for i, at := range batch {
-			part[i] = entries[at]
+			messages[i] = entries[at]
 		}
-		for i, o := range q.pass(ctx, queue, part, policy) {
+		for i, o := range q.pass(ctx, queue, messages, policy) {
 			outcomes[batch[i]] = o
 		}
 	}
 }
 
-// beginMessage reads a message. If begins is false there is to be no attempt, and o is
-// what becomes of it.
-func (q *Queue) beginMessage(ctx context.Context, id string, policy hearth.Async, orphaned bool) (e hearth.AsyncEntry, o outcome, begins bool) {
-	e, o, begins = q.begin(ctx, id)
-	if !begins {
-		return e, o, false
-	}
-	most := policy.MaxAttempts
-	if orphaned {
-		most = hearth.MaxAttempts
-	}
-	if err := overdue(e, most); err != nil {
-		return e, q.finish(e, policy, hearth.AsyncFailed, failure(e.Attempts, time.Now(), err), nil), false
-	}
-	if orphaned {
-		return e, outcome{again: &e.AsyncCall, busy: true}, false
-	}
-	return e, outcome{}, true
-}
-
-// pass makes an attempt of messages in one call, and returns what becomes of each.
+// pass passes messages to the function that takes them, and returns what becomes of
+// each.
 func (q *Queue) pass(ctx context.Context, queue string, messages []hearth.AsyncEntry, policy hearth.Async) []outcome {
-	outcomes := make([]outcome, len(messages))
-	// What each stores shares the cost of reaching the disk.
-	each := func(do func(e hearth.AsyncEntry) outcome) []outcome {
-		var wg sync.WaitGroup
-		for i, e := range messages {
-			wg.Go(func() { outcomes[i] = do(e) })
-		}
-		wg.Wait()
-		return outcomes
-	}
-	event, err := json.Marshal(hearth.NewQueueEvent(queue, messages))
-	if err != nil {
-		panic(err) // texts and maps of texts
-	}
 	target, now := hearth.QueueTarget(queue), time.Now()
-	batch := entry(NewID(), target, target, hearth.KindQueue, now, now, policy.MaxAge, hearth.AsyncPayload{Body: event})
+	call := entry(NewID(), target, target, hearth.KindQueue, now, now, policy.MaxAge, hearth.AsyncPayload{})
 	ids := make([]string, len(messages))
 	for i, m := range messages {
 		ids[i] = m.ID
 		q.cfg.Store.Started(m.ID, m.Attempts+1)
 	}
-	result, lent, err := q.runner.RunAsync(ctx, batch, 1)
-	switch {
-	case err != nil && errors.Is(context.Cause(ctx), errStopping):
-		return each(func(e hearth.AsyncEntry) outcome { return q.putBack(e, outcome{}) })
-	case err != nil && !lent && (passing(err) || hearth.ErrorCode(err) == hearth.CodeNotFound):
-		wait := hearth.AsError(err).RetryAfter
-		return each(func(e hearth.AsyncEntry) outcome { return q.putBack(e, outcome{busy: true, wait: wait}) })
+	result, lent, err := hearth.AsyncResult{}, true, error(nil)
+	if call.Body, err = json.Marshal(hearth.NewQueueEvent(queue, messages)); err == nil {
+		result, lent, err = q.runner.RunAsync(ctx, call, 1)
 	}
 	var failed map[string]bool
 	if err == nil {
 		failed, err = batchFailures(result, ids)
 	}
-	reason := err
-	if reason == nil {
-		reason = errReported
-	}
-	return each(func(e hearth.AsyncEntry) outcome {
-		attempt := e.Attempts + 1
+	become := func(e hearth.AsyncEntry) outcome {
 		if err == nil && !failed[e.ID] {
-			e.Attempts = attempt
+			e.Attempts++
 			return q.finish(e, policy, hearth.AsyncSucceeded, nil, nil)
 		}
-		f := failure(attempt, now, reason)
-		f.Invocation = batch.ID
+		reason := err
+		if reason == nil {
+			reason = errReported
+		}
+		f := failure(e.Attempts+1, now, reason)
+		f.Invocation = call.ID
 		// What is wrong with a batch need not be wrong with each of its messages.
 		return q.failed(e, policy, f, retryable(reason) || len(messages) > 1, 0)
-	})
+	}
+	switch {
+	case err == nil:
+	case errors.Is(context.Cause(ctx), errStopping):
+		become = func(e hearth.AsyncEntry) outcome { return q.putBack(e, outcome{}) }
+	case !lent && (passing(err) || hearth.ErrorCode(err) == hearth.CodeNotFound):
+		wait := hearth.AsError(err).RetryAfter
+		become = func(e hearth.AsyncEntry) outcome { return q.putBack(e, outcome{busy: true, wait: wait}) }
+	}
+	// At the same time, so that they share the cost of reaching the disk.
+	outcomes := make([]outcome, len(messages))
+	var wg sync.WaitGroup
+	for i, e := range messages {
+		wg.Go(func() { outcomes[i] = become(e) })
+	}
+	wg.Wait()
+	return outcomes
 }
 
 // errReported is why a message failed that the function did not handle.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -236,6 +237,9 @@ func TestUnclearAnswer(t *testing.T) {
 			`{"handled":2}`:              hearth.AsyncSucceeded,
 			`{"batchItemFailures":null}`: hearth.AsyncSucceeded,
 			`{"batchItemFailures":[]}`:   hearth.AsyncSucceeded,
+			`{"statusCode":500}`:         hearth.AsyncSucceeded,
+			`{"batchItemFailures":`:      hearth.AsyncFailed,
+			`{"BatchItemFailures":[]}`:   hearth.AsyncFailed,
 			`{"batchItemFailures":{}}`:   hearth.AsyncFailed,
 			`{"batchItemFailures":[1]}`:  hearth.AsyncFailed,
 			`{"batchItemFailures":[{}]}`: hearth.AsyncFailed,
@@ -455,4 +459,127 @@ func TestMessageDestinations(t *testing.T) {
 			t.Errorf("the function was called %d times", n)
 		}
 	})
+}
+
+// TestLastAttempts: the last attempts of messages are runs like others: they are bounded
+// by the concurrency and keep no other message waiting, none begins for what was canceled
+// or is too old, and none after Close.
+func TestLastAttempts(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.takes(hearth.QueueTrigger{Concurrency: 2}, hearth.Async{MaxAttempts: 2, MaxAge: hearth.Duration(2 * time.Minute)})
+		running, most := 0, 0
+		b.f.run = func(_ context.Context, e hearth.AsyncEntry, _ int) (hearth.AsyncResult, bool, error) {
+			if slices.Equal(bodies(t, string(e.Body)), []string{"good"}) {
+				return hearth.AsyncResult{Status: 200}, true, nil
+			}
+			b.f.mu.Lock()
+			running++
+			most = max(most, running)
+			b.f.mu.Unlock()
+			time.Sleep(30 * time.Second)
+			b.f.mu.Lock()
+			running--
+			b.f.mu.Unlock()
+			return hearth.AsyncResult{}, true, hearth.Errorf(hearth.CodeTimeout, "too slow")
+		}
+		ids := b.send(numbers(10)...)
+		time.Sleep(35 * time.Second) // the first attempt was for all; two last ones run
+		good := b.send("good")[0]
+		waits := slices.IndexFunc(numbers(10), func(n string) bool {
+			return !slices.ContainsFunc(b.batches()[1:], func(batch []string) bool { return batch[0] == n })
+		})
+		if _, canceled, err := b.Cancel(context.Background(), ids[waits]); err != nil || !canceled {
+			t.Errorf("%v, %v", canceled, err)
+		}
+		if c := b.ended(good); c.State != hearth.AsyncSucceeded {
+			t.Errorf("%+v", c)
+		} else if waited := c.FinishedAt.Sub(c.AcceptedAt); waited > 2*time.Minute {
+			t.Errorf("it waited for %s behind the last attempts of others", waited)
+		}
+		for _, id := range ids {
+			b.ended(id)
+		}
+		if most > 2 {
+			t.Errorf("%d calls at once, want 2", most)
+		}
+		end := b.f.list()[0].at.Add(2 * time.Minute)
+		for i, r := range b.f.list() {
+			list := bodies(t, r.body)
+			if i == 0 && len(list) != 10 || i > 0 && len(list) != 1 {
+				t.Errorf("call %d has %v", i, list)
+			}
+			if i > 0 && list[0] == strconv.Itoa(waits) {
+				t.Error("a message was passed that had been canceled")
+			}
+			if list[0] != "good" && r.at.After(end) {
+				t.Errorf("an attempt began %s after its max_age", r.at.Sub(end))
+			}
+		}
+	})
+}
+
+// TestLastAttemptsAfterClose: none of them begins then.
+func TestLastAttemptsAfterClose(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.takes(hearth.QueueTrigger{Concurrency: 1}, hearth.Async{MaxAttempts: 2})
+		b.f.run = func(context.Context, hearth.AsyncEntry, int) (hearth.AsyncResult, bool, error) {
+			time.Sleep(30 * time.Second)
+			return hearth.AsyncResult{}, true, hearth.Errorf(hearth.CodeTimeout, "too slow")
+		}
+		b.send(numbers(10)...)
+		time.Sleep(45 * time.Second)
+		began := time.Now()
+		b.Close(context.Background())
+		if d, n := time.Since(began), len(b.f.list()); d > 30*time.Second || n != 2 {
+			t.Errorf("Close took %s, %d calls", d, n)
+		}
+	})
+}
+
+// TestShorterWindow: a deploy without the window lets messages begin that wait for it.
+func TestShorterWindow(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.takes(hearth.QueueTrigger{BatchWindow: hearth.Duration(5 * time.Minute)}, hearth.Async{})
+		id := b.send("a")[0]
+		time.Sleep(time.Second)
+		b.takes(hearth.QueueTrigger{}, hearth.Async{})
+		b.Reloaded()
+		if c := b.ended(id); c.FinishedAt.Sub(c.AcceptedAt) > 2*time.Second {
+			t.Errorf("it waited for %s", c.FinishedAt.Sub(c.AcceptedAt))
+		}
+	})
+}
+
+// TestUnreadableBatch: messages that cannot be read wait, and none is lost.
+func TestUnreadableBatch(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := &unreadable{}
+		b := newBed(t, dir, &functions{run: ok, configs: map[string]hearth.Config{}}, func(c *queue.Config) { s.Store, c.Store = c.Store, s })
+		defer b.close()
+		b.takes(hearth.QueueTrigger{}, hearth.Async{})
+		s.fails.Store(3)
+		began := time.Now()
+		for _, id := range b.send(numbers(5)...) {
+			if c := b.ended(id); c.State != hearth.AsyncSucceeded || c.Attempts != 1 {
+				t.Errorf("%+v", c)
+			}
+		}
+		if d := time.Since(began); d < 3*time.Second || d > 4*time.Second {
+			t.Errorf("it took %s", d)
+		}
+	})
+}
+
+// unreadable is a store that cannot be read for some times.
+type unreadable struct {
+	queue.Store
+	fails atomic.Int64
+}
+
+func (s *unreadable) Begin(ctx context.Context, ids []string) ([]hearth.AsyncEntry, error) {
+	if s.fails.Add(-1) >= 0 {
+		return nil, errors.New("the disk is away")
+	}
+	return s.Store.Begin(ctx, ids)
 }

@@ -15,7 +15,6 @@ import (
 	"context"
 	"log/slog"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,9 +26,8 @@ import (
 // Store keeps calls; package store has one. A method that returned without an error
 // has reached the disk, but for Started.
 type Store interface {
-	Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error)
-	AcceptAll(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.AsyncCall, error)
-	Begin(ctx context.Context, id string) (hearth.AsyncEntry, error)
+	Accept(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.AsyncCall, error)
+	Begin(ctx context.Context, ids []string) ([]hearth.AsyncEntry, error)
 	Started(id string, attempt int)
 	Retry(ctx context.Context, c hearth.AsyncCall) (queued bool, err error)
 	Finish(ctx context.Context, c hearth.AsyncCall, purge time.Time, follow []hearth.AsyncEntry) (ended bool, refused []hearth.AsyncEntry, err error)
@@ -215,79 +213,6 @@ func (q *Queue) Close(ctx context.Context) int {
 	q.cancel(errStopping)
 	q.wg.Wait()
 	return n
-}
-
-// Accept stores a call and returns it once it has reached the disk. first is false
-// if it is one that was accepted before under the same deduplication key.
-// Errors: CodeInvalid, with hearth.ErrKeyReused for another request with the same key,
-// CodeNotFound if the target names nothing, CodeExhausted if there is no room.
-func (q *Queue) Accept(ctx context.Context, r hearth.AsyncRequest) (call hearth.AsyncCall, first bool, err error) {
-	cfg, err := q.configOf(r)
-	if err != nil {
-		return call, false, err
-	}
-	now := time.Now()
-	due, err := dueAt(r, now)
-	switch {
-	case err != nil:
-		return call, false, err
-	}
-	if err := checkKey(r.DeduplicationKey); err != nil {
-		return call, false, err
-	}
-	function, _, _ := strings.Cut(r.Target, "@")
-	e := entry(r.ID, function, r.Target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
-	e.DeduplicationKey, e.Fingerprint = r.DeduplicationKey, r.Fingerprint
-	// What is being stored may be stored although the caller left: it is to run then.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
-	defer cancel()
-	call, first, err = q.cfg.Store.Accept(ctx, e)
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	switch {
-	case ctx.Err() != nil:
-		q.reloadLocked(q.laneLocked(e.Lane()))
-	case err == nil && first:
-		q.addLocked(call)
-	}
-	return call, first && err == nil, err
-}
-
-// configOf returns the configuration of what a request names. Errors: CodeNotFound.
-func (q *Queue) configOf(r hearth.AsyncRequest) (hearth.Config, error) {
-	if (hearth.QueueOf(r.Target) != "") != (r.Kind == hearth.KindQueue) {
-		return hearth.Config{}, hearth.Errorf(hearth.CodeNotFound, "there is no function %q", r.Target).
-			WithHint("hearth send puts messages into queues")
-	}
-	return q.runner.AsyncConfig(r.Target)
-}
-
-// acceptTimeout bounds the storing of a call.
-const acceptTimeout = 30 * time.Second
-
-// checkKey checks a deduplication key. Errors: CodeInvalid.
-func checkKey(key string) error {
-	switch {
-	case len(key) > maxKey:
-		return hearth.Errorf(hearth.CodeInvalid, "the deduplication key has %d bytes", len(key)).
-			WithHint("use at most %d bytes, for example a UUID", maxKey)
-	case strings.HasPrefix(key, hearth.SchedulePrefix):
-		return hearth.Errorf(hearth.CodeInvalid, "the deduplication key begins with %q, as those of schedules do", hearth.SchedulePrefix).
-			WithHint("choose another one")
-	}
-	return nil
-}
-
-// dueAt is when a call that is accepted now may begin. Errors: CodeInvalid.
-func dueAt(r hearth.AsyncRequest, now time.Time) (time.Time, error) {
-	if !r.NotBefore.After(now) {
-		return now, nil
-	}
-	if wait := r.NotBefore.Sub(now); wait > MaxDelay {
-		return now, hearth.Errorf(hearth.CodeInvalid, "the call is to begin in %s", hearth.Duration(wait.Round(time.Second))).
-			WithHint("the longest delay is %s", hearth.Duration(MaxDelay))
-	}
-	return r.NotBefore, nil
 }
 
 // stopped tells whether Close was called.

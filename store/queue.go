@@ -96,29 +96,49 @@ func randomSecret() string {
 	return base64.StdEncoding.EncodeToString(b[:])
 }
 
-// Accept stores a call. If its deduplication key is that of an earlier call of the
-// same function, that one is returned, and first is false.
-// Errors: CodeExhausted if there is no room, CodeInvalid with hearth.ErrKeyReused if the
-// earlier call's fingerprint is another.
-func (q *Queue) Accept(ctx context.Context, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error) {
-	err = q.w.do(ctx, "store a call", func(tx *queueTx) error {
-		call, first = e.AsyncCall, true
-		if key := e.DeduplicationKey; key != "" {
-			old, err := q.deduplicate(tx, e.Function, key, e.AcceptedAt)
-			if err != nil {
-				return err
+// Accept stores calls of one function, each with another deduplication key or none:
+// all, or none with an error. In place of those whose key is that of an earlier call it
+// returns that one. Errors: CodeExhausted if there is no room for all, CodeInvalid with
+// hearth.ErrKeyReused if the fingerprint of an earlier call is another.
+func (q *Queue) Accept(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.AsyncCall, error) {
+	calls := make([]hearth.AsyncCall, len(list))
+	err := q.w.do(ctx, "store calls", func(tx *queueTx) error {
+		var n, bytes int64
+		for i, e := range list {
+			calls[i] = e.AsyncCall
+			if e.DeduplicationKey != "" {
+				old, err := q.deduplicate(tx, e.Function, e.DeduplicationKey, e.AcceptedAt)
+				if err != nil {
+					return err
+				}
+				if old.ID != "" {
+					if err := sameRequest(tx, old.ID, e.Fingerprint); err != nil {
+						return err
+					}
+					calls[i] = old
+					continue
+				}
 			}
-			if old.ID != "" {
-				call, first = old, false
-				return sameRequest(tx, old.ID, e.Fingerprint)
-			}
+			n++
+			bytes += e.Bytes
 		}
-		if err := q.room(tx, e.Function, e.Bytes, 1); err != nil {
+		if n == 0 {
+			return nil
+		}
+		if err := q.roomFor(tx, list[0].Function, n, bytes, 1); err != nil {
 			return err
 		}
-		return q.insert(tx, e)
+		for i, e := range list {
+			if calls[i].ID != e.ID {
+				continue
+			}
+			if err := q.insert(tx, e); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	return call, first, err
+	return calls, err
 }
 
 // deduplicate returns the call that answers for a key, none if there is none.
@@ -208,20 +228,24 @@ func (q *Queue) insert(tx *queueTx, e hearth.AsyncEntry) error {
 	return err
 }
 
-// Begin reads a call and what it passes. Errors: CodeNotFound.
-func (q *Queue) Begin(ctx context.Context, id string) (e hearth.AsyncEntry, err error) {
-	err = q.db.view(ctx, "read a call", func(tx *sql.Tx) error {
-		var err error
-		if e.AsyncCall, err = scanCall(tx.QueryRowContext(ctx, selectCall+` WHERE id = ?`, id)); err != nil {
-			return noCall(err, id)
+// Begin reads calls and what they pass, in the order of their ids. The entry of one that
+// is not there has no id.
+func (q *Queue) Begin(ctx context.Context, ids []string) ([]hearth.AsyncEntry, error) {
+	entries := make([]hearth.AsyncEntry, len(ids))
+	err := q.db.view(ctx, "read calls", func(tx *sql.Tx) error {
+		for i, id := range ids {
+			e := &entries[i]
+			var err error
+			if e.AsyncCall, err = scanCall(tx.QueryRowContext(ctx, selectCall+` WHERE id = ?`, id)); err == nil {
+				err = tx.QueryRowContext(ctx, `SELECT head, body, url FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id).Scan(&e.Head, &e.Body, &e.URL)
+			}
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
 		}
-		err = tx.QueryRowContext(ctx, `SELECT head, body, url FROM payloads WHERE seq = (SELECT seq FROM calls WHERE id = ?)`, id).Scan(&e.Head, &e.Body, &e.URL)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
-		return err
+		return nil
 	})
-	return e, err
+	return entries, err
 }
 
 // Started stores that an attempt is under way. It does not wait for the disk: what

@@ -31,7 +31,7 @@ func queued(function, body string) hearth.AsyncEntry {
 
 func accept(t testing.TB, q *store.Queue, e hearth.AsyncEntry) hearth.AsyncCall {
 	t.Helper()
-	c, first, err := q.Accept(t.Context(), e)
+	c, first, err := acceptOne(t.Context(), q, e)
 	if err != nil || !first {
 		t.Fatalf("accept: %v %v", first, err)
 	}
@@ -64,7 +64,7 @@ func TestQueueCallFromAcceptanceToEnd(t *testing.T) {
 	e.Head, e.URL = []byte(`{}`), "http://example.com/a%2Fb"
 	accept(t, q, e)
 
-	got, err := q.Begin(t.Context(), e.ID)
+	got, err := beginOne(t, q, e.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,10 +94,10 @@ func TestQueueCallFromAcceptanceToEnd(t *testing.T) {
 	if diff := cmp.Diff(c, done); diff != "" {
 		t.Errorf("after the end: %s", diff)
 	}
-	if b, err := q.Begin(t.Context(), e.ID); err != nil || b.Body != nil {
+	if b, err := beginOne(t, q, e.ID); err != nil || b.Body != nil {
 		t.Errorf("the payload of a call that succeeded is still there: %v %v", b, err)
 	}
-	if b, err := q.Begin(t.Context(), follow.ID); err != nil || string(b.Body) != `{"from":"hello"}` || b.Depth != 1 || b.Source != e.ID {
+	if b, err := beginOne(t, q, follow.ID); err != nil || string(b.Body) != `{"from":"hello"}` || b.Depth != 1 || b.Source != e.ID {
 		t.Errorf("what follows: %+v %v", b, err)
 	}
 	if lanes, err := q.Lanes(t.Context()); err != nil || len(lanes) != 1 || lanes[0] != "next" {
@@ -134,7 +134,7 @@ func TestQueueDeduplication(t *testing.T) {
 	}
 	now := time.Now()
 	first := accept(t, q, request("a", now))
-	same, fresh, err := q.Accept(t.Context(), request("a", now))
+	same, fresh, err := acceptOne(t.Context(), q, request("a", now))
 	if err != nil || fresh || same.ID != first.ID {
 		t.Errorf("the same key again: %v %v %v", same, fresh, err)
 	}
@@ -144,13 +144,13 @@ func TestQueueDeduplication(t *testing.T) {
 	accept(t, q, request("b", now)) // of another function
 
 	// One that has not ended answers for its key for ever, one that has for a day.
-	if same, fresh, err = q.Accept(t.Context(), request("a", now.Add(48*time.Hour))); err != nil || fresh {
+	if same, fresh, err = acceptOne(t.Context(), q, request("a", now.Add(48*time.Hour))); err != nil || fresh {
 		t.Errorf("after two days: %v %v", fresh, err)
 	}
 	if _, _, err := q.Finish(t.Context(), end(same, hearth.AsyncSucceeded), now.Add(99*time.Hour), nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, fresh, _ = q.Accept(t.Context(), request("a", now.Add(23*time.Hour))); fresh {
+	if _, fresh, _ = acceptOne(t.Context(), q, request("a", now.Add(23*time.Hour))); fresh {
 		t.Error("the key of a call that ended counted for less than a day")
 	}
 	second := accept(t, q, request("a", now.Add(25*time.Hour)))
@@ -174,7 +174,7 @@ func TestQueueDeduplication(t *testing.T) {
 		same               bool
 	}{{"same", "x", "x", true}, {"other", "x", "y", false}, {"old", "", "y", true}, {"schedule", "x", "", true}} {
 		first := accept(t, q, print(c.key, c.first))
-		again, fresh, err := q.Accept(t.Context(), print(c.key, c.second))
+		again, fresh, err := acceptOne(t.Context(), q, print(c.key, c.second))
 		if c.same && (err != nil || fresh || again.ID != first.ID) {
 			t.Errorf("%+v: %v %v %v", c, again, fresh, err)
 		}
@@ -188,7 +188,7 @@ func TestQueueLimits(t *testing.T) {
 	q := open(t, t.TempDir()).Queue(store.QueueLimits{Calls: 8, Bytes: 1000})
 	full := func(e hearth.AsyncEntry) {
 		t.Helper()
-		_, _, err := q.Accept(t.Context(), e)
+		_, _, err := acceptOne(t.Context(), q, e)
 		if hearth.ErrorCode(err) != hearth.CodeExhausted || hearth.AsError(err).RetryAfter == 0 {
 			t.Errorf("a full queue: %v", err)
 		}
@@ -208,7 +208,7 @@ func TestQueueLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for start := time.Now(); ; { // the sum is believed for a second
-		_, _, err := q.Accept(t.Context(), queued("a", "x"))
+		_, _, err := acceptOne(t.Context(), q, queued("a", "x"))
 		if err == nil {
 			break
 		}
@@ -245,7 +245,7 @@ func TestQueueDeadLetters(t *testing.T) {
 	if n, err := q.Redrive(t.Context(), "a", []string{dead[0].ID, "unknown"}, due, due.Add(time.Hour)); n != 1 || err != nil {
 		t.Errorf("redrive one: %v %v", n, err)
 	}
-	again, err := q.Begin(t.Context(), dead[0].ID)
+	again, err := beginOne(t, q, dead[0].ID)
 	if err != nil || again.State != hearth.AsyncQueued || again.Attempts != 0 || string(again.Body) != "0" || !again.FinishedAt.IsZero() {
 		t.Errorf("redriven: %+v %v", again, err)
 	}
@@ -279,7 +279,7 @@ func TestQueueForget(t *testing.T) {
 	if err := q.Forget(t.Context(), "a", reason, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	c, err := q.Begin(t.Context(), waits.ID)
+	c, err := beginOne(t, q, waits.ID)
 	if err != nil || c.State != hearth.AsyncCanceled || c.Failures[0].Message != reason.Message || c.Body != nil || c.Function != "" || c.Target != "a" {
 		t.Errorf("%+v %v", c, err)
 	}
@@ -327,7 +327,7 @@ func TestQueueTotals(t *testing.T) {
 		wg.Go(func() {
 			ctx := t.Context()
 			for i := range 40 {
-				c, _, err := q.Accept(ctx, queued([]string{"a", "b"}[w%2], strings.Repeat("x", i)))
+				c, _, err := acceptOne(ctx, q, queued([]string{"a", "b"}[w%2], strings.Repeat("x", i)))
 				if err != nil {
 					t.Error(err)
 					return
@@ -389,7 +389,7 @@ func BenchmarkQueueAccept(b *testing.B) {
 	for range 64 {
 		wg.Go(func() {
 			for left.Add(-1) >= 0 {
-				if _, _, err := q.Accept(context.Background(), queued("hello", body)); err != nil {
+				if _, _, err := acceptOne(context.Background(), q, queued("hello", body)); err != nil {
 					b.Error(err)
 				}
 			}
@@ -397,4 +397,23 @@ func BenchmarkQueueAccept(b *testing.B) {
 	}
 	wg.Wait()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "accepted/s")
+}
+
+// acceptOne stores one call. first is false if it was stored before.
+func acceptOne(ctx context.Context, q *store.Queue, e hearth.AsyncEntry) (call hearth.AsyncCall, first bool, err error) {
+	calls, err := q.Accept(ctx, []hearth.AsyncEntry{e})
+	if err != nil {
+		return call, false, err
+	}
+	return calls[0], calls[0].ID == e.ID, nil
+}
+
+// beginOne reads one call, which must be there.
+func beginOne(t *testing.T, q *store.Queue, id string) (hearth.AsyncEntry, error) {
+	t.Helper()
+	entries, err := q.Begin(t.Context(), []string{id, "nosuch"})
+	if err == nil && (entries[0].ID != id || entries[1].ID != "") {
+		t.Fatalf("%+v", entries)
+	}
+	return entries[0], err
 }

@@ -84,12 +84,12 @@ func (q *Queue) Calls(ctx context.Context, function string, state hearth.AsyncSt
 }
 
 // Waiting returns the calls of a lane that wait, in their turn: by when they are due.
-// They have no more than an id, that time and their size.
+// They have no more than an id, that time, their size and their attempts.
 func (q *Queue) Waiting(ctx context.Context, lane string, limit int) ([]hearth.AsyncCall, error) {
-	rows, err := q.db.read.QueryContext(ctx, `SELECT id, due_at, bytes FROM calls WHERE lane = ? AND state = 0 AND state < 2 ORDER BY due_at, seq LIMIT ?`, lane, limit)
+	rows, err := q.db.read.QueryContext(ctx, `SELECT id, due_at, bytes, attempts FROM calls WHERE lane = ? AND state = 0 AND state < 2 ORDER BY due_at, seq LIMIT ?`, lane, limit)
 	return collect(ctx, rows, err, "list waiting calls", func(r row) (c hearth.AsyncCall, err error) {
 		var due int64
-		err = r.Scan(&c.ID, &due, &c.Bytes)
+		err = r.Scan(&c.ID, &due, &c.Bytes, &c.Attempts)
 		c.DueAt = fromMicros(due)
 		return c, err
 	})

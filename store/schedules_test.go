@@ -153,7 +153,7 @@ func TestScheduleFull(t *testing.T) {
 		for range n {
 			list = append(list, queued("hello", "1"))
 		}
-		_, err := q.AcceptAll(t.Context(), list)
+		_, err := q.Accept(t.Context(), list)
 		return err
 	}
 	if err := batch(6); hearth.ErrorCode(err) != hearth.CodeExhausted || status(t, q, "hello").Queued != 0 {
