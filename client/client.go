@@ -97,11 +97,13 @@ func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
 	u.RawQuery = r.query.Encode()
 	body, size, contentType := r.body, r.size, r.contentType
 	if r.in != nil {
-		b, err := json.Marshal(r.in)
-		if err != nil {
+		var b bytes.Buffer
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false) // code and messages would be longer than they are
+		if err := enc.Encode(r.in); err != nil {
 			return nil, hearth.Errorf(hearth.CodeInternal, "encode the request: %w", err)
 		}
-		body, size, contentType = bytes.NewReader(b), int64(len(b)), "application/json"
+		body, size, contentType = &b, int64(b.Len()), "application/json"
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), body)
 	if err != nil {

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"time"
 
@@ -20,24 +19,24 @@ type Message struct {
 	DeduplicationKey string
 }
 
-// MarshalJSON implements json.Marshaler.
-func (m Message) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Body             string          `json:"body"`
-		Delay            hearth.Duration `json:"delay,omitempty"`
-		DeduplicationKey string          `json:"deduplication_key,omitempty"`
-	}{m.Body, hearth.Duration(m.Delay), m.DeduplicationKey})
-}
-
-// Send puts messages into a queue, at most 1000 with 6 MiB together, and returns what
+// Send puts messages into a queue, at most 1000 with 6 MiB together (and 16 MiB as JSON
+// has them, in which control characters take six bytes), and returns what
 // they became, in the same order, when they have reached the server's disk. If there is
 // an error, none is in the queue because of this call. Errors: CodeInvalid,
 // CodeNotFound if no function takes messages of the queue, CodeExhausted if there is no
 // room.
 func (c *Client) Send(ctx context.Context, queue string, messages ...Message) ([]hearth.SentMessage, error) {
-	in := struct {
-		Messages []Message `json:"messages"`
-	}{messages}
+	type message struct {
+		Body             string          `json:"body"`
+		Delay            hearth.Duration `json:"delay,omitempty"`
+		DeduplicationKey string          `json:"deduplication_key,omitempty"`
+	}
+	var in struct {
+		Messages []message `json:"messages"`
+	}
+	for _, m := range messages {
+		in.Messages = append(in.Messages, message{m.Body, hearth.Duration(m.Delay), m.DeduplicationKey})
+	}
 	var out struct {
 		Messages []hearth.SentMessage `json:"messages"`
 	}

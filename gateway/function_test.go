@@ -587,3 +587,32 @@ func BenchmarkMatch(b *testing.B) {
 		}
 	}
 }
+
+// TestQueueTakers: the messages of a queue go to those versions of live that take them,
+// and the queue is the function's as long as one of them does, also while it cannot be
+// served.
+func TestQueueTakers(t *testing.T) {
+	takes := func(c *hearth.Config) { c.Queues = map[string]hearth.QueueTrigger{"orders": {}} }
+	one, two, three := numbered("f", 1, nil), numbered("f", 2, takes), numbered("f", 3, takes)
+	d := hearth.Deployment{
+		Function: "f", Versions: map[int]*hearth.Version{1: one, 2: two, 3: three},
+		Aliases: []hearth.Alias{{Name: hearth.Live, Versions: hearth.Weights{1: 70, 2: 10, 3: 20}}},
+	}
+	table := newTable([]hearth.Deployment{d}, emptyTable())
+	a := table.takers["orders"]
+	if table.queues["orders"] != "f" || a == nil || a.main().Number != 3 {
+		t.Fatalf("%v, %+v", table.queues, a)
+	}
+	count := map[int]int{}
+	for range 3000 {
+		count[a.any().Number]++
+	}
+	if count[1] != 0 || count[2] < 700 || count[2] > 1300 {
+		t.Errorf("%v, want 1:2 of versions 2 and 3", count)
+	}
+	delete(d.Versions, 1)
+	table = newTable([]hearth.Deployment{d}, emptyTable())
+	if table.queues["orders"] != "f" || table.takers["orders"] != nil {
+		t.Errorf("of a function that cannot be served: %v, %v", table.queues, table.takers)
+	}
+}

@@ -250,9 +250,10 @@ func (a *app) printResult(r *client.AsyncResult) error {
 
 func (a *app) queueCancelCmd() *cobra.Command {
 	return a.talks(&cobra.Command{
-		Use:     "cancel ID",
-		Short:   "Cancel an asynchronous call that has not ended",
-		Long:    `Cancel takes a call out of the queue. One that runs is broken off.`,
+		Use:   "cancel ID",
+		Short: "Cancel an asynchronous call that has not ended",
+		Long: `Cancel takes a call out of the queue. One that runs is broken off, but for
+a message, which has others in its batch: it does not come again.`,
 		Example: `  hearth queue cancel 01a2189c-91b3-754e-a042-f286c28ce53a`,
 		Args:    oneID,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,8 @@ queue:QUEUE" shows what became of the messages.`,
 		Example: `  hearth send orders --data '{"order":7}'
   hearth send orders --data '{"order":7}' --delay 30s --dedup order-7
   hearth send orders --data @order.xml
-  jq -c '.[]' orders.json | hearth send orders --lines`,
+  jq -c '.[]' orders.json | hearth send orders --lines
+  tail -F app.log | hearth send lines --lines`,
 		Args:              oneQueue,
 		ValidArgsFunction: a.completeQueue,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
@@ -86,49 +88,81 @@ type sender struct {
 	c     *client.Client
 	queue string
 	list  []client.Message
-	size  int
+	size  int // of list
 	sent  int
 }
 
-// What a request has at most.
 const (
+	// sendCount and sendBytes are what a request has at most. As JSON a message takes up
+	// to six times its bytes, of which the server takes 16 MiB.
 	sendCount = 1000
-	sendBytes = 6 << 20
+	sendBytes = 5 << 19
+	// sendPause is how long a message waits for others.
+	sendPause = 100 * time.Millisecond
 )
 
 // lines sends each line, which is like m. Empty lines are left out.
 func (s *sender) lines(ctx context.Context, in io.Reader, m client.Message) error {
-	scan := bufio.NewScanner(in)
-	scan.Buffer(nil, hearth.MaxQueueMessage+1)
-	n := 0
-	for scan.Scan() {
-		n++
-		m.Body = scan.Text()
-		if m.Body == "" {
-			continue
+	type line struct {
+		number int
+		text   string
+	}
+	lines, stop := make(chan line), make(chan struct{})
+	defer close(stop)
+	var readErr error
+	go func() {
+		defer close(lines)
+		scan := bufio.NewScanner(in)
+		scan.Buffer(nil, hearth.MaxQueueMessage+1)
+		n := 0
+		for scan.Scan() {
+			n++
+			select {
+			case lines <- line{n, scan.Text()}:
+			case <-stop:
+				return
+			}
 		}
-		if err := s.add(ctx, m); err != nil {
-			return s.broken(n, err)
+		if readErr = scan.Err(); errors.Is(readErr, bufio.ErrTooLong) {
+			readErr = hearth.Errorf(hearth.CodeInvalid, "line %d is longer than a message can be, %s", n+1, hearth.Bytes(hearth.MaxQueueMessage))
+		}
+	}()
+	var pause <-chan time.Time
+	for {
+		select {
+		case l, ok := <-lines:
+			switch {
+			case !ok:
+				if err := s.flush(ctx); err != nil || readErr != nil {
+					return s.broken(cmp.Or(err, readErr))
+				}
+				fmt.Fprintf(s.a.stderr, "sent %s to %s\n", count(s.sent, "message"), s.queue)
+				return nil
+			case l.text == "":
+				continue
+			}
+			m.Body = l.text
+			if err := s.add(ctx, m); err != nil {
+				return s.broken(fmt.Errorf("line %d: %w", l.number, err))
+			}
+			if pause == nil {
+				pause = time.After(sendPause)
+			}
+		case <-pause:
+			if err := s.flush(ctx); err != nil {
+				return s.broken(err)
+			}
+			pause = nil
+		case <-ctx.Done():
+			return s.broken(ctx.Err())
 		}
 	}
-	if err := scan.Err(); err != nil {
-		return s.broken(n+1, err)
-	}
-	if err := s.flush(ctx); err != nil {
-		return s.broken(n, err)
-	}
-	fmt.Fprintf(s.a.stderr, "sent %s to %s\n", count(s.sent, "message"), s.queue)
-	return nil
 }
 
 // broken says how far it came.
-func (s *sender) broken(line int, err error) error {
-	e := *hearth.AsError(err)
-	if errors.Is(err, bufio.ErrTooLong) {
-		e = *hearth.Errorf(hearth.CodeInvalid, "a message has at most %s", hearth.Bytes(hearth.MaxQueueMessage))
-	}
-	e.Message = fmt.Sprintf("up to line %d: %s; %s sent before", line, e.Message, count(s.sent, "message"))
-	return &e
+func (s *sender) broken(err error) error {
+	fmt.Fprintf(s.a.stderr, "%s sent to %s before\n", count(s.sent, "message"), s.queue)
+	return err
 }
 
 func (s *sender) add(ctx context.Context, m client.Message) error {
