@@ -71,7 +71,7 @@ func (s Schedule) WithDefaults() Schedule {
 	return s
 }
 
-// Time returns At, the zero time if it is empty. Errors: CodeInvalid.
+// Time returns At to the second, the zero time if it is empty. Errors: CodeInvalid.
 func (s Schedule) Time() (time.Time, error) {
 	if s.At == "" {
 		return time.Time{}, nil
@@ -80,7 +80,7 @@ func (s Schedule) Time() (time.Time, error) {
 	if err != nil || t.Year() > 9999 || t.Year() < 1970 {
 		return time.Time{}, Errorf(CodeInvalid, "%q is not a time", clip(s.At)).WithHint("write it as RFC 3339, for example 2030-01-31T08:00:00Z")
 	}
-	return t.UTC(), nil
+	return t.UTC().Truncate(time.Second), nil
 }
 
 var scheduleRE = regexp.MustCompile(`^[a-z]([a-z0-9_-]{0,61}[a-z0-9])?$`)
@@ -148,6 +148,9 @@ type ScheduleState struct {
 	Spec string
 	// Done is until when its times have been dealt with.
 	Done time.Time
+	// Mark is until when they had been dealt with before the clock was set back far: a time
+	// until then that is missed was not missed.
+	Mark time.Time
 	// Waiting is the time whose call waits until the one before has ended.
 	Waiting time.Time
 	Paused  bool
@@ -204,4 +207,7 @@ type ScheduleStatus struct {
 type FunctionSchedules struct {
 	Function  string
 	Schedules map[string]Schedule
+	// Unknown tells that the function cannot be served, so that its schedules are not
+	// known: nothing is called, and nothing forgotten.
+	Unknown bool
 }

@@ -383,6 +383,12 @@ func sameConfig(a, b hearth.Config) bool {
 		if len(c.CORS) == 0 {
 			c.CORS = nil
 		}
+		if len(c.Schedules) == 0 {
+			c.Schedules = nil
+		}
+		if len(c.Queues) == 0 {
+			c.Queues = nil
+		}
 		if c.Cache != nil && len(c.Cache.TTL) == 0 {
 			c.Cache = &hearth.Cache{Authorized: c.Cache.Authorized}
 		}

@@ -8,12 +8,11 @@ type Schedules interface {
 	SetSchedules(list []hearth.FunctionSchedules)
 }
 
-// schedules returns those of the main version of each function's live alias; none of
-// those that cannot be served.
+// schedules returns those of the main version of each function's live alias.
 func (t *table) schedules() []hearth.FunctionSchedules {
 	list := make([]hearth.FunctionSchedules, 0, len(t.functions))
 	for name, f := range t.functions {
-		s := hearth.FunctionSchedules{Function: name}
+		s := hearth.FunctionSchedules{Function: name, Unknown: f.err != nil}
 		if f.err == nil {
 			s.Schedules = f.live.main().Config.Schedules
 		}

@@ -52,18 +52,12 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]he
 		entries[i] = entry(r.ID, function, target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
 		entries[i].DeduplicationKey, entries[i].Fingerprint = r.DeduplicationKey, r.Fingerprint
 	}
-	// What is being stored may be stored although the caller left: it is to run then.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
-	defer cancel()
 	calls, err := q.cfg.Store.Accept(ctx, entries)
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if ctx.Err() != nil {
-		q.reloadLocked(q.laneLocked(entries[0].Lane()))
-	}
 	if err != nil {
 		return nil, err
 	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	var added []hearth.AsyncCall
 	for i, c := range calls {
 		if c.ID == entries[i].ID {
@@ -82,9 +76,6 @@ func (q *Queue) configOf(r hearth.AsyncRequest) (hearth.Config, error) {
 	}
 	return q.runner.AsyncConfig(r.Target)
 }
-
-// acceptTimeout bounds the storing of a call.
-const acceptTimeout = 30 * time.Second
 
 // checkKey checks a deduplication key. Errors: CodeInvalid.
 func checkKey(key string) error {

@@ -47,6 +47,12 @@ func parseTimes(name string, s hearth.Schedule) (times, error) {
 	if _, err := time.LoadLocation(zone); err != nil || zone == "" || zone == "Local" || zone != strings.TrimSpace(s.TimeZone) && s.TimeZone != "" {
 		return times{}, bad("write its name, for example Europe/Berlin or UTC", "there is no time zone %q", clip(zone))
 	}
+	if _, every, ok := strings.Cut(spec, " @every "); ok {
+		// The library takes whatever is less than a second for one.
+		if d, err := time.ParseDuration(strings.TrimSpace(every)); err == nil && (d < time.Second || d%time.Second != 0) {
+			return times{}, bad("write whole seconds, for example: '@every 90s'", "cron %q: %s is no pause between calls", clip(s.Cron), d)
+		}
+	}
 	c, err := cron.ParseStandard(spec)
 	if err != nil {
 		return times{}, bad("write minute, hour, day of month, month and day of week, for example: '0 3 * * *'", "cron %q is no cron expression: %w", clip(s.Cron), err)
@@ -76,9 +82,18 @@ func (s times) after(t time.Time) time.Time {
 	return time.Time{}
 }
 
+// maxBack is up to how many years ago times are looked for.
+const maxBack = 10
+
 // between returns the latest times after done and until now, n at most, the oldest
-// first. It takes a time that does not grow with how long ago done was.
+// first, of the last maxBack years. It takes a time that does not grow with how long ago
+// done was.
 func (s times) between(done, now time.Time, n int) []time.Time {
+	// Further back there is a day that a zone has left out, with which the library has
+	// its difficulties.
+	if oldest := now.AddDate(-maxBack, 0, 0); s.cron != nil && done.Before(oldest) {
+		done = oldest
+	}
 	if s.cron == nil {
 		if at := s.after(done); !at.IsZero() && !at.After(now) {
 			return []time.Time{at}

@@ -24,7 +24,7 @@ import (
 )
 
 // Store keeps calls; package store has one. A method that returned without an error
-// has reached the disk, but for Started.
+// has reached the disk, but for Started; one that returned an error has changed nothing.
 type Store interface {
 	Accept(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.AsyncCall, error)
 	Begin(ctx context.Context, ids []string) ([]hearth.AsyncEntry, error)

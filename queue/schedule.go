@@ -28,6 +28,8 @@ const (
 	// lookAgain is for how long the engine sleeps at most: timers do not notice that
 	// the clock was set.
 	lookAgain = time.Minute
+	// fireTimeout bounds the storing of a call of a schedule.
+	fireTimeout = 30 * time.Second
 	// scheduleRetry is the pause after a call could not be stored.
 	scheduleRetry = 5 * time.Second
 	// maxFiring is how many calls of schedules are stored at the same time; they
@@ -49,17 +51,21 @@ type schedules struct {
 	q    *Queue
 	wake chan struct{} // something is due earlier; capacity 1
 
-	// work is held by who changes what is stored. It comes before mu.
+	// work is held by who changes what is stored, not for long. It comes before mu.
 	work sync.Mutex
 
 	mu      sync.Mutex
 	started bool
 	all     map[scheduleKey]*schedule
 	due     scheduleHeap
-	// behind are those with a call that waits for another to end. They are looked at
-	// when a call of one of the functions in check has ended.
-	behind map[scheduleKey]*schedule
+	// behind are those with a call that waits for another to end, by function and name.
+	// They are looked at when a call of one of the functions in check has ended.
+	behind map[string]map[string]*schedule
 	check  map[string]bool
+	// unknown are functions whose schedules are not known now.
+	unknown map[string]bool
+	// clockAt is when it was looked last for times that are far ahead of the clock.
+	clockAt time.Time
 	// unsaved is true if the store lacks a change.
 	unsaved bool
 	stored  map[scheduleKey]hearth.ScheduleState
@@ -75,6 +81,7 @@ type schedule struct {
 	state hearth.ScheduleState
 	since time.Time // when it became known
 	next  time.Time // when it is to be looked at; zero is never
+	tried time.Time // a time that came in time and whose call could not be stored
 	at    int       // in the heap; -1 outside
 }
 
@@ -98,7 +105,7 @@ func (h *scheduleHeap) Pop() any {
 
 func newSchedules(q *Queue) *schedules {
 	return &schedules{
-		q: q, wake: make(chan struct{}, 1), all: map[scheduleKey]*schedule{}, behind: map[scheduleKey]*schedule{},
+		q: q, wake: make(chan struct{}, 1), all: map[scheduleKey]*schedule{}, behind: map[string]map[string]*schedule{},
 		check: map[string]bool{}, stored: map[scheduleKey]hearth.ScheduleState{},
 	}
 }
@@ -122,14 +129,16 @@ func (q *Queue) CheckSchedules(c hearth.Config) error {
 // other times is not called for the time before. What it cannot store it tries again.
 func (q *Queue) SetSchedules(list []hearth.FunctionSchedules) {
 	s := q.schedules
-	s.work.Lock()
-	defer s.work.Unlock()
 	now := wallClock()
 	s.mu.Lock()
-	old := s.all
-	s.all, s.due = map[scheduleKey]*schedule{}, nil
+	old, functions := s.all, map[string]bool{}
+	s.all, s.due, s.unknown = map[scheduleKey]*schedule{}, nil, map[string]bool{}
 	clear(s.behind)
 	for _, f := range list {
+		functions[f.Function] = true
+		if f.Unknown {
+			s.unknown[f.Function] = true
+		}
 		for name, cfg := range f.Schedules {
 			key := scheduleKey{f.Function, name}
 			o := old[key]
@@ -144,14 +153,10 @@ func (q *Queue) SetSchedules(list []hearth.FunctionSchedules) {
 				}
 			}
 			if o != nil && o.spec == e.spec {
-				e.since, e.state = o.since, o.state
+				e.since, e.state, e.tried = o.since, o.state, o.tried
 			}
 			s.all[key] = e
 		}
-	}
-	functions := map[string]bool{}
-	for _, f := range list {
-		functions[f.Function] = true
 	}
 	for key, st := range s.stored {
 		if !functions[key.function] {
@@ -162,10 +167,15 @@ func (q *Queue) SetSchedules(list []hearth.FunctionSchedules) {
 	s.unsaved = true
 	started := s.started
 	s.mu.Unlock()
-	if started {
-		s.save()
-		s.wakeUp()
+	if !started {
+		return
 	}
+	// If work is under way, the loop does it after that: a deploy does not wait for it.
+	if s.work.TryLock() {
+		s.save()
+		s.work.Unlock()
+	}
+	s.wakeUp()
 }
 
 // start reads what is stored. SetSchedules has been called.
@@ -177,15 +187,12 @@ func (s *schedules) start(ctx context.Context) error {
 	s.work.Lock()
 	defer s.work.Unlock()
 	s.mu.Lock()
-	now, functions := wallClock(), map[string]bool{}
+	functions := map[string]bool{}
 	for key := range s.all {
 		functions[key.function] = true
 	}
 	for _, st := range list {
 		key := scheduleKey{st.Function, st.Name}
-		if st.Done.Sub(now) > maxAhead {
-			st.Spec = "" // it begins anew
-		}
 		if !functions[st.Function] {
 			if _, err := s.q.runner.AsyncConfig(st.Function); hearth.ErrorCode(err) == hearth.CodeNotFound {
 				st.Spec, st.Paused = "", false
@@ -195,6 +202,7 @@ func (s *schedules) start(ctx context.Context) error {
 	}
 	s.started, s.unsaved = true, true
 	s.mu.Unlock()
+	s.checkClock()
 	s.save()
 	s.q.wg.Go(s.loop)
 	return nil
@@ -207,6 +215,38 @@ func (s *schedules) wakeUp() {
 	}
 }
 
+// checkClock lets those schedules begin anew that would be silent for long because the
+// clock was set back. Times until the mark have been dealt with: they are not missed when
+// the clock leaps forward again. s.work is held.
+func (s *schedules) checkClock() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := wallClock()
+	if !s.clockAt.IsZero() && now.Sub(s.clockAt).Abs() < lookAgain {
+		return
+	}
+	s.clockAt = now
+	for key, st := range s.stored {
+		if st.Spec == "" || st.Done.Sub(now) <= maxAhead {
+			continue
+		}
+		s.q.cfg.Logger.Warn("the clock was set back: the schedule begins anew",
+			"function", key.function, "schedule", key.name, "was_at", st.Done, "now", now)
+		if st.Done.After(st.Mark) {
+			st.Mark = st.Done
+		}
+		st.Spec, st.Done = specReset, now
+		s.stored[key] = st
+		if e := s.all[key]; e != nil {
+			e.since = now
+		}
+		s.unsaved = true
+	}
+}
+
+// specReset is that of a schedule that is to begin anew, until this is stored.
+const specReset = "reset"
+
 // save brings what is stored to what is configured, and tells whether it could.
 // s.work is held.
 func (s *schedules) save() bool {
@@ -215,14 +255,14 @@ func (s *schedules) save() bool {
 	for key, e := range s.all {
 		st, ok := s.stored[key]
 		if !ok || st.Spec != e.spec {
-			st = hearth.ScheduleState{Function: key.function, Name: key.name, Spec: e.spec, Done: e.since, Paused: st.Paused, Last: st.Last, Skipped: st.Skipped}
+			st = hearth.ScheduleState{Function: key.function, Name: key.name, Spec: e.spec, Done: e.since, Mark: st.Mark, Paused: st.Paused, Last: st.Last, Skipped: st.Skipped}
 			set = append(set, st)
 		}
 		e.state = st
 		s.placeLocked(e)
 	}
 	for key, st := range s.stored {
-		if s.all[key] == nil && (st.Spec != "" || !st.Paused) {
+		if s.all[key] == nil && !s.unknown[key.function] && (st.Spec != "" || !st.Paused) {
 			gone = append(gone, st)
 		}
 	}
@@ -263,13 +303,19 @@ func (s *schedules) placeLocked(e *schedule) {
 	if !e.next.IsZero() {
 		heap.Push(&s.due, e)
 	}
+	function := e.key.function
 	switch {
 	case e.state.Waiting.IsZero():
-		delete(s.behind, e.key)
-	case s.behind[e.key] == nil:
-		s.behind[e.key] = e
+		if delete(s.behind[function], e.key.name); len(s.behind[function]) == 0 {
+			delete(s.behind, function)
+		}
+	case s.behind[function][e.key.name] != e:
+		if s.behind[function] == nil {
+			s.behind[function] = map[string]*schedule{}
+		}
+		s.behind[function][e.key.name] = e
 		// What it waits for may have ended before this was noted.
-		s.check[e.key.function] = true
+		s.check[function] = true
 		s.wakeUp()
 	}
 }
@@ -278,12 +324,9 @@ func (s *schedules) placeLocked(e *schedule) {
 func (s *schedules) ended(function string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for key := range s.behind {
-		if key.function == function {
-			s.check[function] = true
-			s.wakeUp()
-			return
-		}
+	if s.behind[function] != nil {
+		s.check[function] = true
+		s.wakeUp()
 	}
 }
 
@@ -305,14 +348,17 @@ func (s *schedules) loop() {
 // look deals with all that is due and returns for how long to sleep.
 func (s *schedules) look() time.Duration {
 	s.work.Lock()
-	defer s.work.Unlock()
 	if s.q.stopped() {
+		s.work.Unlock()
 		return lookAgain // what is due is missed, and the next start sees to it
 	}
+	s.checkClock()
 	s.mu.Lock()
 	unsaved := s.unsaved
 	s.mu.Unlock()
-	if unsaved && !s.save() {
+	saved := !unsaved || s.save()
+	s.work.Unlock()
+	if !saved {
 		return scheduleRetry
 	}
 	now := wallClock()
@@ -321,25 +367,21 @@ func (s *schedules) look() time.Duration {
 	for len(s.due) > 0 && !s.due[0].next.After(now) {
 		list = append(list, heap.Pop(&s.due).(*schedule))
 	}
-	for _, e := range s.behind {
-		if s.check[e.key.function] && !slices.Contains(list, e) {
-			list = append(list, e)
+	for function := range s.check {
+		for _, e := range s.behind[function] {
+			if e.next.IsZero() || e.next.After(now) { // else it is in the list
+				list = append(list, e)
+			}
 		}
 	}
 	clear(s.check)
 	s.mu.Unlock()
-
-	var wg sync.WaitGroup
-	room := make(chan struct{}, maxFiring)
-	for _, e := range list {
-		room <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-room }()
-			s.bring(e, now)
-		})
+	for portion := range slices.Chunk(list, maxFiring) {
+		if s.q.stopped() {
+			return lookAgain
+		}
+		s.bringAll(portion, now)
 	}
-	wg.Wait()
-
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.due) > 0 {
@@ -348,24 +390,49 @@ func (s *schedules) look() time.Duration {
 	return lookAgain
 }
 
+// bringAll deals with the times of some schedules until now. Those that are not what is
+// configured any more have others in their places.
+func (s *schedules) bringAll(list []*schedule, now time.Time) {
+	s.work.Lock()
+	defer s.work.Unlock()
+	var wg sync.WaitGroup
+	for _, e := range list {
+		s.mu.Lock()
+		current := s.all[e.key] == e
+		s.mu.Unlock()
+		if current {
+			wg.Go(func() { s.bring(e, now) })
+		}
+	}
+	wg.Wait()
+}
+
 // bring deals with the times of a schedule until now. s.work is held.
 func (s *schedules) bring(e *schedule, now time.Time) {
 	s.mu.Lock()
-	state := e.state
+	state, tried := e.state, e.tried
 	s.mu.Unlock()
 	var err error
 	if !state.Waiting.IsZero() {
 		state, err = s.fire(e, state, hearth.ScheduleFiring{Due: state.Waiting, Waiting: true}, now)
 	}
+	late := func(t time.Time) bool { return now.Sub(t) > onTime && !t.Equal(tried) }
 	list := e.between(state.Done, now, hearth.MaxMissed)
-	late := func(t time.Time) bool { return now.Sub(t) > onTime }
+	known := 0
+	for known < len(list) && late(list[known]) && !list[known].After(state.Mark) {
+		known++
+	}
+	if known > 0 && err == nil {
+		state, err = s.fire(e, state, hearth.ScheduleFiring{Due: list[known-1], Skip: "it was dealt with before the clock was set back"}, now)
+	}
+	list = list[known:]
 	switch {
 	case len(list) == 0:
 	case e.cfg.Missed == hearth.MissedOnce:
 		list = list[len(list)-1:]
 	case e.cfg.Missed == hearth.MissedSkip:
 		// Of those that were missed the latest is noted, which is for all before.
-		for len(list) > 1 && late(list[1]) {
+		for len(list) > 1 && late(list[0]) && late(list[1]) {
 			list = list[1:]
 		}
 	}
@@ -377,15 +444,18 @@ func (s *schedules) bring(e *schedule, now time.Time) {
 		if e.cfg.Missed == hearth.MissedSkip && late(due) {
 			f.Skip = fmt.Sprintf("it was missed: Hearth came to it %s late", hearth.Duration(now.Sub(due).Round(time.Second)))
 		}
-		state, err = s.fire(e, state, f, now)
+		if state, err = s.fire(e, state, f, now); err != nil && !late(due) {
+			tried = due
+		}
 	}
 	if err != nil && s.q.ctx.Err() == nil {
 		s.q.cfg.Logger.Warn("the call of a schedule could not be stored; it is tried again", "function", e.key.function, "schedule", e.key.name, "err", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	e.tried = tried
 	s.keepLocked(e, state)
-	if err != nil {
+	if err != nil && s.all[e.key] == e {
 		if e.at >= 0 {
 			heap.Remove(&s.due, e.at)
 		}
@@ -394,9 +464,14 @@ func (s *schedules) bring(e *schedule, now time.Time) {
 	}
 }
 
+// keepLocked takes what is stored of a schedule, which may have got another one in its
+// place meanwhile.
 func (s *schedules) keepLocked(e *schedule, state hearth.ScheduleState) {
-	e.state, s.stored[e.key] = state, state
-	s.placeLocked(e)
+	s.stored[e.key] = state
+	if now := s.all[e.key]; now != nil && now.spec == state.Spec {
+		now.state = state
+		s.placeLocked(now)
+	}
 }
 
 // fire stores the call for a time of a schedule.
@@ -410,8 +485,9 @@ func (s *schedules) fire(e *schedule, state hearth.ScheduleState, f hearth.Sched
 			return state, err
 		}
 	}
-	// Without an end: a call that is stored has to be known of here.
-	next, accepted, err := s.q.cfg.Store.FireSchedule(context.WithoutCancel(s.q.ctx), f)
+	ctx, cancel := context.WithTimeout(s.q.ctx, fireTimeout)
+	defer cancel()
+	next, accepted, err := s.q.cfg.Store.FireSchedule(ctx, f)
 	if err != nil {
 		return state, err
 	}
@@ -467,7 +543,7 @@ func (s *schedules) find(function, name string) (*schedule, error) {
 func (q *Queue) RunSchedule(_ context.Context, function, name string) (hearth.ScheduleStatus, error) {
 	return q.schedules.change(function, name, func(e *schedule) (hearth.ScheduleState, error) {
 		now := wallClock()
-		return q.schedules.fire(e, e.state, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true}, now)
+		return q.schedules.fire(e, hearth.ScheduleState{}, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true}, now)
 	})
 }
 
@@ -485,6 +561,12 @@ func (s *schedules) change(function, name string, change func(e *schedule) (hear
 	e, err := s.find(function, name)
 	if err != nil {
 		return st, err
+	}
+	s.mu.Lock()
+	unsaved := s.unsaved
+	s.mu.Unlock()
+	if unsaved && !s.save() {
+		return st, hearth.Errorf(hearth.CodeUnavailable, "the schedules could not be stored").WithHint("try again in a moment")
 	}
 	state, err := change(e)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -260,6 +261,10 @@ func TestScheduleForms(t *testing.T) {
 		{hearth.Schedule{Cron: "0 3 * * *", TimeZone: "Local"}, "no time zone"},
 		{hearth.Schedule{Cron: "TZ=UTC 0 3 * * *", TimeZone: "UTC"}, "both name a time zone"},
 		{hearth.Schedule{Cron: "@every 15m"}, ""},
+		{hearth.Schedule{Cron: "@every -90m"}, "no pause between calls"},
+		{hearth.Schedule{Cron: "@every 0s"}, "no pause between calls"},
+		{hearth.Schedule{Cron: "@every 10ms"}, "no pause between calls"},
+		{hearth.Schedule{Cron: "@every 1500ms", TimeZone: "Europe/Berlin"}, "no pause between calls"},
 		{hearth.Schedule{Cron: "*/5 8-18 * * MON-FRI", TimeZone: "America/New_York"}, ""},
 		{hearth.Schedule{At: "2030-01-31T08:00:00+01:00"}, ""},
 	} {
@@ -289,38 +294,151 @@ func TestScheduleClock(t *testing.T) {
 	})
 }
 
-// TestManySchedules: thousands that are due at once are called for within seconds.
+// TestScheduleClockLeaps: what was dealt with before the clock was set back is not missed
+// when it leaps forward again.
+func TestScheduleClockLeaps(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		list := map[string]hearth.Schedule{"daily": {Cron: "0 12 * * *", Missed: hearth.MissedAll, Overlap: hearth.OverlapAllow}}
+		b := newBed(t, dir, &functions{run: ok, schedules: list, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}})
+		if _, _, err := b.store.Queue(store.QueueLimits{}).FireSchedule(context.Background(), hearth.ScheduleFiring{
+			Function: "hello", Name: "daily", Spec: "CRON_TZ=UTC 0 12 * * *", Due: time.Date(2000, 1, 9, 12, 0, 0, 0, time.UTC), Skip: "done before",
+		}); err != nil {
+			t.Fatal(err)
+		}
+		b = b.restarted(dir, time.Minute, list)
+		time.Sleep(time.Second)
+		b = b.restarted(dir, 10*24*time.Hour, list) // 01-11
+		time.Sleep(time.Second)
+		same(t, b.dues(), "01-10T12:00")
+		b.close()
+	})
+}
+
+// TestScheduleAtFraction: a time with a fraction of a second comes once, however often
+// the server is started.
+func TestScheduleAtFraction(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		list := map[string]hearth.Schedule{"at": {At: "2000-01-01T00:00:10.123456789Z"}}
+		b := newBed(t, dir, &functions{run: ok, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}})
+		b.scheduled(list)
+		time.Sleep(time.Minute)
+		same(t, b.dues(), "01-01T00:00")
+		for range 2 {
+			b = b.restarted(dir, 30*time.Hour, list)
+			time.Sleep(time.Minute)
+			same(t, b.dues())
+		}
+		b.close()
+	})
+}
+
+// TestScheduleUnknown: the schedules of a function that cannot be served rest, and nothing
+// of them is forgotten.
+func TestScheduleUnknown(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		list := map[string]hearth.Schedule{"hourly": {Cron: "0 * * * *", Missed: hearth.MissedAll, Overlap: hearth.OverlapAllow}}
+		b := newBed(t, dir, &functions{run: ok, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}})
+		b.scheduled(list)
+		time.Sleep(90 * time.Minute)
+		b.SetSchedules([]hearth.FunctionSchedules{{Function: "hello", Unknown: true}})
+		time.Sleep(2 * time.Hour)
+		same(t, b.dues(), "01-01T01:00")
+		b.scheduled(list) // 3:30
+		time.Sleep(time.Second)
+		same(t, b.dues(), "01-01T01:00", "01-01T02:00", "01-01T03:00")
+		b.close()
+	})
+}
+
+// slowFirings is a store that takes its time for the calls of schedules.
+type slowFirings struct {
+	queue.Store
+	stored chan struct{} // a token lets one be stored
+	full   atomic.Bool   // they cannot be stored
+}
+
+func (s *slowFirings) FireSchedule(ctx context.Context, f hearth.ScheduleFiring) (hearth.ScheduleState, bool, error) {
+	if s.stored != nil {
+		<-s.stored
+	}
+	if s.full.Load() {
+		return hearth.ScheduleState{}, false, hearth.Errorf(hearth.CodeExhausted, "the queue is full")
+	}
+	return s.Store.FireSchedule(ctx, f)
+}
+
+// TestScheduleDeployWaitsForNoCall: a deploy does not wait for what is made up for.
+func TestScheduleDeployWaitsForNoCall(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowFirings{stored: make(chan struct{})}
+		b := newBed(t, dir, &functions{run: ok, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}}, func(c *queue.Config) { s.Store, c.Store = c.Store, s })
+		b.scheduled(map[string]hearth.Schedule{"hourly": {Cron: "0 * * * *"}})
+		time.Sleep(61 * time.Minute) // its call is being stored
+		done := make(chan struct{})
+		go func() {
+			b.scheduled(map[string]hearth.Schedule{"hourly": {Cron: "0 * * * *"}, "other": {Cron: "30 * * * *"}})
+			close(done)
+		}()
+		synctest.Wait()
+		select {
+		case <-done:
+		default:
+			t.Error("the deploy waits")
+		}
+		close(s.stored)
+		<-done
+		time.Sleep(time.Hour)
+		same(t, b.dues(), "01-01T01:00", "01-01T01:30", "01-01T02:00")
+		b.close()
+	})
+}
+
+// TestScheduleWaitsForRoom: a time that came in time is not missed because its call could
+// not be stored.
+func TestScheduleWaitsForRoom(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowFirings{}
+		b := newBed(t, dir, &functions{run: ok, configs: map[string]hearth.Config{"hello": config(hearth.Async{})}}, func(c *queue.Config) { s.Store, c.Store = c.Store, s })
+		b.scheduled(map[string]hearth.Schedule{"hourly": {Cron: "0 * * * *", Missed: hearth.MissedSkip}})
+		time.Sleep(59 * time.Minute)
+		s.full.Store(true)
+		time.Sleep(5 * time.Minute)
+		s.full.Store(false)
+		time.Sleep(time.Minute)
+		same(t, b.dues(), "01-01T01:00")
+		b.close()
+	})
+}
+
+// TestManySchedules: hundreds that are due at once are all called for, each once.
 func TestManySchedules(t *testing.T) {
-	const many = 10_000
-	list := []hearth.FunctionSchedules{}
-	f := &functions{run: ok, configs: map[string]hearth.Config{}}
-	for i := range many / 100 {
-		fs := hearth.FunctionSchedules{Function: fmt.Sprint("f", i), Schedules: map[string]hearth.Schedule{}}
-		for j := range 100 {
-			fs.Schedules[fmt.Sprint("s", j)] = hearth.Schedule{Cron: "0 0 1 1 *"}
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		f := &functions{run: ok, configs: map[string]hearth.Config{}}
+		var list []hearth.FunctionSchedules
+		for i := range 5 {
+			fs := hearth.FunctionSchedules{Function: fmt.Sprint("f", i), Schedules: map[string]hearth.Schedule{}}
+			for j := range hearth.MaxSchedules {
+				fs.Schedules[fmt.Sprint("s", j)] = hearth.Schedule{At: "2000-01-01T00:00:30Z"}
+			}
+			list = append(list, fs)
+			f.configs[fs.Function] = config(hearth.Async{})
 		}
-		list = append(list, fs)
-		f.configs[fs.Function] = config(hearth.Async{})
-	}
-	at := time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
-	for _, fs := range list {
-		fs.Schedules["now"] = hearth.Schedule{At: at}
-	}
-	b := newBed(t, t.TempDir(), f)
-	defer b.close()
-	began := time.Now()
-	b.SetSchedules(list)
-	first := time.Since(began)
-	began = time.Now()
-	b.SetSchedules(list)
-	t.Logf("%d schedules: %s at first, %s when nothing changes", many, first, time.Since(began))
-	if d := time.Since(began); d > 5*time.Second {
-		t.Errorf("a change took %s", d)
-	}
-	for deadline := time.Now().Add(30 * time.Second); len(b.f.list()) < len(list); {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d calls", len(b.f.list()), len(list))
+		b := newBed(t, dir, f)
+		b.SetSchedules(list)
+		time.Sleep(time.Minute)
+		seen := map[string]bool{}
+		for _, c := range f.list() {
+			seen[c.id] = true
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		if n := len(f.list()); n != 5*hearth.MaxSchedules || len(seen) != n {
+			t.Errorf("%d calls, %d different ones", n, len(seen))
+		}
+		b.close()
+	})
 }

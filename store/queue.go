@@ -478,7 +478,7 @@ func (q *Queue) batches(ctx context.Context, what string, run func(tx *queueTx) 
 			return err
 		})
 		if err != nil {
-			return total, err // n may still be written, as the change may still be made
+			return total, err
 		}
 		if total += n; n < queueBatch {
 			return total, nil

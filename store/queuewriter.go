@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -36,6 +37,9 @@ type queueOp struct {
 	run  func(tx *queueTx) error
 	err  error
 	done chan struct{} // closed after the commit; nil if nobody waits
+	// claimed is set by who decides what becomes of it: the writer, which makes it, or
+	// who waits, who leaves.
+	claimed atomic.Bool
 }
 
 // queueTx is the transaction of a group.
@@ -100,8 +104,8 @@ func (w *queueWriter) close() (err error) {
 	return err
 }
 
-// do makes a change and returns when it has reached the disk. If ctx ends first, the
-// change may still be made.
+// do makes a change and returns when it has reached the disk. If ctx ends before the
+// change has begun, it is not made; else its end is waited for.
 func (w *queueWriter) do(ctx context.Context, what string, run func(tx *queueTx) error) error {
 	op := &queueOp{run: run, done: make(chan struct{})}
 	if err := w.send(ctx, op); err != nil {
@@ -111,15 +115,16 @@ func (w *queueWriter) do(ctx context.Context, what string, run func(tx *queueTx)
 	case <-op.done:
 		return dbError(background, op.err, what)
 	case <-ctx.Done():
-		return dbError(ctx, ctx.Err(), what)
+		if op.claimed.CompareAndSwap(false, true) {
+			return dbError(ctx, ctx.Err(), what)
+		}
 	case <-w.done:
-		select {
-		case <-op.done:
-			return dbError(background, op.err, what)
-		default:
+		if op.claimed.CompareAndSwap(false, true) {
 			return errQueueClosed()
 		}
 	}
+	<-op.done
+	return dbError(background, op.err, what)
 }
 
 // later makes a change that nobody waits for. What is given to the writer after it
@@ -154,7 +159,7 @@ func (w *queueWriter) loop() {
 	for {
 		select {
 		case op := <-w.ops:
-			group = append(group[:0], op)
+			group = claim(group[:0], op)
 		case <-w.stop:
 			// Who sends now may or may not be served; who has sent is.
 			if len(w.ops) == 0 {
@@ -165,14 +170,24 @@ func (w *queueWriter) loop() {
 		for len(group) < maxGroup {
 			select {
 			case op := <-w.ops:
-				group = append(group, op)
+				group = claim(group, op)
 				continue
 			default:
 			}
 			break
 		}
-		w.commit(group)
+		if len(group) > 0 {
+			w.commit(group)
+		}
 	}
+}
+
+// claim adds an operation to a group unless who waited for it has left.
+func claim(group []*queueOp, op *queueOp) []*queueOp {
+	if op.claimed.CompareAndSwap(false, true) {
+		return append(group, op)
+	}
+	return group
 }
 
 // commit makes the changes of a group in one transaction. If one of them cannot be

@@ -12,17 +12,17 @@ import (
 // What a schedule has done is stored beside the calls, so that a call and the mark
 // that it was made are one transaction: a crash neither loses nor doubles it.
 
-const selectSchedule = `SELECT s.function, s.name, s.spec, s.done, s.waiting, s.paused, s.last_due, s.last_at, s.last_call, s.skipped_due, s.skipped_why,
+const selectSchedule = `SELECT s.function, s.name, s.spec, s.done, s.mark, s.waiting, s.paused, s.last_due, s.last_at, s.last_call, s.skipped_due, s.skipped_why,
 	COALESCE((SELECT state FROM calls WHERE id = s.last_call), -1) FROM schedules s`
 
 func scanSchedule(r row) (s hearth.ScheduleState, err error) {
-	var done, waiting, due, at, skipped int64
+	var done, mark, waiting, due, at, skipped int64
 	var state int
-	err = r.Scan(&s.Function, &s.Name, &s.Spec, &done, &waiting, &s.Paused, &due, &at, &s.Last.Invocation, &skipped, &s.Skipped.Reason, &state)
+	err = r.Scan(&s.Function, &s.Name, &s.Spec, &done, &mark, &waiting, &s.Paused, &due, &at, &s.Last.Invocation, &skipped, &s.Skipped.Reason, &state)
 	for _, t := range []struct {
 		to *time.Time
 		us int64
-	}{{&s.Done, done}, {&s.Waiting, waiting}, {&s.Last.Due, due}, {&s.Last.At, at}, {&s.Skipped.Due, skipped}} {
+	}{{&s.Done, done}, {&s.Mark, mark}, {&s.Waiting, waiting}, {&s.Last.Due, due}, {&s.Last.At, at}, {&s.Skipped.Due, skipped}} {
 		if t.us != 0 {
 			*t.to = fromMicros(t.us)
 		}
@@ -49,7 +49,7 @@ func (q *Queue) Schedules(ctx context.Context, function string) ([]hearth.Schedu
 }
 
 // SetSchedules stores which schedules there are: set are those that are new or have
-// another Spec, of which Function, Name, Spec and Done are taken; gone are those that
+// another Spec, of which Function, Name, Spec, Done and Mark are taken; gone are those that
 // are not configured any more. One that is paused is kept, as it is to be paused when
 // it comes back, unless its Spec in gone is empty: then its function was deleted.
 func (q *Queue) SetSchedules(ctx context.Context, set, gone []hearth.ScheduleState) error {
@@ -63,9 +63,9 @@ func (q *Queue) SetSchedules(ctx context.Context, set, gone []hearth.ScheduleSta
 			}
 		}
 		for _, s := range set {
-			_, err := tx.exec(`INSERT INTO schedules (function, name, spec, done) VALUES (?, ?, ?, ?)
-				ON CONFLICT (function, name) DO UPDATE SET spec = excluded.spec, done = excluded.done, waiting = 0`,
-				s.Function, s.Name, s.Spec, toMicros(s.Done))
+			_, err := tx.exec(`INSERT INTO schedules (function, name, spec, done, mark) VALUES (?, ?, ?, ?, ?)
+				ON CONFLICT (function, name) DO UPDATE SET spec = excluded.spec, done = excluded.done, mark = excluded.mark, waiting = 0`,
+				s.Function, s.Name, s.Spec, toMicros(s.Done), toMicros(s.Mark))
 			if err != nil {
 				return err
 			}
