@@ -83,7 +83,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 		return deployed{}, err
 	}
 	// They are not kept with the version: tomorrow they may be wrong.
-	destinations, err := s.destinationWarnings(ctx, d.name, config)
+	destinations, err := s.triggerWarnings(ctx, d.name, config)
 	if err != nil {
 		return deployed{}, err
 	}

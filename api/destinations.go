@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/hearthrun/hearth"
 )
@@ -15,13 +16,13 @@ type Webhooks interface {
 	CheckURL(url string) error
 }
 
-// destinationWarnings tells of destinations that lead nowhere now. They may be made
-// later, so they are no errors.
-func (s *API) destinationWarnings(ctx context.Context, function string, c hearth.Config) ([]string, error) {
+// triggerWarnings tells of destinations that lead nowhere now, which may be made later,
+// and of schedules that never come.
+func (s *API) triggerWarnings(ctx context.Context, function string, c hearth.Config) ([]string, error) {
+	warnings := pastSchedules(c, time.Now())
 	if c.Async == nil {
-		return nil, nil
+		return warnings, nil
 	}
-	var warnings []string
 	for _, list := range []struct {
 		name         string
 		destinations []hearth.Destination

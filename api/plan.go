@@ -69,7 +69,7 @@ func (s *API) planFunction(ctx context.Context, in *planInput) (*planOutput, err
 	} else if err != nil {
 		return nil, err
 	}
-	more, err := s.destinationWarnings(ctx, in.Name, config)
+	more, err := s.triggerWarnings(ctx, in.Name, config)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,11 @@ package api
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/http"
+	"slices"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -90,4 +94,15 @@ func (s *API) validate(c hearth.Config) error {
 		return err
 	}
 	return s.Schedules.CheckSchedules(c)
+}
+
+// pastSchedules tells of schedules whose time had passed before now: they are never
+// called.
+func pastSchedules(c hearth.Config, now time.Time) (warnings []string) {
+	for _, name := range slices.Sorted(maps.Keys(c.Schedules)) {
+		if at, err := c.Schedules[name].Time(); err == nil && !at.IsZero() && at.Before(now) {
+			warnings = append(warnings, fmt.Sprintf("schedules.%s: its time, %s, has passed: it makes no call", name, c.Schedules[name].At))
+		}
+	}
+	return warnings
 }

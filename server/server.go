@@ -394,7 +394,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}()
 	err := s.listener.drain(drain)
 	if <-queued; broken > 0 {
-		s.cfg.Logger.Info("queued calls that were running begin anew after the next start", "calls", broken)
+		s.cfg.Logger.Info("queued calls and batches that were running begin anew after the next start", "runs", broken)
 	}
 	if poolErr := s.pool.Close(drain); err == nil {
 		err = poolErr

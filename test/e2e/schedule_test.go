@@ -39,13 +39,19 @@ const scheduleCode = `def handler(event, context):
 func TestSchedules(t *testing.T) {
 	dir := t.TempDir()
 	in := start(t, dir)
-	at := func(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339Nano) }
-	down := at(4 * time.Second)
-	in.deploy("timed", "python", scheduleCode, fields{"schedules": fields{
-		"soon":    fields{"at": at(time.Second)},
-		"down":    fields{"at": down, "event": fields{"n": 7}},
-		"nightly": fields{"cron": "0 3 * * *", "time_zone": "Europe/Berlin"},
-	}})
+	var due time.Time // of down
+	for wait := 2 * time.Second; ; wait *= 2 {
+		soon := time.Now().Add(wait)
+		due = soon.Add(4 * time.Second).Truncate(time.Second)
+		in.deploy("timed", "python", scheduleCode, fields{"schedules": fields{
+			"soon":    fields{"at": soon.UTC().Format(time.RFC3339)},
+			"down":    fields{"at": due.UTC().Format(time.RFC3339), "event": fields{"n": 7}},
+			"nightly": fields{"cron": "0 3 * * *", "time_zone": "Europe/Berlin"},
+		}})
+		if time.Now().Before(soon.Truncate(time.Second)) {
+			break // else it was deployed too late, and makes no call
+		}
+	}
 	waitFor(t, "the call of a schedule", func() bool { return in.schedule("timed", "soon").Last != nil })
 	soon := in.schedule("timed", "soon").Last.Invocation
 	c := in.ended(soon)
@@ -53,11 +59,7 @@ func TestSchedules(t *testing.T) {
 		t.Errorf("%+v %s", c, c.Result.Value)
 	}
 	in.stop()
-	due, err := time.Parse(time.RFC3339Nano, down)
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(time.Until(due.Add(10 * time.Millisecond)))
+	waitFor(t, "the time that is missed", func() bool { return time.Now().After(due) })
 	for range 2 {
 		in = start(t, dir)
 		waitFor(t, "the call that was missed", func() bool { return in.schedule("timed", "down").Last != nil })
