@@ -11,8 +11,11 @@ import (
 // carriesEvents tells whether a request may carry CloudEvents. No page of another
 // origin can send one without asking.
 func carriesEvents(r *http.Request) bool {
-	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/invocations") &&
-		(len(r.Header["Ce-Specversion"]) > 0 || strings.HasPrefix(r.Header.Get("Content-Type"), "application/cloudevents"))
+	if r.Method != http.MethodPost || !strings.HasSuffix(r.URL.Path, "/invocations") {
+		return false
+	}
+	mode, err := hearth.EventModeOf(r.Header)
+	return mode != hearth.NoEvent || err != nil // events of a format that is not known are such
 }
 
 // eventOf returns the event of a call with this body, nil for null. A batch of

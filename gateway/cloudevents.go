@@ -26,19 +26,6 @@ const (
 	maxBatch = 1000
 	// maxAttributes bounds the attributes of an event.
 	maxAttributes = 200
-
-	structuredType = "application/cloudevents+json"
-	batchedType    = "application/cloudevents-batch+json"
-)
-
-// eventMode is how a request carries CloudEvents.
-type eventMode int
-
-const (
-	noEvent eventMode = iota
-	binaryEvent
-	structuredEvent
-	batchedEvents
 )
 
 func badEvent(format string, args ...any) error {
@@ -46,39 +33,21 @@ func badEvent(format string, args ...any) error {
 		WithHint("see https://github.com/cloudevents/spec for what an event must have: specversion, id, source and type")
 }
 
-// eventModeOf tells how a request carries events, if it does. Errors: CodeInvalid for
-// another format than JSON.
-func eventModeOf(h http.Header) (eventMode, error) {
-	media, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
-	switch {
-	case media == structuredType:
-		return structuredEvent, nil
-	case media == batchedType:
-		return batchedEvents, nil
-	case strings.HasPrefix(media, "application/cloudevents"):
-		return noEvent, hearth.Errorf(hearth.CodeInvalid, "the CloudEvents format %q is not known", clip(media)).
-			WithHint("send %s or %s, or the binary mode", structuredType, batchedType)
-	case len(h["Ce-Specversion"]) > 0:
-		return binaryEvent, nil
-	}
-	return noEvent, nil
-}
-
 // cloudEvents returns the events of a request in their JSON format; batch tells that
 // it was a batch, which may have none. Without events, and not a batch, the request
 // is an ordinary one. Errors: CodeInvalid.
 func cloudEvents(h http.Header, body []byte) (events [][]byte, batch bool, err error) {
-	mode, err := eventModeOf(h)
+	mode, err := hearth.EventModeOf(h)
 	if err != nil {
 		return nil, false, err
 	}
 	var event []byte
 	switch mode {
-	case structuredEvent:
+	case hearth.StructuredEvent:
 		event, err = structured(body)
-	case binaryEvent:
+	case hearth.BinaryEvent:
 		event, err = fromHeaders(h, body)
-	case batchedEvents:
+	case hearth.BatchedEvents:
 		events, err = batched(body)
 		return events, true, err
 	default:
@@ -320,16 +289,14 @@ func (g *Gateway) AcceptEvents(ctx context.Context, target string, events [][]by
 }
 
 // serveCloudEvents answers a request that carries events.
-func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, now time.Time) {
-	rec := g.newRecord(t.alias, t.version, hearth.KindEvent, now)
+func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, later bool, now time.Time) (rec hearth.Invocation) {
+	rec = g.newRecord(t.alias, t.version, hearth.KindEvent, now)
 	rec.Method, rec.Path = r.Method, r.URL.Path
-	value, called, err := g.takeCloudEvents(w, r, t, &rec, now)
+	value, called, err := g.takeCloudEvents(w, r, t, &rec, later, now)
 	if called {
 		g.finish(&rec, err)
 	}
 	switch {
-	case errors.Is(err, errBodyTooLarge):
-		writeProblem(w, r, nil, err, http.StatusRequestEntityTooLarge)
 	case err != nil && called:
 		writeError(w, r, &rec, err)
 	case err != nil:
@@ -338,15 +305,12 @@ func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *ta
 		setHeaders(w.Header(), &rec)
 		writeEventValue(w, value)
 	}
+	return rec
 }
 
 // takeCloudEvents has a function handle an event and returns its value, or stores
 // calls and answers; called tells which.
-func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *target, rec *hearth.Invocation, now time.Time) (value []byte, called bool, err error) {
-	later, err := hearth.ParseInvocationType(r.Header.Get(invocationType))
-	if err != nil {
-		return nil, false, err
-	}
+func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *target, rec *hearth.Invocation, later bool, now time.Time) (value []byte, called bool, err error) {
 	if err := allow(t.limit, now); err != nil {
 		return nil, false, err
 	}
@@ -408,10 +372,11 @@ func writeEventValue(w http.ResponseWriter, value []byte) {
 	}
 	kind := "application/json"
 	if _, err := structured(value); err == nil {
-		kind = structuredType
+		kind = hearth.StructuredEventType
 	}
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Content-Length", strconv.Itoa(len(value)))
+	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(value) // the client may be gone
 }
 

@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/hearthrun/hearth"
 )
 
 func eventHeader(pairs ...string) http.Header {
@@ -45,7 +47,7 @@ func TestBinaryCloudEvent(t *testing.T) {
 
 // TestInvalidCloudEvents: what is no event is refused, and says why.
 func TestInvalidCloudEvents(t *testing.T) {
-	structuredHeader, batchHeader := eventHeader("Content-Type", structuredType+"; charset=utf-8"), eventHeader("Content-Type", batchedType)
+	structuredHeader, batchHeader := eventHeader("Content-Type", hearth.StructuredEventType+"; charset=utf-8"), eventHeader("Content-Type", hearth.BatchedEventsType)
 	const ok = `"specversion":"1.0","id":"1","source":"/s","type":"t"`
 	for _, c := range []struct {
 		h    http.Header
@@ -90,8 +92,8 @@ func TestInvalidCloudEvents(t *testing.T) {
 func FuzzCloudEvent(f *testing.F) {
 	f.Add("1.0", "7", "a%20b", "application/json", []byte(`{"n":1}`))
 	f.Add("1.0", "\"x\\", "%", "text/plain", []byte("\xff"))
-	f.Add("", "", "", structuredType, []byte(`{"specversion":"1.0","id":"1","source":"/s","type":"t"}`))
-	f.Add("", "", "", batchedType, []byte(`[{"specversion":"1.0","id":"1","source":"/s","type":"t"}]`))
+	f.Add("", "", "", hearth.StructuredEventType, []byte(`{"specversion":"1.0","id":"1","source":"/s","type":"t"}`))
+	f.Add("", "", "", hearth.BatchedEventsType, []byte(`[{"specversion":"1.0","id":"1","source":"/s","type":"t"}]`))
 	f.Fuzz(func(t *testing.T, version, id, extension, media string, body []byte) {
 		h := http.Header{"Ce-Id": {id}, "Ce-Source": {"/s"}, "Ce-Type": {"t"}, "Ce-Extension": {extension}, "Content-Type": {media}}
 		if version != "" {
