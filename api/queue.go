@@ -97,11 +97,18 @@ type queueStatusOutput struct{ Body hearth.QueueStatus }
 
 type redriveInput struct {
 	Name string `path:"name" doc:"Name of the function" example:"hello"`
-	Body redriveBody
+	Body *redriveBody
 }
 
 type redriveBody struct {
 	IDs []string `json:"ids,omitempty" maxItems:"1000" doc:"Ids of dead letters; all if there are none"`
+}
+
+func (b *redriveBody) ids() []string {
+	if b == nil {
+		return nil
+	}
+	return b.IDs
 }
 
 type countOutput struct {
@@ -201,7 +208,7 @@ func (s *API) redrive(ctx context.Context, in *redriveInput) (*countOutput, erro
 		return nil, err
 	}
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Redrive(ctx, in.Name, in.Body.IDs)
+	out.Body.Calls, err = s.Queue.Redrive(ctx, in.Name, in.Body.ids())
 	return out, err
 }
 

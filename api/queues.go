@@ -74,7 +74,7 @@ type queueNameInput struct {
 
 type redriveMessagesInput struct {
 	Queue string `path:"queue" doc:"Name of the queue" example:"orders"`
-	Body  redriveBody
+	Body  *redriveBody
 }
 
 type queuesOutput struct {
@@ -265,7 +265,7 @@ func (s *API) redriveMessages(ctx context.Context, in *redriveMessagesInput) (*c
 		return nil, err
 	}
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Redrive(ctx, hearth.QueueTarget(in.Queue), in.Body.IDs)
+	out.Body.Calls, err = s.Queue.Redrive(ctx, hearth.QueueTarget(in.Queue), in.Body.ids())
 	return out, err
 }
 

@@ -89,6 +89,14 @@ func TestMessagesRefused(t *testing.T) {
 	} {
 		want(t, in.do("POST", "/v1/queues/"+c.queue+"/messages", c.body, "Content-Type", "application/json"), c.status, c.code)
 	}
+	// All dead letters are queued anew without a body, too.
+	for _, path := range []string{"/v1/queues/q/redrive", "/v1/functions/take/queue/redrive"} {
+		for _, body := range []any{nil, `{}`} {
+			if a := in.do("POST", path, body, "Content-Type", "application/json"); a.status != 200 || a.json(t)["calls"] != 0.0 {
+				t.Errorf("%s %v: %v", path, body, a)
+			}
+		}
+	}
 	keyed := func(body string) answer {
 		return in.do("POST", "/v1/queues/q/messages", `{"messages":[{"body":"`+body+`","deduplication_key":"k","delay":"1h"}]}`, "Content-Type", "application/json")
 	}
