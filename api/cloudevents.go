@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -31,11 +30,8 @@ func (s *API) eventOf(w http.ResponseWriter, r *http.Request, body []byte) (even
 	case err != nil:
 		return nil, false, err
 	case batch:
-		calls, err := s.Acceptor.AcceptEvents(r.Context(), target, events, r.Header)
-		if err != nil {
-			return nil, false, err
-		}
-		return nil, true, writeBatch(w, calls)
+		err := s.Acceptor.AcceptEvents(r.Context(), w, target, events, r.Header)
+		return nil, err == nil, err
 	case len(events) == 1:
 		return events[0], false, nil
 	}
@@ -45,20 +41,4 @@ func (s *API) eventOf(w http.ResponseWriter, r *http.Request, body []byte) (even
 	}
 	event, err = validEvent(body)
 	return event, false, err
-}
-
-// writeBatch answers with the ids of calls that were stored.
-func writeBatch(w http.ResponseWriter, calls []hearth.AsyncCall) error {
-	ids := make([]string, len(calls))
-	for i, c := range calls {
-		ids[i] = c.ID
-	}
-	body, err := json.Marshal(map[string][]string{"invocations": ids})
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusAccepted)
-	_, _ = w.Write(body) // the client may be gone
-	return nil
 }

@@ -45,8 +45,9 @@ type Acceptor interface {
 	// CloudEvents returns the events that a request carries, if the function takes
 	// them; batch tells that they came as a batch.
 	CloudEvents(target string, h http.Header, body []byte) (events [][]byte, batch bool, err error)
-	// AcceptEvents stores a call for each event: all, or none with an error.
-	AcceptEvents(ctx context.Context, target string, events [][]byte, h http.Header) ([]hearth.AsyncCall, error)
+	// AcceptEvents stores a call for each event and answers with their ids, or stores
+	// none and returns an error.
+	AcceptEvents(ctx context.Context, w http.ResponseWriter, target string, events [][]byte, h http.Header) error
 }
 
 // maxWait bounds how long a request waits for a result.

@@ -31,6 +31,12 @@ func TestCloudEvents(t *testing.T) {
 		if err := json.Unmarshal(a.body, &got); err != nil || a.status != 200 || got["data"] != "hello" || got["subject"] != "€" || got["datacontenttype"] != "text/plain" {
 			t.Errorf("%s: %v", path, a)
 		}
+		// A large one waits on the disk, and arrives whole.
+		long := strings.Repeat("0123456789abcdef", 200_000)
+		a = in.do("POST", path, long, binary("order", "Content-Type", "text/plain")...)
+		if err := json.Unmarshal(a.body, &got); err != nil || a.status != 200 || got["data"] != long {
+			t.Errorf("%s: %d, %d bytes of %d", path, a.status, len(a.body), len(long))
+		}
 		structured := `{"specversion":"1.0","id":"8","source":"/s","type":"reply","data":{"n":1}}`
 		a = in.do("POST", path, structured, "Content-Type", "application/cloudevents+json; charset=utf-8")
 		if err := json.Unmarshal(a.body, &got); err != nil || a.status != 200 || got["id"] != "r8" {
@@ -100,7 +106,9 @@ def handler(event, context):
 	binary := func(more ...string) []string {
 		return append([]string{"ce-specversion", "1.0", "ce-id", "7", "ce-source", "/shop", "ce-type", "order"}, more...)
 	}
-	structured := func(more ...string) []string { return append([]string{"Content-Type", "application/cloudevents+json"}, more...) }
+	structured := func(more ...string) []string {
+		return append([]string{"Content-Type", "application/cloudevents+json"}, more...)
+	}
 	batch := func(more ...string) []string {
 		return append([]string{"Content-Type", "application/cloudevents-batch+json"}, more...)
 	}
