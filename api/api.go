@@ -186,6 +186,8 @@ type API struct {
 	uploads chan struct{}
 	// builds bounds how many dependency builds run at the same time.
 	builds chan struct{}
+	// bodies bounds how many large bodies are in memory at the same time.
+	bodies chan struct{}
 	// drainContext ends when the server begins to shut down.
 	drainContext context.Context
 }
@@ -211,6 +213,7 @@ func New(d Deps) *API {
 		deploys: locks{held: map[string]*lock{}}, changes: locks{held: map[string]*lock{}},
 		uploads: make(chan struct{}, maxUploads),
 		builds:  make(chan struct{}, maxBuilds),
+		bodies:  make(chan struct{}, maxLargeBodies),
 	}
 	s.drainContext = untilClosed{context.Background(), d.Draining}
 	s.huma = newHuma(s)

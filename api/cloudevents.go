@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -11,8 +10,11 @@ import (
 // carriesEvents tells whether a request may carry CloudEvents. No page of another
 // origin can send one without asking.
 func carriesEvents(r *http.Request) bool {
-	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/invocations") &&
-		(len(r.Header["Ce-Specversion"]) > 0 || strings.HasPrefix(r.Header.Get("Content-Type"), "application/cloudevents"))
+	if r.Method != http.MethodPost || !strings.HasSuffix(r.URL.Path, "/invocations") {
+		return false
+	}
+	mode, err := hearth.EventModeOf(r.Header)
+	return mode != hearth.NoEvent || err != nil // events of a format that is not known are such
 }
 
 // eventOf returns the event of a call with this body, nil for null. A batch of
@@ -28,11 +30,8 @@ func (s *API) eventOf(w http.ResponseWriter, r *http.Request, body []byte) (even
 	case err != nil:
 		return nil, false, err
 	case batch:
-		calls, err := s.Acceptor.AcceptEvents(r.Context(), target, events, r.Header)
-		if err != nil {
-			return nil, false, err
-		}
-		return nil, true, writeBatch(w, calls)
+		err := s.Acceptor.AcceptEvents(r.Context(), w, target, events, r.Header)
+		return nil, err == nil, err
 	case len(events) == 1:
 		return events[0], false, nil
 	}
@@ -42,20 +41,4 @@ func (s *API) eventOf(w http.ResponseWriter, r *http.Request, body []byte) (even
 	}
 	event, err = validEvent(body)
 	return event, false, err
-}
-
-// writeBatch answers with the ids of calls that were stored.
-func writeBatch(w http.ResponseWriter, calls []hearth.AsyncCall) error {
-	ids := make([]string, len(calls))
-	for i, c := range calls {
-		ids[i] = c.ID
-	}
-	body, err := json.Marshal(map[string][]string{"invocations": ids})
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusAccepted)
-	_, _ = w.Write(body) // the client may be gone
-	return nil
 }

@@ -164,8 +164,9 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !async {
-		if err := hearth.CheckSyncHeaders(r.Header); err != nil {
+	// A batch of events always runs later; eventOf refuses other formats of events.
+	if mode, err := hearth.EventModeOf(r.Header); !async && (mode != hearth.BatchedEvents || err != nil) {
+		if err := checkSyncHeaders(r); err != nil {
 			return err
 		}
 	}
@@ -209,6 +210,16 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 		_, _ = w.Write(a.held)
 	}
 	return nil
+}
+
+// checkSyncHeaders refuses headers that a call through the API would not heed. Errors:
+// CodeInvalid.
+func checkSyncHeaders(r *http.Request) error {
+	if r.Header["Idempotency-Key"] != nil {
+		return hearth.Errorf(hearth.CodeInvalid, "a call through the management API cannot have an Idempotency-Key").
+			WithHint("send the request to /fn/%s/ instead", clip(r.PathValue("name")))
+	}
+	return hearth.CheckSyncHeaders(r.Header)
 }
 
 // readEvent reads the body of a call.

@@ -44,7 +44,7 @@ func (s *API) registerPlan() {
 		Summary: "Tell what a deploy would change",
 		Description: "Compares a configuration and the hashes of files with the live version. Nothing is changed. " +
 			"The text of " + manifestName + " is left out of the comparison, as what it says is in the configuration.",
-		MaxBodyBytes: maxPlanBody,
+		MaxBodyBytes: maxPlanBody, Middlewares: huma.Middlewares{s.large},
 	}, s.planFunction)
 }
 

@@ -45,8 +45,9 @@ type Acceptor interface {
 	// CloudEvents returns the events that a request carries, if the function takes
 	// them; batch tells that they came as a batch.
 	CloudEvents(target string, h http.Header, body []byte) (events [][]byte, batch bool, err error)
-	// AcceptEvents stores a call for each event: all, or none with an error.
-	AcceptEvents(ctx context.Context, target string, events [][]byte, h http.Header) ([]hearth.AsyncCall, error)
+	// AcceptEvents stores a call for each event and answers with their ids, or stores
+	// none and returns an error.
+	AcceptEvents(ctx context.Context, w http.ResponseWriter, target string, events [][]byte, h http.Header) error
 }
 
 // maxWait bounds how long a request waits for a result.
@@ -97,11 +98,18 @@ type queueStatusOutput struct{ Body hearth.QueueStatus }
 
 type redriveInput struct {
 	Name string `path:"name" doc:"Name of the function" example:"hello"`
-	Body redriveBody
+	Body *redriveBody
 }
 
 type redriveBody struct {
 	IDs []string `json:"ids,omitempty" maxItems:"1000" doc:"Ids of dead letters; all if there are none"`
+}
+
+func (b *redriveBody) ids() []string {
+	if b == nil {
+		return nil
+	}
+	return b.IDs
 }
 
 type countOutput struct {
@@ -201,7 +209,7 @@ func (s *API) redrive(ctx context.Context, in *redriveInput) (*countOutput, erro
 		return nil, err
 	}
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Redrive(ctx, in.Name, in.Body.IDs)
+	out.Body.Calls, err = s.Queue.Redrive(ctx, in.Name, in.Body.ids())
 	return out, err
 }
 

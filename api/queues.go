@@ -9,10 +9,12 @@ import (
 	"net/http"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/jsonwalk"
 )
 
 type messageInput struct {
@@ -41,11 +43,16 @@ func (m messageInput) message(now time.Time) (hearth.Message, error) {
 	return out, out.Validate()
 }
 
+// sendInput has the body as it came: to validate and unmarshal what is no message can
+// take hundreds of times its size.
 type sendInput struct {
 	Queue string `path:"queue" doc:"Name of the queue" example:"orders"`
-	Body  struct {
-		Messages []messageInput `json:"messages" minItems:"1" maxItems:"1000" doc:"What to put into the queue, at most 6 MiB together"`
-	}
+	Body  json.RawMessage
+}
+
+// sendInputBody describes the body of sendInput; messagesOf reads it.
+type sendInputBody struct {
+	Messages []messageInput `json:"messages" minItems:"1" maxItems:"1000" doc:"What to put into the queue, at most 6 MiB together"`
 }
 
 type sendOutput struct {
@@ -67,7 +74,7 @@ type queueNameInput struct {
 
 type redriveMessagesInput struct {
 	Queue string `path:"queue" doc:"Name of the queue" example:"orders"`
-	Body  redriveBody
+	Body  *redriveBody
 }
 
 type queuesOutput struct {
@@ -84,6 +91,8 @@ func (s *API) registerQueues() {
 	register(s, huma.Operation{
 		OperationID: "send-messages", Method: http.MethodPost, Path: "/v1/queues/{queue}/messages", Tags: []string{"Queues"},
 		Summary: "Put messages into a queue", DefaultStatus: http.StatusAccepted, MaxBodyBytes: maxSend,
+		Middlewares: huma.Middlewares{s.large}, SkipValidateBody: true,
+		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/json": {Schema: schemaOf[sendInputBody](s)}}},
 		Description: "The answer comes when all of them have reached the disk. If there is an error, none was stored.",
 	}, s.sendMessages)
 	register(s, huma.Operation{
@@ -105,30 +114,106 @@ const (
 	// which a text can be longer than it is.
 	maxSendBytes = 6 << 20
 	maxSend      = 16 << 20
+	// maxMessages bounds the messages of a request.
+	maxMessages = 1000
 )
 
 func (s *API) sendMessages(ctx context.Context, in *sendInput) (*sendOutput, error) {
 	if err := hearth.ValidateQueueName(in.Queue); err != nil {
 		return nil, err
 	}
-	now, size := time.Now(), 0
-	messages := make([]hearth.Message, len(in.Body.Messages))
-	for i, m := range in.Body.Messages {
-		var err error
-		if messages[i], err = m.message(now); err != nil {
-			e := *hearth.AsError(err)
-			e.Message = fmt.Sprintf("messages[%d]: %s", i, e.Message)
-			return nil, &e
-		}
-		size += len(messages[i].Body)
+	messages, err := messagesOf(in.Body, time.Now())
+	if err != nil {
+		return nil, err
 	}
-	if size > maxSendBytes {
-		return nil, withStatus(http.StatusRequestEntityTooLarge, hearth.Errorf(hearth.CodeInvalid, "the messages have %s together", hearth.Bytes(size)).
-			WithHint("send at most %s in a request", hearth.Bytes(maxSendBytes)))
-	}
-	out, err := &sendOutput{}, error(nil)
+	out := &sendOutput{}
 	out.Body.Messages, err = s.Queue.Send(ctx, in.Queue, messages)
 	return out, err
+}
+
+// messagesOf reads the body of sendInput, which is valid JSON, up to the first thing that
+// is wrong. Errors: CodeInvalid.
+func messagesOf(body []byte, now time.Time) ([]hearth.Message, error) {
+	if jsonwalk.Kind(body) != '{' {
+		return nil, badField("body", "expected object")
+	}
+	var list []byte
+	for name, value := range jsonwalk.Members(body) {
+		if name != "messages" {
+			return nil, badField("body."+clip(name), "unknown field")
+		}
+		list = value
+	}
+	switch {
+	case list == nil:
+		return nil, badField("body", "messages is missing")
+	case jsonwalk.Kind(list) != '[':
+		return nil, badField("body.messages", "expected array")
+	}
+	var messages []hearth.Message
+	size := 0
+	for e := range jsonwalk.Elements(list) {
+		where := fmt.Sprintf("messages[%d]", len(messages))
+		if len(messages) == maxMessages {
+			return nil, hearth.Errorf(hearth.CodeInvalid, "body.messages: there are more than %d", maxMessages).WithHint("send the others in another request")
+		}
+		in, err := readMessage(e, "body."+where)
+		if err != nil {
+			return nil, err
+		}
+		m, err := in.message(now)
+		if err != nil {
+			he := *hearth.AsError(err)
+			he.Message = where + ": " + he.Message
+			return nil, &he
+		}
+		if size += len(m.Body); size > maxSendBytes {
+			return nil, withStatus(http.StatusRequestEntityTooLarge, hearth.Errorf(hearth.CodeInvalid, "the messages have more than %s together", hearth.Bytes(maxSendBytes)).
+				WithHint("send the others in another request"))
+		}
+		messages = append(messages, m)
+	}
+	if len(messages) == 0 {
+		return nil, badField("body.messages", "there is none")
+	}
+	return messages, nil
+}
+
+// readMessage reads a message at a place of the body. Errors: CodeInvalid.
+func readMessage(raw []byte, where string) (m messageInput, err error) {
+	if jsonwalk.Kind(raw) != '{' {
+		return m, badField(where, "expected object")
+	}
+	for name, value := range jsonwalk.Members(raw) {
+		at := where + "." + clip(name)
+		if name != "body" && name != "delay" && name != "deduplication_key" {
+			return m, badField(at, "unknown field")
+		}
+		if name == "body" {
+			m.Body = value
+			continue
+		}
+		var text string
+		if jsonwalk.Kind(value) != '"' || json.Unmarshal(value, &text) != nil {
+			return m, badField(at, "expected string")
+		}
+		if name == "delay" {
+			if err := m.Delay.UnmarshalText([]byte(text)); err != nil {
+				return m, badField(at, quote(text)+" is not valid")
+			}
+		} else if m.DeduplicationKey = text; utf8.RuneCountInString(text) > 256 {
+			return m, badField(at, "expected length <= 256")
+		}
+	}
+	if m.Body == nil {
+		return m, badField(where, "body is missing")
+	}
+	return m, nil
+}
+
+// badField says what is wrong with a part of a request, as huma does.
+func badField(where, what string) error {
+	return fromHuma(http.StatusUnprocessableEntity, &huma.ErrorModel{Errors: []*huma.ErrorDetail{{Location: where, Message: what}}})
 }
 
 func (s *API) listQueues(ctx context.Context, _ *struct{}) (*queuesOutput, error) {
@@ -180,7 +265,7 @@ func (s *API) redriveMessages(ctx context.Context, in *redriveMessagesInput) (*c
 		return nil, err
 	}
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Redrive(ctx, hearth.QueueTarget(in.Queue), in.Body.IDs)
+	out.Body.Calls, err = s.Queue.Redrive(ctx, hearth.QueueTarget(in.Queue), in.Body.ids())
 	return out, err
 }
 

@@ -6,9 +6,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/guest"
+	"github.com/hearthrun/hearth/jsonwalk"
 )
 
 // This file is about CloudEvents over HTTP: how they come in as version 1.0.2 of its
@@ -26,19 +29,9 @@ const (
 	maxBatch = 1000
 	// maxAttributes bounds the attributes of an event.
 	maxAttributes = 200
-
-	structuredType = "application/cloudevents+json"
-	batchedType    = "application/cloudevents-batch+json"
-)
-
-// eventMode is how a request carries CloudEvents.
-type eventMode int
-
-const (
-	noEvent eventMode = iota
-	binaryEvent
-	structuredEvent
-	batchedEvents
+	// maxText bounds a body that becomes a JSON string, in bytes of that: any text
+	// that does not consist of control characters fits.
+	maxText = 2 * maxAsyncBody
 )
 
 func badEvent(format string, args ...any) error {
@@ -46,39 +39,21 @@ func badEvent(format string, args ...any) error {
 		WithHint("see https://github.com/cloudevents/spec for what an event must have: specversion, id, source and type")
 }
 
-// eventModeOf tells how a request carries events, if it does. Errors: CodeInvalid for
-// another format than JSON.
-func eventModeOf(h http.Header) (eventMode, error) {
-	media, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
-	switch {
-	case media == structuredType:
-		return structuredEvent, nil
-	case media == batchedType:
-		return batchedEvents, nil
-	case strings.HasPrefix(media, "application/cloudevents"):
-		return noEvent, hearth.Errorf(hearth.CodeInvalid, "the CloudEvents format %q is not known", clip(media)).
-			WithHint("send %s or %s, or the binary mode", structuredType, batchedType)
-	case len(h["Ce-Specversion"]) > 0:
-		return binaryEvent, nil
-	}
-	return noEvent, nil
-}
-
 // cloudEvents returns the events of a request in their JSON format; batch tells that
 // it was a batch, which may have none. Without events, and not a batch, the request
 // is an ordinary one. Errors: CodeInvalid.
 func cloudEvents(h http.Header, body []byte) (events [][]byte, batch bool, err error) {
-	mode, err := eventModeOf(h)
+	mode, err := hearth.EventModeOf(h)
 	if err != nil {
 		return nil, false, err
 	}
 	var event []byte
 	switch mode {
-	case structuredEvent:
+	case hearth.StructuredEvent:
 		event, err = structured(body)
-	case binaryEvent:
+	case hearth.BinaryEvent:
 		event, err = fromHeaders(h, body)
-	case batchedEvents:
+	case hearth.BatchedEvents:
 		events, err = batched(body)
 		return events, true, err
 	default:
@@ -90,74 +65,108 @@ func cloudEvents(h http.Header, body []byte) (events [][]byte, batch bool, err e
 	return [][]byte{event}, false, nil
 }
 
+// batched returns the events of a batch, which are parts of the body.
 func batched(body []byte) ([][]byte, error) {
-	var list []json.RawMessage
-	if err := json.Unmarshal(body, &list); err != nil || list == nil {
+	if !json.Valid(body) || jsonwalk.Kind(body) != '[' {
 		return nil, badEvent("a batch is a JSON array of events")
 	}
-	if len(list) > maxBatch {
-		return nil, hearth.Errorf(hearth.CodeInvalid, "the batch has %d events", len(list)).WithHint("send at most %d at once", maxBatch)
-	}
-	events := make([][]byte, len(list))
-	for i, e := range list {
-		event, err := structured(e)
-		if err != nil {
-			he := hearth.AsError(err)
-			return nil, hearth.Errorf(hearth.CodeInvalid, "event %d of the batch: %s", i+1, he.Message).WithHint("%s", he.Hint)
+	events := [][]byte{}
+	for e := range jsonwalk.Elements(body) {
+		if len(events) == maxBatch {
+			return nil, hearth.Errorf(hearth.CodeInvalid, "the batch has more than %d events", maxBatch).WithHint("send the others in another one")
 		}
-		events[i] = event
+		if err := checkEvent(e); err != nil {
+			he := hearth.AsError(err)
+			return nil, hearth.Errorf(hearth.CodeInvalid, "event %d of the batch: %s", len(events)+1, he.Message).WithHint("%s", he.Hint)
+		}
+		events = append(events, e)
 	}
 	return events, nil
 }
 
 // structured checks an event in the JSON format and returns it.
 func structured(body []byte) ([]byte, error) {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(body, &members); err != nil || members == nil {
+	if !json.Valid(body) {
 		return nil, badEvent("it is no JSON object")
 	}
-	_, data := members["data"]
-	if raw, ok := members["data_base64"]; ok {
-		var text string
-		if data {
-			return nil, badEvent("it has both data and data_base64")
-		}
-		if json.Unmarshal(raw, &text) != nil {
-			return nil, badEvent("data_base64 is no text")
-		}
-		if _, err := base64.StdEncoding.DecodeString(text); err != nil {
-			return nil, badEvent("data_base64 is not base64")
-		}
+	return body, checkEvent(body)
+}
+
+// checkEvent checks an event in the JSON format, which is valid JSON. It stops at the
+// first thing that is wrong, before it has made anything of it.
+func checkEvent(event []byte) error {
+	if jsonwalk.Kind(event) != '{' {
+		return badEvent("it is no JSON object")
 	}
-	attributes := map[string]string{}
-	for name, raw := range members {
-		if name == "data" || name == "data_base64" || string(raw) == "null" {
+	seen, attributes := map[string]bool{}, map[string]string{}
+	for name, value := range jsonwalk.Members(event) {
+		switch {
+		case len(seen) > maxAttributes:
+			return badEvent("it has too many attributes, more than %d", maxAttributes)
+		case seen[name]:
+			return badEvent("%q is there more than once", clip(name))
+		}
+		seen[name] = true
+		if name == "data" || name == "data_base64" {
+			if seen["data"] && seen["data_base64"] {
+				return badEvent("it has both data and data_base64")
+			}
+			if name == "data_base64" {
+				if err := checkBase64(value); err != nil {
+					return err
+				}
+			}
 			continue
 		}
-		var v any
-		if err := json.Unmarshal(raw, &v); err != nil {
-			return nil, badEvent("attribute %q is not valid", clip(name))
+		text, there, err := attribute(name, value)
+		if err != nil {
+			return err
 		}
-		switch v := v.(type) {
-		case string:
-			attributes[name] = v
-		case bool:
-			attributes[name] = string(raw)
-		case float64:
-			if _, err := strconv.ParseInt(string(raw), 10, 32); err != nil {
-				return nil, badEvent("attribute %q is a number but not a whole one of 32 bits", clip(name))
-			}
-			attributes[name] = string(raw)
-		default:
-			return nil, badEvent("attribute %q is neither text, number nor boolean", clip(name))
-		}
-		if core[name] {
-			if _, text := v.(string); !text {
-				return nil, badEvent("attribute %s is no text", name)
-			}
+		if there {
+			attributes[name] = text
 		}
 	}
-	return body, checkAttributes(attributes)
+	return checkAttributes(attributes)
+}
+
+// attribute returns the value of an attribute as text; null is the same as none.
+func attribute(name string, value []byte) (text string, there bool, err error) {
+	switch kind := jsonwalk.Kind(value); {
+	case kind == 'n':
+		return "", false, nil
+	case kind == '"':
+		if json.Unmarshal(value, &text) != nil {
+			return "", false, badEvent("attribute %q is not valid", clip(name))
+		}
+		return text, true, nil
+	case kind == '{' || kind == '[':
+		return "", false, badEvent("attribute %q is neither text, number nor boolean", clip(name))
+	case core[name]:
+		return "", false, badEvent("attribute %s is no text", name)
+	case kind != 't' && kind != 'f':
+		if _, err := strconv.ParseInt(string(value), 10, 32); err != nil {
+			return "", false, badEvent("attribute %q is a number but not a whole one of 32 bits", clip(name))
+		}
+	}
+	return string(value), true, nil
+}
+
+func checkBase64(value []byte) error {
+	if jsonwalk.Kind(value) != '"' {
+		return badEvent("data_base64 is no text")
+	}
+	text := value[1 : len(value)-1]
+	if bytes.IndexByte(text, '\\') >= 0 {
+		var plain string
+		if json.Unmarshal(value, &plain) != nil {
+			return badEvent("data_base64 is no text")
+		}
+		text = []byte(plain)
+	}
+	if _, err := base64.StdEncoding.AppendDecode(nil, text); err != nil {
+		return badEvent("data_base64 is not base64")
+	}
+	return nil
 }
 
 // core are the attributes whose value is text.
@@ -233,24 +242,61 @@ func fromHeaders(h http.Header, body []byte) ([]byte, error) {
 	if err := checkAttributes(attributes); err != nil {
 		return nil, err
 	}
-	event := make(map[string]any, len(attributes)+1)
-	for name, value := range attributes {
-		event[name] = value
-	}
 	media, _, _ := mime.ParseMediaType(content)
+	var data string // the member that has the body
+	var appendData func([]byte) []byte
+	size := len(body)
 	switch {
 	case len(body) == 0:
 	case media == "application/json" || strings.HasSuffix(media, "+json"):
 		if !json.Valid(body) {
 			return nil, badEvent("the body is no JSON, although Content-Type says so")
 		}
-		event["data"] = json.RawMessage(body)
+		data, appendData = "data", func(b []byte) []byte {
+			buf := bytes.NewBuffer(b)
+			json.Compact(buf, body) //nolint:errcheck // it is valid
+			return buf.Bytes()
+		}
 	case utf8.Valid(body) && (strings.HasPrefix(media, "text/") || media == "application/xml" || strings.HasSuffix(media, "+xml")):
-		event["data"] = string(body)
+		if size = quotedLen(body); size > maxText {
+			return nil, hearth.AsError(badEvent("the body is called text, but has too many control characters")).WithHint("send it as application/octet-stream")
+		}
+		data, appendData = "data", func(b []byte) []byte { return appendString(b, string(body)) }
 	default:
-		event["data_base64"] = body
+		size = base64.StdEncoding.EncodedLen(len(body))
+		data, appendData = "data_base64", func(b []byte) []byte {
+			return append(base64.StdEncoding.AppendEncode(append(b, '"'), body), '"')
+		}
 	}
-	return json.Marshal(event)
+	names := slices.Collect(maps.Keys(attributes))
+	if data != "" {
+		names = append(names, data)
+	}
+	slices.Sort(names)
+	event, n := append(make([]byte, 0, size+1024), '{'), 0
+	for _, name := range names {
+		event = append(appendString(appendComma(event, &n), name), ':')
+		if name == data {
+			event = appendData(event)
+		} else {
+			event = appendString(event, attributes[name])
+		}
+	}
+	return append(event, '}'), nil
+}
+
+// quotedLen is how long text becomes as a JSON string, but for its quotes.
+func quotedLen(text []byte) int {
+	n := len(text)
+	for _, c := range text {
+		switch {
+		case c == '"', c == '\\', c == '\n', c == '\r', c == '\t':
+			n++
+		case c < ' ':
+			n += 5
+		}
+	}
+	return n
 }
 
 // headerValue decodes the value of a header as the HTTP binding says: quotes are
@@ -300,36 +346,39 @@ func (g *Gateway) CloudEvents(target string, h http.Header, body []byte) (events
 	return cloudEvents(h, body)
 }
 
-// AcceptEvents stores a call for each event: all of them, or none with an error.
-// Errors: those of AcceptEvent.
-func (g *Gateway) AcceptEvents(ctx context.Context, target string, events [][]byte, h http.Header) ([]hearth.AsyncCall, error) {
-	if h.Get("Hearth-Deduplication-Key") != "" {
-		return nil, hearth.Errorf(hearth.CodeInvalid, "a batch cannot have a Hearth-Deduplication-Key").WithHint("send the events one by one, each with its own")
+// AcceptEvents stores a call for each event, all of them or none, and answers with
+// their ids. After an error there was no answer. Errors: those of AcceptEvent.
+func (g *Gateway) AcceptEvents(ctx context.Context, w http.ResponseWriter, target string, events [][]byte, h http.Header) error {
+	all, err := asyncRequest(h, time.Now())
+	if err != nil {
+		return err
 	}
+	if all.DeduplicationKey != "" {
+		return hearth.Errorf(hearth.CodeInvalid, "a batch cannot have a Hearth-Deduplication-Key").WithHint("send the events one by one, each with its own")
+	}
+	all.Target, all.Kind = target, hearth.KindEvent
 	list := make([]hearth.AsyncRequest, len(events))
-	now := time.Now()
 	for i, event := range events {
-		r, err := asyncRequest(h, now)
-		if err != nil {
-			return nil, err
-		}
-		r.Target, r.Kind, r.Body = target, hearth.KindEvent, event
-		list[i] = r
+		list[i] = all
+		list[i].ID, list[i].Body = newInvocationID(), event
 	}
-	return g.cfg.Queue.AcceptAll(ctx, list)
+	calls, err := g.cfg.Queue.AcceptAll(ctx, list)
+	if err != nil {
+		return err
+	}
+	writeAcceptedBatch(w, calls)
+	return nil
 }
 
 // serveCloudEvents answers a request that carries events.
-func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, now time.Time) {
-	rec := g.newRecord(t.alias, t.version, hearth.KindEvent, now)
+func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, later bool, now time.Time) (rec hearth.Invocation) {
+	rec = g.newRecord(t.alias, t.version, hearth.KindEvent, now)
 	rec.Method, rec.Path = r.Method, r.URL.Path
-	value, called, err := g.takeCloudEvents(w, r, t, &rec, now)
+	value, called, err := g.takeCloudEvents(w, r, t, &rec, later, now)
 	if called {
 		g.finish(&rec, err)
 	}
 	switch {
-	case errors.Is(err, errBodyTooLarge):
-		writeProblem(w, r, nil, err, http.StatusRequestEntityTooLarge)
 	case err != nil && called:
 		writeError(w, r, &rec, err)
 	case err != nil:
@@ -338,15 +387,12 @@ func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *ta
 		setHeaders(w.Header(), &rec)
 		writeEventValue(w, value)
 	}
+	return rec
 }
 
 // takeCloudEvents has a function handle an event and returns its value, or stores
 // calls and answers; called tells which.
-func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *target, rec *hearth.Invocation, now time.Time) (value []byte, called bool, err error) {
-	later, err := hearth.ParseInvocationType(r.Header.Get(invocationType))
-	if err != nil {
-		return nil, false, err
-	}
+func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *target, rec *hearth.Invocation, later bool, now time.Time) (value []byte, called bool, err error) {
 	if err := allow(t.limit, now); err != nil {
 		return nil, false, err
 	}
@@ -357,7 +403,6 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 	if err != nil {
 		return nil, false, blame(err, end)
 	}
-	free() // what waits for the function is bounded by it, as other calls are
 	events, batch, err := cloudEvents(r.Header, body)
 	if err != nil {
 		return nil, false, err
@@ -367,12 +412,7 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 	}
 	switch {
 	case batch:
-		calls, err := g.AcceptEvents(ctx, string(t.name), events, r.Header)
-		if err != nil {
-			return nil, false, err
-		}
-		writeAcceptedBatch(w, calls)
-		return nil, false, nil
+		return nil, false, g.AcceptEvents(ctx, w, string(t.name), events, r.Header)
 	case later:
 		call, first, err := g.AcceptEvent(ctx, string(t.name), events[0], r.Header)
 		if err == nil {
@@ -380,8 +420,18 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 		}
 		return nil, false, err
 	}
-	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent, Body: events[0]}
 	rec.BytesIn = int64(len(body))
+	waits, err := g.spoolEvent(events[0])
+	if err != nil {
+		return nil, false, err
+	}
+	defer waits.Close()
+	body, events = nil, nil // they have been spooled
+	free()
+	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent, Body: waits.head}
+	if waits.rest != nil {
+		call.Rest = waits.rest
+	}
 	sink := &valueSink{limit: min(g.maxResponse(t.version), maxAsyncBody)}
 	err = blame(g.invoke(ctx, t.version, call, rec, sink), end)
 	rec.BytesOut = int64(sink.Len())
@@ -391,6 +441,15 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 		}
 	}
 	return sink.Bytes(), true, err
+}
+
+// spoolEvent keeps an event as long bodies of other calls are kept while they wait for
+// an instance. Errors: those of collect.
+func (g *Gateway) spoolEvent(event []byte) (*spooled, error) {
+	if len(event) <= spooledInMemory {
+		return &spooled{spool: &g.spool, head: event, size: int64(len(event))}, nil
+	}
+	return g.spool.collect(bytes.NewReader(event))
 }
 
 // emptyValue tells whether a handler returned nothing.
@@ -408,10 +467,11 @@ func writeEventValue(w http.ResponseWriter, value []byte) {
 	}
 	kind := "application/json"
 	if _, err := structured(value); err == nil {
-		kind = structuredType
+		kind = hearth.StructuredEventType
 	}
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Content-Length", strconv.Itoa(len(value)))
+	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(value) // the client may be gone
 }
 

@@ -1,10 +1,15 @@
 package gateway
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/hearthrun/hearth"
 )
 
 func eventHeader(pairs ...string) http.Header {
@@ -45,7 +50,7 @@ func TestBinaryCloudEvent(t *testing.T) {
 
 // TestInvalidCloudEvents: what is no event is refused, and says why.
 func TestInvalidCloudEvents(t *testing.T) {
-	structuredHeader, batchHeader := eventHeader("Content-Type", structuredType+"; charset=utf-8"), eventHeader("Content-Type", batchedType)
+	structuredHeader, batchHeader := eventHeader("Content-Type", hearth.StructuredEventType+"; charset=utf-8"), eventHeader("Content-Type", hearth.BatchedEventsType)
 	const ok = `"specversion":"1.0","id":"1","source":"/s","type":"t"`
 	for _, c := range []struct {
 		h    http.Header
@@ -67,12 +72,17 @@ func TestInvalidCloudEvents(t *testing.T) {
 		{structuredHeader, `{"specversion":"1.0","id":1,"source":"/s","type":"t"}`, "id is no text"},
 		{structuredHeader, `{` + ok + `,"data":1,"data_base64":"YQ=="}`, "both"},
 		{structuredHeader, `{` + ok + `,"data_base64":"?"}`, "base64"},
+		{structuredHeader, `{` + ok + `,"data_base64":7}`, "no text"},
+		{structuredHeader, `{` + ok + `,"data_base64":"YQ\u003d"}`, "base64"},
+		{structuredHeader, `{` + ok + `,"type":null}`, "more than once"},
+		{structuredHeader, `{` + ok + `,"time":true}`, "time is no text"},
+		{structuredHeader, `{` + ok + `}{}`, "no JSON object"},
 		{structuredHeader, `{` + ok + `,"extension":{}}`, "neither text"},
 		{structuredHeader, `{` + ok + `,"extension":1.5}`, "32 bits"},
 		{structuredHeader, `{` + ok + `,"dataschema":"x"}`, "dataschema"},
 		{batchHeader, `{}`, "JSON array"},
 		{batchHeader, `[{` + ok + `},{}]`, "event 2 of the batch: not a CloudEvent: it has no specversion"},
-		{batchHeader, `[` + strings.Repeat(`{},`, 1000) + `{}]`, "1001 events"},
+		{batchHeader, `[` + strings.Repeat(`{`+ok+`},`, 1000) + `{}]`, "more than 1000 events"},
 	} {
 		if _, _, err := cloudEvents(c.h, []byte(c.body)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v %q: %v, want %q", c.h, c.body, err, c.want)
@@ -90,8 +100,13 @@ func TestInvalidCloudEvents(t *testing.T) {
 func FuzzCloudEvent(f *testing.F) {
 	f.Add("1.0", "7", "a%20b", "application/json", []byte(`{"n":1}`))
 	f.Add("1.0", "\"x\\", "%", "text/plain", []byte("\xff"))
-	f.Add("", "", "", structuredType, []byte(`{"specversion":"1.0","id":"1","source":"/s","type":"t"}`))
-	f.Add("", "", "", batchedType, []byte(`[{"specversion":"1.0","id":"1","source":"/s","type":"t"}]`))
+	f.Add("", "", "", hearth.StructuredEventType, []byte(`{"specversion":"1.0","id":"1","source":"/s","type":"t"}`))
+	f.Add("", "", "", hearth.BatchedEventsType, []byte(`[{"specversion":"1.0","id":"1","source":"/s","type":"t"}]`))
+	f.Add("", "", "", hearth.StructuredEventType, []byte(` { "specversion" : "1.0","id":"1","source":"\u002fs","type":"t","n":-7,"b":true,"data_base64":"YQ\u003d=" } `))
+	f.Add("", "", "", hearth.StructuredEventType, []byte(`{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"id":[1,{}]},"gone":null,"i\u0064":"2"}`))
+	f.Add("", "", "", hearth.BatchedEventsType, []byte(`[{"specversion":"1.0","id":"1","source":"/s","type":"t"} , 0]`))
+	f.Add("1.0", "7", "x", "", []byte("abc"))
+	f.Add("1.0", "7", "x", "text/plain", []byte("a\x01\n\"<\u2028"))
 	f.Fuzz(func(t *testing.T, version, id, extension, media string, body []byte) {
 		h := http.Header{"Ce-Id": {id}, "Ce-Source": {"/s"}, "Ce-Type": {"t"}, "Ce-Extension": {extension}, "Content-Type": {media}}
 		if version != "" {
@@ -102,12 +117,61 @@ func FuzzCloudEvent(f *testing.F) {
 			return
 		}
 		for _, e := range events {
-			if !json.Valid(e) {
-				t.Errorf("%q is not JSON", e)
-			}
 			if _, err := structured(e); err != nil {
 				t.Errorf("%s: %v", e, err)
 			}
+			// What a function gets is what was checked, for any parser.
+			var got map[string]any
+			if err := json.Unmarshal(e, &got); err != nil {
+				t.Fatalf("%s: %v", e, err)
+			}
+			for _, name := range []string{"id", "source", "type", "specversion"} {
+				if text, ok := got[name].(string); !ok || text == "" {
+					t.Errorf("%s has no %s", e, name)
+				}
+			}
+			if len(got) > maxAttributes+1 {
+				t.Errorf("%d members", len(got))
+			}
+			for name, value := range got {
+				switch v := value.(type) {
+				case string, bool, nil:
+				case float64:
+					if name != "data" && v != float64(int32(v)) {
+						t.Errorf("%s: %s is %g", e, name, v)
+					}
+				default:
+					if name != "data" {
+						t.Errorf("%s: %s is %T", e, name, v)
+					}
+				}
+			}
+			if mode, _ := hearth.EventModeOf(h); mode == hearth.BinaryEvent {
+				checkData(t, got, body)
+			}
 		}
 	})
+}
+
+// checkData tells whether the data of an event in binary mode is its body.
+func checkData(t *testing.T, event map[string]any, body []byte) {
+	t.Helper()
+	var want any
+	switch data := event["data"].(type) {
+	case string:
+		if data == string(body) {
+			return
+		}
+	case nil:
+		text, _ := event["data_base64"].(string)
+		if plain, err := base64.StdEncoding.DecodeString(text); text != "" || len(body) == 0 {
+			if err != nil || !bytes.Equal(plain, body) {
+				t.Errorf("data_base64 is %q, the body %q", text, body)
+			}
+			return
+		}
+	}
+	if err := json.Unmarshal(body, &want); err != nil || !reflect.DeepEqual(event["data"], want) {
+		t.Errorf("data is %v, the body %q", event["data"], body)
+	}
 }

@@ -82,49 +82,73 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Add("Set-Cookie", cookie)
 		}
 	}
-	if t.version.Config.CloudEvents {
-		mode, err := eventModeOf(r.Header)
-		if err != nil {
-			writeError(w, r, nil, err)
-			return
-		}
-		if mode != noEvent {
-			g.serveCloudEvents(w, r, &t, now)
-			return
-		}
-	}
-	if h := r.Header[invocationType]; h != nil {
-		async, err := hearth.ParseInvocationType(h[0])
-		if err != nil {
-			writeError(w, r, nil, err)
-			return
-		}
-		if async {
-			g.async(w, r, &t, now)
-			return
-		}
-	}
-	if err := hearth.CheckSyncHeaders(r.Header); err != nil {
+	m, err := mannerOf(r, t.version)
+	if err != nil {
 		writeError(w, r, nil, err)
+		return
+	}
+	if m.later && m.event == hearth.NoEvent {
+		g.async(w, r, &t, now)
 		return
 	}
 	if t.version.Websocket && upgrades(r) {
 		g.serveSocket(w, r, &t, now)
 		return
 	}
-	key, err := idempotencyKey(r)
-	if err != nil {
-		writeError(w, r, nil, err)
+	if m.key != "" {
+		g.once(w, r, &t, m, now)
 		return
 	}
-	if key != "" {
-		g.once(w, r, &t, key, now)
-		return
-	}
-	if _, broken := g.answer(w, r, &t, now); broken {
+	if _, broken := g.respond(w, r, &t, m, now); broken {
 		// The status is out; only a broken connection can tell the client.
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// manner is how a request asks to be treated.
+type manner struct {
+	event hearth.EventMode
+	later bool   // it is stored and runs later
+	key   string // under which it runs once, if it does not run later
+}
+
+// mannerOf reads the headers that say how to treat a request, and refuses those that
+// would not be heeded. Those of calls that run later asyncRequest reads. Errors:
+// CodeInvalid.
+func mannerOf(r *http.Request, v *hearth.Version) (m manner, err error) {
+	if h := r.Header[invocationType]; h != nil {
+		if m.later, err = hearth.ParseInvocationType(h[0]); err != nil {
+			return m, err
+		}
+	}
+	if v.Config.CloudEvents && bringsEvents(r.Method) {
+		if m.event, err = hearth.EventModeOf(r.Header); err != nil {
+			return m, err
+		}
+	}
+	if m.later = m.later || m.event == hearth.BatchedEvents; m.later {
+		return m, nil
+	}
+	if err := hearth.CheckSyncHeaders(r.Header); err != nil {
+		return m, err
+	}
+	m.key, err = idempotencyKey(r)
+	return m, err
+}
+
+// bringsEvents tells whether a request with the method can carry events: others have no
+// body that means something, and callers rely on GET and HEAD changing nothing.
+func bringsEvents(method string) bool {
+	return method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch
+}
+
+// respond answers a request as it asks to be treated. The record has no instance if none
+// got the call; broken tells that the response broke off.
+func (g *Gateway) respond(w http.ResponseWriter, r *http.Request, t *target, m manner, now time.Time) (rec hearth.Invocation, broken bool) {
+	if m.event != hearth.NoEvent {
+		return g.serveCloudEvents(w, r, t, m.later, now), false
+	}
+	return g.answer(w, r, t, now)
 }
 
 // answer answers a request to a function. broken tells that the response broke off.

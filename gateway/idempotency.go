@@ -11,7 +11,9 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -68,7 +70,7 @@ func idempotencyKey(r *http.Request) (string, error) {
 }
 
 // once answers a request with an idempotency key.
-func (g *Gateway) once(w http.ResponseWriter, r *http.Request, t *target, key string, now time.Time) {
+func (g *Gateway) once(w http.ResponseWriter, r *http.Request, t *target, m manner, now time.Time) {
 	// Before anything is stored: that is the more work of the two.
 	err := allow(t.limit, now)
 	if err != nil {
@@ -76,7 +78,7 @@ func (g *Gateway) once(w http.ResponseWriter, r *http.Request, t *target, key st
 		return
 	}
 	t.limit = nil // it has been counted
-	k, body, err := g.keptCall(w, r, t, key, now)
+	k, body, err := g.keptCall(w, r, t, m, now)
 	if err != nil {
 		writeError(w, r, nil, err)
 		return
@@ -91,13 +93,13 @@ func (g *Gateway) once(w http.ResponseWriter, r *http.Request, t *target, key st
 	case !began:
 		replayKept(w, r, t, k, before)
 	default:
-		g.runOnce(w, r, t, k, body, now)
+		g.runOnce(w, r, t, m, k, body, now)
 	}
 }
 
 // keptCall reads the request's body, which is to be closed unless there is an
 // error, and names the call.
-func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, key string, now time.Time) (k hearth.KeptResponse, body *spooled, err error) {
+func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, m manner, now time.Time) (k hearth.KeptResponse, body *spooled, err error) {
 	if g.cfg.Keeper == nil {
 		return k, nil, hearth.Errorf(hearth.CodeUnsupported, "this server keeps no responses for an Idempotency-Key")
 	}
@@ -114,11 +116,14 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 	// themselves with, so that none gets to see the response to another.
 	name, print := sha256.New(), sha256.New()
 	addTo(name, []byte(t.version.Function))
-	addTo(name, []byte(key))
+	addTo(name, []byte(m.key))
 	for _, header := range identifying {
 		addTo(name, []byte(r.Header.Get(header)))
 	}
 	addRequest(print, r)
+	if m.event == hearth.BinaryEvent {
+		addAttributes(print, r.Header)
+	}
 	print.Write(body.head) //nolint:errcheck // never fails
 	if body.rest != nil {
 		_, err = io.Copy(print, body.rest)
@@ -136,6 +141,16 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, ke
 func addRequest(h hash.Hash, r *http.Request) {
 	for _, s := range []string{r.Method, hostName(r.Host), r.URL.RequestURI(), r.Header.Get("Content-Type")} {
 		addTo(h, []byte(s))
+	}
+}
+
+// addAttributes adds the attributes of an event in binary mode, which are headers.
+func addAttributes(h hash.Hash, header http.Header) {
+	for _, name := range slices.Sorted(maps.Keys(header)) {
+		if strings.HasPrefix(name, "Ce-") {
+			addTo(h, []byte(name))
+			addTo(h, []byte(header.Get(name))) // more than one value is no event
+		}
 	}
 }
 
@@ -221,7 +236,7 @@ func (g *Gateway) ended(key string) {
 
 // runOnce has the function answer and keeps its response. The caller may leave: the
 // call goes on, so that its response is there when the caller comes again.
-func (g *Gateway) runOnce(w http.ResponseWriter, r *http.Request, t *target, k hearth.KeptResponse, body *spooled, now time.Time) {
+func (g *Gateway) runOnce(w http.ResponseWriter, r *http.Request, t *target, m manner, k hearth.KeptResponse, body *spooled, now time.Time) {
 	defer g.ended(k.Key)
 	kept := &keptWriter{ResponseWriter: w}
 	again := r.WithContext(context.WithoutCancel(r.Context()))
@@ -232,7 +247,7 @@ func (g *Gateway) runOnce(w http.ResponseWriter, r *http.Request, t *target, k h
 	case body.size > 0:
 		again.Body = io.NopCloser(bytes.NewReader(body.head))
 	}
-	rec, broken := g.answer(kept, again, t, now)
+	rec, broken := g.respond(kept, again, t, m, now)
 	if rec.Instance == "" {
 		g.drop(k) // it can be tried again
 	} else {
@@ -256,7 +271,7 @@ func replayKept(w http.ResponseWriter, r *http.Request, t *target, k, before hea
 	switch {
 	case before.Fingerprint != k.Fingerprint:
 		writeError(w, r, nil, hearth.KeyReused("Idempotency-Key").
-			WithHint("to send a request again, its method, host, path, query, Content-Type and body must all be the same; any other needs a new key"))
+			WithHint("to send a request again, its method, host, path, query, Content-Type and body must all be the same, and the attributes of a CloudEvent; any other needs a new key"))
 	case before.State == hearth.KeptDone:
 		h := w.Header()
 		for name, values := range before.Header {

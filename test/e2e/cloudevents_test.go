@@ -31,6 +31,12 @@ func TestCloudEvents(t *testing.T) {
 		if err := json.Unmarshal(a.body, &got); err != nil || a.status != 200 || got["data"] != "hello" || got["subject"] != "€" || got["datacontenttype"] != "text/plain" {
 			t.Errorf("%s: %v", path, a)
 		}
+		// A large one waits on the disk, and arrives whole.
+		long := strings.Repeat("0123456789abcdef", 200_000)
+		a = in.do("POST", path, long, binary("order", "Content-Type", "text/plain")...)
+		if err := json.Unmarshal(a.body, &got); err != nil || a.status != 200 || got["data"] != long {
+			t.Errorf("%s: %d, %d bytes of %d", path, a.status, len(a.body), len(long))
+		}
 		structured := `{"specversion":"1.0","id":"8","source":"/s","type":"reply","data":{"n":1}}`
 		a = in.do("POST", path, structured, "Content-Type", "application/cloudevents+json; charset=utf-8")
 		if err := json.Unmarshal(a.body, &got); err != nil || a.status != 200 || got["id"] != "r8" {
@@ -81,4 +87,90 @@ func (in *installation) calls(function string) []asyncCall {
 	var list struct{ Calls []asyncCall }
 	decode(in.t, in.do("GET", "/v1/functions/"+function+"/queue?limit=500", nil), &list)
 	return list.Calls
+}
+
+// TestCloudEventHeaders: the headers that say how a call is to be treated mean the same
+// for events as for other requests.
+func TestCloudEventHeaders(t *testing.T) {
+	in := start(t, "")
+	in.deploy("events", "python", `
+calls = 0
+def handler(event, context):
+    global calls
+    calls += 1
+    if event.get("type") == "fail": raise ValueError("no")
+    return {"calls": calls, "subject": event.get("subject"), "http": "rawPath" in event}
+`, fields{"cloudevents": true, "concurrency": 1})
+	const one = `{"specversion":"1.0","id":"8","source":"/s","type":"order"}`
+	post := func(path, body string, headers ...string) answer { return in.do("POST", path, body, headers...) }
+	binary := func(more ...string) []string {
+		return append([]string{"ce-specversion", "1.0", "ce-id", "7", "ce-source", "/shop", "ce-type", "order"}, more...)
+	}
+	structured := func(more ...string) []string {
+		return append([]string{"Content-Type", "application/cloudevents+json"}, more...)
+	}
+	batch := func(more ...string) []string {
+		return append([]string{"Content-Type", "application/cloudevents-batch+json"}, more...)
+	}
+
+	// With a key an event reaches the function once.
+	first := post("/fn/events/", one, structured("Idempotency-Key", "a")...)
+	again := post("/fn/events/", one, structured("Idempotency-Key", "a")...)
+	if first.status != 200 || first.json(t)["calls"] != 1.0 || string(again.body) != string(first.body) || again.header.Get("Hearth-Idempotent-Replay") != "true" {
+		t.Error(first, again)
+	}
+	want(t, post("/fn/events/", one+" ", structured("Idempotency-Key", "a")...), 422, "invalid")
+	large := binary("Idempotency-Key", "b", "Content-Type", "text/plain", "ce-subject", "x")
+	first, again = post("/fn/events/", strings.Repeat("x", 1<<20), large...), post("/fn/events/", strings.Repeat("x", 1<<20), large...)
+	if first.json(t)["calls"] != 2.0 || string(again.body) != string(first.body) {
+		t.Error(first, again)
+	}
+	// The attributes in its headers are part of an event.
+	large[len(large)-1] = "y"
+	want(t, post("/fn/events/", strings.Repeat("x", 1<<20), large...), 422, "invalid")
+	failing := binary("Idempotency-Key", "c")
+	failing[7] = "fail"
+	want(t, post("/fn/events/", "", failing...), 502, "function_error")
+	want(t, post("/fn/events/", "", failing...), 502, "function_error")
+	if a := post("/fn/events/", one, structured()...); a.json(t)["calls"] != 4.0 {
+		t.Errorf("a failed event with a key came again: %v", a)
+	}
+	// What was no event can be sent anew.
+	want(t, post("/fn/events/", "{", structured("Idempotency-Key", "d")...), 400, "invalid")
+	if a := post("/fn/events/", one, structured("Idempotency-Key", "d")...); a.status != 200 {
+		t.Error(a)
+	}
+
+	before := len(in.calls("events"))
+	for _, path := range []string{"/fn/events/", "/v1/functions/events/invocations"} {
+		// The case of a media type means nothing.
+		if a := post(path, one, "Content-Type", "Application/CloudEvents+JSON"); a.status != 200 || a.json(t)["http"] != false {
+			t.Errorf("%s: %v", path, a)
+		}
+		// What is for calls that run later is for no other.
+		for _, header := range []string{"Hearth-Delay", "Hearth-Not-Before", "Hearth-Deduplication-Key"} {
+			want(t, post(path, one, structured(header, "2030-01-31T08:00:00Z")...), 400, "invalid")
+			want(t, post(path, "", binary(header, "1h")...), 400, "invalid")
+		}
+		// Calls that run later have another key.
+		want(t, post(path, one, structured("Idempotency-Key", "k", "Hearth-Invocation-Type", "async")...), 400, "invalid")
+		want(t, post(path, "["+one+"]", batch("Idempotency-Key", "k")...), 400, "invalid")
+		want(t, post(path, "["+one+"]", batch("Hearth-Deduplication-Key", "k")...), 400, "invalid")
+	}
+	want(t, post("/v1/functions/events/invocations", one, structured("Idempotency-Key", "k")...), 400, "invalid")
+	if n := len(in.calls("events")); n != before {
+		t.Errorf("%d calls were stored", n-before)
+	}
+	// A batch always runs later, so it may have a delay.
+	for i, path := range []string{"/fn/events/", "/v1/functions/events/invocations"} {
+		if a := post(path, "["+one+"]", batch("Hearth-Delay", "1h")...); a.status != 202 || len(in.calls("events")) != before+i+1 {
+			t.Errorf("%s: %v", path, a)
+		}
+	}
+	// Only methods with a body bring events.
+	for method, event := range map[string]bool{"POST": true, "PUT": true, "PATCH": true, "GET": false, "DELETE": false, "OPTIONS": false} {
+		if a := in.do(method, "/fn/events/", nil, binary()...); a.status != 200 || a.json(t)["http"] == event {
+			t.Errorf("%s: %v", method, a)
+		}
+	}
 }

@@ -89,6 +89,14 @@ func TestMessagesRefused(t *testing.T) {
 	} {
 		want(t, in.do("POST", "/v1/queues/"+c.queue+"/messages", c.body, "Content-Type", "application/json"), c.status, c.code)
 	}
+	// All dead letters are queued anew without a body, too.
+	for _, path := range []string{"/v1/queues/q/redrive", "/v1/functions/take/queue/redrive"} {
+		for _, body := range []any{nil, `{}`} {
+			if a := in.do("POST", path, body, "Content-Type", "application/json"); a.status != 200 || a.json(t)["calls"] != 0.0 {
+				t.Errorf("%s %v: %v", path, body, a)
+			}
+		}
+	}
 	keyed := func(body string) answer {
 		return in.do("POST", "/v1/queues/q/messages", `{"messages":[{"body":"`+body+`","deduplication_key":"k","delay":"1h"}]}`, "Content-Type", "application/json")
 	}
@@ -99,7 +107,10 @@ func TestMessagesRefused(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	want(t, keyed("y"), 422, "invalid")
-	if n := in.queueCounts("queue:q"); n != (queueCounts{Queued: 1}) {
+	if a := in.do("POST", "/v1/queues/q/messages", ` { "messages" : [ {"delay":"1h","body":{"n": [1, 2]},"deduplication_key":"`+strings.Repeat("ä", 100)+`"} , {"body": "a\u00e4" , "delay": "1h"} ] } `, "Content-Type", "application/json"); a.status != 202 || strings.Count(string(a.body), `"id"`) != 2 {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if n := in.queueCounts("queue:q"); n != (queueCounts{Queued: 3}) {
 		t.Errorf("%+v", n)
 	}
 	// A queue is no function, whatever way it is called.
