@@ -76,11 +76,11 @@ func TestSendBody(t *testing.T) {
 		`{"messages":[{"body":1}],"x":1}`:       "body.x: unknown field",
 		`{"messages":[{"body":1},{}]}`:          "body.messages[1]: body is missing",
 		`{"messages":[{"body":1},{"body":""}]}`: "messages[1]: the message is empty",
-		`{"messages":[{"body":1},{"body":1,"Delay":"1s"}]}`:                                "body.messages[1].Delay: unknown field",
+		`{"messages":[{"body":1},{"body":1,"delays":"1s"}]}`:                               "body.messages[1].delays: unknown field",
 		`{"messages":[{"body":1,"delay":1}]}`:                                              "body.messages[0].delay: expected string",
 		`{"messages":[{"body":1,"delay":"soon"}]}`:                                         `body.messages[0].delay: \"soon\" is not valid`,
 		`{"messages":[{"body":1,"delay":"-1s"}]}`:                                          "messages[0]: delay -1s is negative",
-		`{"messages":[{"body":1,"deduplication_key":null}]}`:                               "body.messages[0].deduplication_key: expected string",
+		`{"messages":[{"body":1,"deduplication_key":{}}]}`:                                 "body.messages[0].deduplication_key: expected string",
 		`{"messages":[{"body":1,"deduplication_key":"` + strings.Repeat("ä", 257) + `"}]}`: "expected length <= 256",
 	} {
 		a := h.do("POST", "/v1/queues/q/messages", body)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -139,7 +140,7 @@ func messagesOf(body []byte, now time.Time) ([]hearth.Message, error) {
 	}
 	var list []byte
 	for name, value := range jsonwalk.Members(body) {
-		if name != "messages" {
+		if !strings.EqualFold(name, "messages") { // as in other bodies
 			return nil, badField("body."+clip(name), "unknown field")
 		}
 		list = value
@@ -186,12 +187,16 @@ func readMessage(raw []byte, where string) (m messageInput, err error) {
 	}
 	for name, value := range jsonwalk.Members(raw) {
 		at := where + "." + clip(name)
+		name = strings.ToLower(name)
 		if name != "body" && name != "delay" && name != "deduplication_key" {
 			return m, badField(at, "unknown field")
 		}
 		if name == "body" {
 			m.Body = value
 			continue
+		}
+		if jsonwalk.Kind(value) == 'n' {
+			continue // null is the same as none
 		}
 		var text string
 		if jsonwalk.Kind(value) != '"' || json.Unmarshal(value, &text) != nil {

@@ -107,7 +107,7 @@ func TestMessagesRefused(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	want(t, keyed("y"), 422, "invalid")
-	if a := in.do("POST", "/v1/queues/q/messages", ` { "messages" : [ {"delay":"1h","body":{"n": [1, 2]},"deduplication_key":"`+strings.Repeat("ä", 100)+`"} , {"body": "a\u00e4" , "delay": "1h"} ] } `, "Content-Type", "application/json"); a.status != 202 || strings.Count(string(a.body), `"id"`) != 2 {
+	if a := in.do("POST", "/v1/queues/q/messages", ` { "messages" : [ {"delay":"1h","body":{"n": [1, 2]},"deduplication_key":"`+strings.Repeat("ä", 100)+`"} , {"body": "a\u00e4" , "Delay": "1h", "deduplication_key": null} ] } `, "Content-Type", "application/json"); a.status != 202 || strings.Count(string(a.body), `"id"`) != 2 {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	if n := in.queueCounts("queue:q"); n != (queueCounts{Queued: 3}) {
