@@ -99,7 +99,9 @@ func (s Schedule) validate(name string) error {
 	_, timeErr := s.Time()
 	all := s.WithDefaults()
 	switch {
-	case (s.Cron == "") == (s.At == ""):
+	case s.Cron != "" && s.At != "":
+		return bad("remove one of them", "it has both cron and at")
+	case s.Cron == "" && s.At == "":
 		return bad("write for example cron: '0 3 * * *', or at: 2030-01-31T08:00:00Z", "it needs one of cron and at")
 	case timeErr != nil:
 		return bad(AsError(timeErr).Hint, "at: %s", AsError(timeErr).Message)

@@ -30,6 +30,9 @@ func (s *API) triggerWarnings(ctx context.Context, function string, c hearth.Con
 		for _, d := range list.destinations {
 			name := d.Target()
 			if queue := hearth.QueueOf(name); queue != "" {
+				if _, own := c.Queues[queue]; own {
+					warnings = append(warnings, fmt.Sprintf("async.%s: the function takes the messages of the queue %s itself: such a loop ends after 16 calls", list.name, queue))
+				}
 				if _, own := c.Queues[queue]; !own && s.Router.Queues()[queue] == "" {
 					warnings = append(warnings, fmt.Sprintf("async.%s: no function takes the messages of the queue %s: they wait until one does", list.name, queue))
 				}

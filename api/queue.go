@@ -173,10 +173,13 @@ func (s *API) queueOf(ctx context.Context, name string) error {
 		return missing
 	}
 	st, err := s.Queue.Status(ctx, name)
-	if err == nil && len(st.Functions) == 0 {
-		return missing
+	if err != nil || len(st.Functions) > 0 {
+		return err
 	}
-	return err
+	if s.knownQueue(ctx, name) == nil {
+		return hearth.AsError(missing).WithHint("there is a queue of that name: did you mean queue:%s?", name)
+	}
+	return missing
 }
 
 func (s *API) listQueue(ctx context.Context, in *queueInput) (*queueListOutput, error) {

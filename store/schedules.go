@@ -98,7 +98,10 @@ func noSchedule(err error, function, name string) error {
 }
 
 // overlaps is what is stored of a time at which the call before has not ended.
-const overlaps = "the call before has not ended"
+const (
+	overlaps = "the call before has not ended"
+	waits    = "the call before has not ended, and another waits for that"
+)
 
 // FireSchedule deals with a time of a schedule: it stores the call, or that there is
 // none, with the mark that it has. Nothing happens if that was done before, or the
@@ -134,6 +137,9 @@ func (q *Queue) FireSchedule(ctx context.Context, f hearth.ScheduleFiring) (s he
 				return updateSchedule(tx, s)
 			case busy, !f.Waiting && !s.Waiting.IsZero():
 				why = overlaps
+				if f.Overlap == hearth.OverlapQueue {
+					why = waits
+				}
 			}
 		}
 		if f.Waiting {

@@ -36,6 +36,7 @@ queue:QUEUE" shows what became of the messages.`,
 		Example: `  hearth send orders --data '{"order":7}'
   hearth send orders --data '{"order":7}' --delay 30s --dedup order-7
   hearth send orders --data @order.xml
+  hearth send orders --lines --data @orders.txt
   jq -c '.[]' orders.json | hearth send orders --lines
   tail -F app.log | hearth send lines --lines`,
 		Args:              oneQueue,
@@ -67,6 +68,10 @@ queue:QUEUE" shows what became of the messages.`,
 			body, err := io.ReadAll(io.LimitReader(in, hearth.MaxQueueMessage+1))
 			if err != nil {
 				return err
+			}
+			if len(body) > hearth.MaxQueueMessage {
+				return hearth.Errorf(hearth.CodeInvalid, "the message is longer than a message can be, %s", hearth.Bytes(hearth.MaxQueueMessage)).
+					WithHint("send a link to the data, or with --lines each line as a message")
 			}
 			m.Body = string(body)
 			if err := s.add(ctx, m); err != nil {
@@ -252,8 +257,13 @@ func countRow(c hearth.QueueCounts, now time.Time) []string {
 
 // oneQueue accepts exactly one argument, the name of a queue.
 func oneQueue(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
+	switch {
+	case len(args) == 0:
 		return fmt.Errorf("which queue?\n\nwrite %s QUEUE; hearth queues lists them", cmd.CommandPath())
+	case len(args) > 1:
+		return fmt.Errorf("%q is too much after the name of a queue\n\nwrite --data TEXT, or --data @FILE for what is in a file", args[1])
+	case hearth.QueueOf(args[0]) != "":
+		return fmt.Errorf("a queue is named without %s here\n\nwrite %s %s", hearth.QueuePrefix, cmd.CommandPath(), hearth.QueueOf(args[0]))
 	}
 	if err := hearth.ValidateQueueName(args[0]); err != nil {
 		e := hearth.AsError(err)
