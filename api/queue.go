@@ -15,6 +15,8 @@ import (
 type Queue interface {
 	// Call returns a call with its result. Errors: CodeNotFound.
 	Call(ctx context.Context, id string) (hearth.AsyncCall, error)
+	// Payload returns what a call passes. Errors: CodeNotFound, also if it is not kept.
+	Payload(ctx context.Context, id string) (hearth.AsyncPayload, error)
 	// Wait does so as soon as it has ended, or ctx ends.
 	Wait(ctx context.Context, id string) (hearth.AsyncCall, error)
 	// Calls returns at most limit calls of a function or a queue, newest first, in one state
@@ -118,6 +120,15 @@ type countOutput struct {
 	}
 }
 
+type payloadOutput struct {
+	Body struct {
+		Request json.RawMessage `json:"request,omitempty" doc:"The event of an HTTP request, without its body"`
+		Value   json.RawMessage `json:"value,omitempty" doc:"The event, message or body if it is JSON"`
+		Text    string          `json:"text,omitempty" doc:"The same if it is other text"`
+		Base64  []byte          `json:"base64,omitempty" doc:"The same if it is no text"`
+	}
+}
+
 type cancelOutput struct{ Body *asyncBody }
 
 type secretOutput struct {
@@ -147,6 +158,11 @@ func (s *API) registerQueue() {
 		OperationID: "purge-dead", Method: http.MethodDelete, Path: "/v1/functions/{name}/queue/dead", Tags: []string{"Queue"},
 		Summary: "Delete the dead letters of a function",
 	}, s.purge)
+	register(s, huma.Operation{
+		OperationID: "get-payload", Method: http.MethodGet, Path: "/v1/invocations/{id}/payload", Tags: []string{"Queue"},
+		Summary:     "Read what an asynchronous call or a message passes",
+		Description: "It is kept until the call has succeeded or was canceled, and with dead letters.",
+	}, s.getPayload)
 	register(s, huma.Operation{
 		OperationID: "cancel-invocation", Method: http.MethodDelete, Path: "/v1/invocations/{id}", Tags: []string{"Queue"},
 		Summary:     "Cancel an asynchronous call",
@@ -223,6 +239,17 @@ func (s *API) purge(ctx context.Context, in *nameInput) (*countOutput, error) {
 	out, err := &countOutput{}, error(nil)
 	out.Body.Calls, err = s.Queue.Purge(ctx, in.Name)
 	return out, err
+}
+
+func (s *API) getPayload(ctx context.Context, in *callInput) (*payloadOutput, error) {
+	p, err := s.Queue.Payload(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	out := &payloadOutput{}
+	out.Body.Request = p.Head
+	out.Body.Value, out.Body.Text, out.Body.Base64 = hearth.AsyncResult{Body: p.Body}.Content()
+	return out, nil
 }
 
 func (s *API) cancelInvocation(ctx context.Context, in *callInput) (*cancelOutput, error) {

@@ -212,7 +212,7 @@ schedules:
 		t.Errorf("%+v, %v", m.Schedules, err)
 	}
 	for _, c := range []struct{ line, want string }{
-		{"{cron: 0 3 * * *, at: 2030-01-31T08:00:00Z}", "one of cron and at"},
+		{"{cron: 0 3 * * *, at: 2030-01-31T08:00:00Z}", "both cron and at"},
 		{"{at: tomorrow}", "is not a time"},
 		{"{cron: 0 3 * * *, missed: all}", "cut short"},
 		{"{cron: 0 3 * * *, zone: UTC}", "unknown key"},

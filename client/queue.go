@@ -84,6 +84,20 @@ func (c *Client) AsyncCall(ctx context.Context, id string, wait time.Duration) (
 	return *out.Async, nil
 }
 
+// AsyncPayload returns what a call or a message passes: the event, the message, or the
+// body of an HTTP request. Errors: CodeNotFound, also if it is not kept any more.
+func (c *Client) AsyncPayload(ctx context.Context, id string) ([]byte, error) {
+	var out AsyncResult
+	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "invocations", id, "payload"}}, &out)
+	switch {
+	case out.Value != nil:
+		return out.Value, err
+	case out.Text != "":
+		return []byte(out.Text), err
+	}
+	return out.Base64, err
+}
+
 // CancelAsync cancels an asynchronous call. Errors: CodeNotFound, CodeConflict if it
 // has ended.
 func (c *Client) CancelAsync(ctx context.Context, id string) (call AsyncCall, err error) {

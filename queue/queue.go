@@ -325,6 +325,23 @@ func (q *Queue) Call(ctx context.Context, id string) (hearth.AsyncCall, error) {
 	return q.cfg.Store.Call(ctx, id)
 }
 
+// Payload returns what a call passes. Errors: CodeNotFound also for one that succeeded or
+// was canceled, of which it is not kept.
+func (q *Queue) Payload(ctx context.Context, id string) (hearth.AsyncPayload, error) {
+	c, err := q.cfg.Store.Call(ctx, id)
+	if err != nil {
+		return hearth.AsyncPayload{}, err
+	}
+	if c.State == hearth.AsyncSucceeded || c.State == hearth.AsyncCanceled {
+		return hearth.AsyncPayload{}, hearth.Errorf(hearth.CodeNotFound, "the payload of the call %s is not kept any more: it is %s", id, c.State)
+	}
+	entries, err := q.cfg.Store.Begin(ctx, []string{id})
+	if err != nil {
+		return hearth.AsyncPayload{}, err
+	}
+	return entries[0].AsyncPayload, nil
+}
+
 // Calls returns calls of a function, newest first; see Store.
 func (q *Queue) Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error) {
 	return q.cfg.Store.Calls(ctx, function, state, before, limit)

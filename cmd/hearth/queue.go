@@ -162,14 +162,27 @@ func lastFailure(c hearth.AsyncCall) string {
 }
 
 func (a *app) queueShowCmd() *cobra.Command {
+	var payload bool
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "Show an asynchronous call: its attempts and its result",
 		Long: `Show prints what is known of an asynchronous call from the moment of its acceptance:
-its state, each attempt that failed, and the response once it has succeeded.`,
-		Example: `  hearth queue show 01a2189c-91b3-754e-a042-f286c28ce53a`,
-		Args:    oneID,
+its state, each attempt that failed, and the response once it has succeeded.
+
+With --payload it writes, and only that, what the call passes: the event, the message
+or the body of the request. It is kept until the call has succeeded or was canceled,
+and with dead letters.`,
+		Example: `  hearth queue show 01a2189c-91b3-754e-a042-f286c28ce53a
+  hearth queue show 01a2189c-91b3-754e-a042-f286c28ce53a --payload > order.json`,
+		Args: oneID,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			if payload {
+				p, err := c.AsyncPayload(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.printResult(&client.AsyncResult{Base64: p})
+			}
 			call, err := c.AsyncCall(ctx, args[0], 0)
 			if err != nil {
 				return err
@@ -180,6 +193,7 @@ its state, each attempt that failed, and the response once it has succeeded.`,
 			return a.printCallLong(call)
 		}),
 	}
+	cmd.Flags().BoolVar(&payload, "payload", false, "write what the call passes, and only that")
 	return a.talks(a.prints(cmd))
 }
 
