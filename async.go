@@ -3,6 +3,7 @@ package hearth
 import (
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,9 +158,12 @@ func (a Async) validate() error {
 		return bad("use at most 5 for each", "the function has too many destinations")
 	}
 	for _, list := range [][]Destination{a.OnSuccess, a.OnFailure} {
-		for _, d := range list {
+		for i, d := range list {
 			if err := d.Validate(); err != nil {
 				return err
+			}
+			if slices.Contains(list[:i], d) {
+				return bad("remove one of them", "the destination %s is given twice", d)
 			}
 		}
 	}

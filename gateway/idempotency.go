@@ -118,7 +118,10 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, m 
 	addTo(name, []byte(t.version.Function))
 	addTo(name, []byte(m.key))
 	for _, header := range identifying {
-		addTo(name, []byte(r.Header.Get(header)))
+		addTo(name, []byte(strconv.Itoa(len(r.Header[header]))))
+		for _, value := range r.Header[header] {
+			addTo(name, []byte(value))
+		}
 	}
 	addRequest(print, r)
 	if m.event == hearth.BinaryEvent {

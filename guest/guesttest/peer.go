@@ -43,7 +43,7 @@ const (
 	windowSize = 1 << 20
 	// patience bounds every wait for the guest, generously: the machine may be
 	// busy, and only a guest that hangs gets this far.
-	patience = 10 * time.Second
+	patience = 30 * time.Second
 )
 
 type frame struct {

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"io"
+	"net/http"
 	"os/exec"
 	"strings"
 	"sync"
@@ -142,4 +144,33 @@ func kill(t *testing.T, cmd *exec.Cmd) {
 		t.Fatal(err)
 	}
 	cmd.Wait() //nolint:errcheck // it was killed
+}
+
+// TestIdempotencyCookieLines: of a header that tells callers apart all lines count.
+func TestIdempotencyCookieLines(t *testing.T) {
+	in := start(t, "")
+	in.deploy("seen", "python", "def handler(event, context):\n    return {'statusCode': 200, 'body': ' '.join(event.get('cookies', []))}\n", nil)
+	post := func(session string) (body string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, in.url+"/fn/seen/", strings.NewReader("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Idempotency-Key", "k")
+		req.Header["Cookie"] = []string{"theme=dark", "session=" + session}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%d %s %v", resp.StatusCode, b, err)
+		}
+		return string(b)
+	}
+	for _, session := range []string{"a", "b", "a"} {
+		if got := post(session); !strings.Contains(got, "session="+session) {
+			t.Errorf("session %s got %q", session, got)
+		}
+	}
 }
