@@ -38,13 +38,16 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]he
 	entries := make([]hearth.AsyncEntry, len(list))
 	keys := map[string]bool{}
 	for i, r := range list {
-		if err := checkKey(r.DeduplicationKey); err != nil {
-			return nil, err
+		if key := r.DeduplicationKey; key != "" {
+			if err := checkKey(key); err != nil {
+				return nil, err
+			}
+			if keys[key] {
+				return nil, hearth.Errorf(hearth.CodeInvalid, "two of the messages have the deduplication key %q", key).
+					WithHint("send one of them, or give each its own")
+			}
+			keys[key] = true
 		}
-		if r.DeduplicationKey != "" && keys[r.DeduplicationKey] {
-			return nil, hearth.Errorf(hearth.CodeInvalid, "two of them have the deduplication key %q", r.DeduplicationKey)
-		}
-		keys[r.DeduplicationKey] = true
 		due, err := dueAt(r, now)
 		if err != nil {
 			return nil, err
