@@ -1,7 +1,6 @@
 package api
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"net"
@@ -202,8 +201,8 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 			was = other
 		}
 	}
-	var all []hearth.Config  // of the versions
-	var config hearth.Config // of the main version
+	var main hearth.Config
+	var others []hearth.Config
 	var started []hearth.Version
 	for n := range a.Versions {
 		v, err := s.version(ctx, old.Name, n)
@@ -211,9 +210,10 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 			return f, nil, err
 		}
 		if n == a.Main() {
-			config = v.Config
+			main = v.Config
+		} else {
+			others = append(others, v.Config)
 		}
-		all = append(all, v.Config)
 		with, before := v.WithEnv(a.Env), v.WithEnv(was.Env)
 		if was.Versions[n] > 0 && with.Incarnation == before.Incarnation {
 			continue
@@ -233,10 +233,7 @@ func (s *API) lead(ctx context.Context, old hearth.Function, a hearth.Alias, r *
 	defer s.commit.Unlock()
 	s.retireOutdated(ctx, started, a.Env)
 	if a.Name == hearth.Live {
-		err = s.checkRoutes(old.Name, hearth.Live, config.Routes)
-		for _, c := range all {
-			err = cmp.Or(err, s.checkQueues(old.Name, c))
-		}
+		err = s.checkTriggers(old.Name, main, others...)
 	} else {
 		err = s.checkRoutes(old.Name, a.Name, a.Routes)
 	}

@@ -83,7 +83,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 		return deployed{}, err
 	}
 	// They are not kept with the version: tomorrow they may be wrong.
-	destinations, err := s.triggerWarnings(ctx, d.name, config)
+	triggers, err := s.triggerWarnings(ctx, d.name, config)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -100,7 +100,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	}
 	unchanged := func() (deployed, error) {
 		progressOf(ctx).step(stepUnchanged, "nothing has changed: version %d stays live", was.Number)
-		return deployed{function: *old, warnings: slices.Concat(was.Warnings, destinations)}, nil
+		return deployed{function: *old, warnings: slices.Concat(was.Warnings, triggers)}, nil
 	}
 	if same && v.Source == was.Source && (v.Artifact == was.Artifact || v.Source != "" && !d.fresh) {
 		return unchanged()
@@ -112,7 +112,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 		}
 		if before.Number > 0 {
 			progressOf(ctx).step(stepUnchanged, "version %d is the same: it stays as it is", before.Number)
-			return deployed{function: *old, version: before.Number, warnings: slices.Concat(before.Warnings, destinations)}, nil
+			return deployed{function: *old, version: before.Number, warnings: slices.Concat(before.Warnings, triggers)}, nil
 		}
 	}
 	switch {
@@ -137,7 +137,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	return deployed{function: f, version: v.Number, warnings: slices.Concat(v.Warnings, destinations), created: old == nil}, nil
+	return deployed{function: f, version: v.Number, warnings: slices.Concat(v.Warnings, triggers), created: old == nil}, nil
 }
 
 // sameVersion returns the newest version that has the configuration and the code of

@@ -19,15 +19,16 @@ type Queue interface {
 	Payload(ctx context.Context, id string) (hearth.AsyncPayload, error)
 	// Wait does so as soon as it has ended, or ctx ends.
 	Wait(ctx context.Context, id string) (hearth.AsyncCall, error)
-	// Calls returns at most limit calls of a function or a queue, newest first, in one state
-	// unless that is empty, that are older than the one with the id before.
+	// Calls returns at most limit calls of a function or a queue, newest first, in one
+	// state unless that is empty, that are older than the one with the id before.
 	Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error)
 	// Cancel ends a call; canceled is false if it had ended before.
 	Cancel(ctx context.Context, id string) (call hearth.AsyncCall, canceled bool, err error)
 	// Send puts messages into a queue, durably, and returns them in the same order.
 	// Errors: CodeNotFound if no function takes its messages, CodeExhausted.
 	Send(ctx context.Context, queue string, messages []hearth.Message) ([]hearth.SentMessage, error)
-	// Redrive queues dead letters of a function or a queue anew, all or those with the ids.
+	// Redrive queues dead letters of a function or a queue anew, all or those with the
+	// ids.
 	Redrive(ctx context.Context, function string, ids []string) (int64, error)
 	// Purge deletes the dead letters of a function or a queue.
 	Purge(ctx context.Context, function string) (int64, error)
@@ -227,8 +228,13 @@ func (s *API) redrive(ctx context.Context, in *redriveInput) (*countOutput, erro
 	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
+	return s.redriveCalls(ctx, in.Name, in.Body)
+}
+
+// redriveCalls redrives dead letters of a function or a queue.
+func (s *API) redriveCalls(ctx context.Context, of string, which *redriveBody) (*countOutput, error) {
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Redrive(ctx, in.Name, in.Body.ids())
+	out.Body.Calls, err = s.Queue.Redrive(ctx, of, which.ids())
 	return out, err
 }
 
@@ -236,8 +242,13 @@ func (s *API) purge(ctx context.Context, in *nameInput) (*countOutput, error) {
 	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
+	return s.purgeCalls(ctx, in.Name)
+}
+
+// purgeCalls deletes the dead letters of a function or a queue.
+func (s *API) purgeCalls(ctx context.Context, of string) (*countOutput, error) {
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Purge(ctx, in.Name)
+	out.Body.Calls, err = s.Queue.Purge(ctx, of)
 	return out, err
 }
 

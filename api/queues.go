@@ -269,38 +269,28 @@ func (s *API) redriveMessages(ctx context.Context, in *redriveMessagesInput) (*c
 	if err := s.knownQueue(ctx, in.Queue); err != nil {
 		return nil, err
 	}
-	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Redrive(ctx, hearth.QueueTarget(in.Queue), in.Body.ids())
-	return out, err
+	return s.redriveCalls(ctx, hearth.QueueTarget(in.Queue), in.Body)
 }
 
 func (s *API) purgeMessages(ctx context.Context, in *queueNameInput) (*countOutput, error) {
 	if err := s.knownQueue(ctx, in.Queue); err != nil {
 		return nil, err
 	}
-	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Purge(ctx, hearth.QueueTarget(in.Queue))
-	return out, err
+	return s.purgeCalls(ctx, hearth.QueueTarget(in.Queue))
 }
 
-// checkTriggers tells whether what calls a function that is live may be as in the
-// configuration, besides that of all others. Errors: CodeConflict.
-func (s *API) checkTriggers(function string, c hearth.Config) error {
-	if err := s.checkQueues(function, c); err != nil {
-		return err
-	}
-	return s.checkRoutes(function, hearth.Live, c.Routes)
-}
-
-// checkQueues tells whether no other function takes the messages of the queues of a
-// configuration. Errors: CodeConflict.
-func (s *API) checkQueues(function string, c hearth.Config) error {
+// checkTriggers tells whether what calls a function may be as in the configurations of
+// the versions of its alias live, besides that of all others: the main one has the routes.
+// Errors: CodeConflict.
+func (s *API) checkTriggers(function string, main hearth.Config, others ...hearth.Config) error {
 	owners := s.Router.Queues()
-	for _, queue := range slices.Sorted(maps.Keys(c.Queues)) {
-		if owner := owners[queue]; owner != "" && owner != function {
-			return hearth.Errorf(hearth.CodeConflict, "the messages of the queue %s go to function %s", queue, owner).
-				WithHint("choose another queue, or take this one out of %s; a sender can send to several queues", owner)
+	for _, c := range append(others, main) {
+		for _, queue := range slices.Sorted(maps.Keys(c.Queues)) {
+			if owner := owners[queue]; owner != "" && owner != function {
+				return hearth.Errorf(hearth.CodeConflict, "the messages of the queue %s go to function %s", queue, owner).
+					WithHint("choose another queue, or take this one out of %s; a sender can send to several queues", owner)
+			}
 		}
 	}
-	return nil
+	return s.checkRoutes(function, hearth.Live, main.Routes)
 }

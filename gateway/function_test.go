@@ -610,9 +610,18 @@ func TestQueueTakers(t *testing.T) {
 	if count[1] != 0 || count[2] < 700 || count[2] > 1300 {
 		t.Errorf("%v, want 1:2 of versions 2 and 3", count)
 	}
-	delete(d.Versions, 1)
-	table = newTable([]hearth.Deployment{d}, emptyTable())
-	if table.queues["orders"] != "f" || table.takers["orders"] != nil {
-		t.Errorf("of a function that cannot be served: %v, %v", table.queues, table.takers)
+	lost := func(why string, deployed ...hearth.Deployment) {
+		t.Helper()
+		table := newTable(deployed, emptyTable())
+		if table.queues["orders"] != "f" || table.takers["orders"] != nil {
+			t.Errorf("%s: %v, %v", why, table.queues, table.takers)
+		}
 	}
+	first := numbered("a", 1, func(c *hearth.Config) { c.Routes = []hearth.Route{"/x"} })
+	three.Config.Routes, one.Config.Routes = first.Config.Routes, first.Config.Routes
+	lost("its routes belong to another", hearth.Deployment{
+		Function: "a", Versions: map[int]*hearth.Version{1: first}, Aliases: []hearth.Alias{{Name: hearth.Live, Versions: hearth.Weights{1: 100}}},
+	}, d)
+	delete(d.Versions, 1)
+	lost("a version is missing", d)
 }

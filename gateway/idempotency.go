@@ -179,13 +179,7 @@ func (g *Gateway) begin(ctx context.Context, k hearth.KeptResponse) (hearth.Kept
 	for {
 		other, busy := g.keyed.LoadOrStore(k.Key, &keyedCall{done: make(chan struct{})})
 		if !busy {
-			// What is being stored may be stored although the caller left.
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
-			defer cancel()
 			before, began, err := g.cfg.Keeper.BeginKept(ctx, k)
-			if err != nil {
-				g.drop(k)
-			}
 			if !began {
 				g.ended(k.Key)
 			}

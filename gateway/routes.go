@@ -92,6 +92,7 @@ func newTable(deployed []hearth.Deployment, old *table) *table {
 			for _, e := range made {
 				e.err = f.err
 			}
+			t.ownQueues(d)
 			continue
 		}
 		for _, s := range f.live.portions {
@@ -116,6 +117,20 @@ func newTable(deployed []hearth.Deployment, old *table) *table {
 // addBroken registers what is known of the routes of a function that cannot be served,
 // so that they are answered with the reason, and its queues, so that no other gets them.
 func (t *table) addBroken(d *hearth.Deployment, why error) {
+	t.ownQueues(d)
+	for _, a := range d.Aliases {
+		routes := a.Routes
+		if v := d.Versions[a.Main()]; a.Name == hearth.Live && v != nil {
+			routes = v.Config.Routes
+		}
+		for _, r := range routes {
+			_ = t.add(ownedRoute{d.Function, a.Name, r}, &endpoint{err: why}) // another has it
+		}
+	}
+}
+
+// ownQueues notes the queues of a function that cannot be served as its own.
+func (t *table) ownQueues(d *hearth.Deployment) {
 	for _, a := range d.Aliases {
 		for n := range a.Versions {
 			if v := d.Versions[n]; a.Name == hearth.Live && v != nil {
@@ -123,13 +138,6 @@ func (t *table) addBroken(d *hearth.Deployment, why error) {
 					t.queues[queue] = cmp.Or(t.queues[queue], d.Function)
 				}
 			}
-		}
-		routes := a.Routes
-		if v := d.Versions[a.Main()]; a.Name == hearth.Live && v != nil {
-			routes = v.Config.Routes
-		}
-		for _, r := range routes {
-			_ = t.add(ownedRoute{d.Function, a.Name, r}, &endpoint{err: why}) // another has it
 		}
 	}
 }

@@ -185,8 +185,8 @@ func (l *Logs) stream(function string, create bool) *stream {
 }
 
 // Tail returns the last n lines of a function, oldest first, with everything
-// appended before the call; only those of the versions, if any are given. None is no error. Errors: CodeInvalid for a bad
-// name, CodeUnavailable after Close.
+// appended before the call; only those of the versions, if any are given. None is no
+// error. Errors: CodeInvalid for a bad name, CodeUnavailable after Close.
 func (l *Logs) Tail(ctx context.Context, function string, n int, versions ...int) ([]hearth.LogLine, error) {
 	lines, _, err := l.tail(ctx, function, n, versions)
 	return lines, err
@@ -194,11 +194,10 @@ func (l *Logs) Tail(ctx context.Context, function string, n int, versions ...int
 
 // Follow calls fn for the last n lines of a function and then for each new one
 // as it comes, without a gap or a repetition; only for those of the versions, if
-// any are given. It returns fn's error, an error
-// that wraps ctx's (CodeCanceled or CodeTimeout) when ctx ends, and nil when
-// Logs is closed. A reader so slow that lines were deleted before it came to
-// them gets a line of stream "hearth" that says so. Deleting the function's
-// logs does not end it.
+// any are given. It returns fn's error, an error that wraps ctx's (CodeCanceled or
+// CodeTimeout) when ctx ends, and nil when Logs is closed. A reader so slow that lines
+// were deleted before it came to them gets a line of stream "hearth" that says so.
+// Deleting the function's logs does not end it.
 // Errors: CodeInvalid for a bad name.
 func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(hearth.LogLine) error, versions ...int) error {
 	if err := hearth.ValidateName(function); err != nil {

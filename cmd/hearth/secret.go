@@ -228,13 +228,8 @@ were made before need the old key. If the old key leaked, give the secrets new
 values, too: who has it and an old copy of the database knows the values.`,
 		Example: `  hearth secret rekey`,
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			r, err := c.Rekey(cmd.Context())
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+			r, err := c.Rekey(ctx)
 			if err != nil {
 				return err
 			}
@@ -246,7 +241,7 @@ values, too: who has it and an old copy of the database knows the values.`,
 			}
 			_, err = fmt.Fprintf(a.stdout, "%s of %s are encrypted with a new key; back up the key file\n", count(r.Values, "value"), count(r.Secrets, "secret"))
 			return err
-		},
+		}),
 	}))
 }
 
