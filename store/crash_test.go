@@ -89,6 +89,28 @@ func crashDeploy(ctx context.Context, s *store.Store, name string) error {
 	return nil
 }
 
+// untilKilled runs this program with an environment variable and gives each line that it
+// prints to fn, which may have it killed at a random moment within a time.
+func untilKilled(t *testing.T, env string, fn func(line string, kill func(within time.Duration))) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), env)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := func(within time.Duration) {
+		time.AfterFunc(rand.N(within), func() { _ = cmd.Process.Kill() })
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		fn(lines.Text(), kill)
+	}
+	_ = cmd.Wait() // it was killed
+}
+
 func TestKilledServerLosesNothing(t *testing.T) {
 	dir := t.TempDir()
 	rounds := 10
@@ -100,21 +122,11 @@ func TestKilledServerLosesNothing(t *testing.T) {
 	invocations := map[string]bool{}
 	versions := 0
 	for round := range rounds {
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), crashEnv+"="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
 		seen, killAt := 0, 1+rand.IntN(30)
-		lines := bufio.NewScanner(out)
-		for lines.Scan() {
-			f := strings.Fields(lines.Text())
+		untilKilled(t, crashEnv+"="+dir, func(line string, kill func(time.Duration)) {
+			f := strings.Fields(line)
 			if seen++; seen == killAt { // at some point in the midst of the work
-				time.AfterFunc(time.Duration(rand.IntN(20_000))*time.Microsecond, func() { _ = cmd.Process.Kill() })
+				kill(20 * time.Millisecond)
 			}
 			switch f[0] {
 			case "ready":
@@ -139,10 +151,9 @@ func TestKilledServerLosesNothing(t *testing.T) {
 					}
 				}
 			default:
-				t.Fatalf("round %d: %s", round, lines.Text())
+				t.Fatalf("round %d: %s", round, line)
 			}
-		}
-		_ = cmd.Wait() // it was killed
+		})
 		checkAfterCrash(t, dir, acked, highest, invocations)
 	}
 	t.Logf("%d versions were acknowledged in %d rounds", versions, rounds)

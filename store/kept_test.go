@@ -76,9 +76,6 @@ func TestKeptBytes(t *testing.T) {
 
 // The same in number.
 func TestKeptCalls(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it stores 10,000 responses")
-	}
 	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
 	keep(t, q, "f", 0, nil, nil)
 	var wg sync.WaitGroup

@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
@@ -11,7 +10,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -248,40 +246,26 @@ func rekeyCrashChild(dir string) {
 func TestRekeyKilled(t *testing.T) {
 	dir := t.TempDir()
 	keyFile := filepath.Join(dir, "secrets.key")
-	rounds := 25
-	if testing.Short() {
-		rounds = 5
-	}
+	const rounds = 25
 	var last int
 	var value string
 	both := 0
 	for range rounds {
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), rekeyCrashEnv+"="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
 		armed := false
-		for lines.Scan() {
-			f := strings.Fields(lines.Text())
+		untilKilled(t, rekeyCrashEnv+"="+dir, func(line string, kill func(time.Duration)) {
+			f := strings.Fields(line)
 			switch f[0] {
 			case "set":
 				last, _ = strconv.Atoi(f[1])
 				value = strings.Join(f[2:], " ")
 				if !armed { // a rekey begins now
 					armed = true
-					time.AfterFunc(time.Duration(rand.IntN(15_000))*time.Microsecond, func() { _ = cmd.Process.Kill() })
+					kill(15 * time.Millisecond)
 				}
 			case "error":
-				t.Fatal(lines.Text())
+				t.Fatal(line)
 			}
-		}
-		_ = cmd.Wait()
+		})
 		if len(strings.Fields(readFile(t, keyFile))) > 1 {
 			both++
 		}

@@ -1,13 +1,11 @@
 package store_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -78,28 +76,18 @@ func TestKilledSchedules(t *testing.T) {
 	dir := t.TempDir()
 	acked := map[string]int64{}
 	for range 6 {
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), scheduleCrashEnv+"="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
 		seen, killAt := 0, 1+rand.IntN(300)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
+		untilKilled(t, scheduleCrashEnv+"="+dir, func(line string, kill func(time.Duration)) {
 			if seen++; seen == killAt {
-				time.AfterFunc(time.Duration(rand.IntN(5_000))*time.Microsecond, func() { _ = cmd.Process.Kill() })
+				kill(5 * time.Millisecond)
 			}
 			var name string
 			var due int64
-			if _, err := fmt.Sscanf(lines.Text(), "fired %s %d", &name, &due); err != nil {
-				t.Fatal(lines.Text())
+			if _, err := fmt.Sscanf(line, "fired %s %d", &name, &due); err != nil {
+				t.Fatal(line)
 			}
 			acked[name] = due
-		}
-		_ = cmd.Wait() // it was killed
+		})
 	}
 	s := open(t, dir)
 	q := s.Queue(store.QueueLimits{})

@@ -10,12 +10,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/server"
 )
 
@@ -275,6 +277,11 @@ def handler(event, context):
 	stop()
 	wg.Wait()
 	// The same value changes nothing: the instances stay.
+	waitFor(t, "an instance without a call", func() bool {
+		return slices.ContainsFunc(in.pool("rotating").Instances, func(i hearth.Instance) bool {
+			return i.State == hearth.InstanceIdle || i.State == hearth.InstancePaused
+		})
+	})
 	in.setSecret("token", strconv.Itoa(rotations))
 	if a := in.do("GET", "/fn/rotating/", nil); a.header.Get("Hearth-Start") != "warm" || string(a.body) != strconv.Itoa(rotations) {
 		t.Errorf("after the same value was set again: %v", a)
