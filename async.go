@@ -23,6 +23,11 @@ type Async struct {
 	MaxBackoff Duration `json:"max_backoff,omitempty" yaml:"max_backoff,omitempty" doc:"Longest pause between two attempts, at least min_backoff. Default 5m, or min_backoff if that is longer" example:"5m"`
 	// KeepResult is how long a call is kept after it succeeded or was canceled.
 	KeepResult Duration `json:"keep_result,omitempty" yaml:"keep_result,omitempty" doc:"How long a call and its result are kept after it ended" example:"24h"`
+	// APIOnly refuses calls that come over HTTP, from whom the function's URL is for. It
+	// says nothing of the management API, schedules and destinations.
+	APIOnly bool `json:"api_only,omitempty" yaml:"api_only,omitempty" doc:"Refuse calls that run later from callers over HTTP; the management API, schedules and destinations go on"`
+	// MaxDelay is how far ahead callers over HTTP can put a call.
+	MaxDelay Duration `json:"max_delay,omitempty" yaml:"max_delay,omitempty" doc:"The longest Hearth-Delay of a caller over HTTP" example:"24h"`
 	// OnSuccess and OnFailure are told how a call ended.
 	OnSuccess []Destination `json:"on_success,omitempty" yaml:"on_success,omitempty" doc:"What is told of calls that succeeded: function:NAME, queue:NAME or the URL of a webhook"`
 	OnFailure []Destination `json:"on_failure,omitempty" yaml:"on_failure,omitempty" doc:"What is told of calls that became dead letters: function:NAME, queue:NAME or the URL of a webhook"`
@@ -35,9 +40,11 @@ const (
 	DefaultMinBackoff  = time.Second
 	DefaultMaxBackoff  = 5 * time.Minute
 	DefaultKeepResult  = 24 * time.Hour
+	DefaultMaxDelay    = 24 * time.Hour
 	MaxAttempts        = 100
 	MaxAsyncAge        = 14 * 24 * time.Hour
 	MaxKeepResult      = 30 * 24 * time.Hour
+	MaxDelay           = 30 * 24 * time.Hour // of any call
 	MaxDestinations    = 5
 )
 
@@ -89,7 +96,7 @@ func (a Async) WithDefaults() Async {
 	for _, d := range []struct {
 		field *Duration
 		value time.Duration
-	}{{&a.MaxAge, DefaultMaxAge}, {&a.KeepResult, DefaultKeepResult}} {
+	}{{&a.MaxAge, DefaultMaxAge}, {&a.KeepResult, DefaultKeepResult}, {&a.MaxDelay, DefaultMaxDelay}} {
 		if *d.field == 0 {
 			*d.field = Duration(d.value)
 		}
@@ -154,6 +161,8 @@ func (a Async) validate() error {
 		return bad("choose between 1ms and max_backoff, or give a longer max_backoff", "async.min_backoff %s is out of range: max_backoff is %s", a.MinBackoff, a.MaxBackoff)
 	case time.Duration(a.KeepResult) < time.Minute || time.Duration(a.KeepResult) > MaxKeepResult:
 		return bad("choose between 1m and "+Duration(MaxKeepResult).String(), "async.keep_result %s is out of range", a.KeepResult)
+	case a.MaxDelay < 0 || time.Duration(a.MaxDelay) > MaxDelay:
+		return bad("choose between 1s and "+Duration(MaxDelay).String(), "async.max_delay %s is out of range", a.MaxDelay)
 	case len(a.OnSuccess) > MaxDestinations || len(a.OnFailure) > MaxDestinations:
 		return bad("use at most 5 for each", "the function has too many destinations")
 	}
@@ -220,6 +229,11 @@ type AsyncCall struct {
 	// it in that chain.
 	Source string `json:"source,omitempty" doc:"Call whose destination this is"`
 	Depth  int    `json:"depth,omitempty" doc:"How many calls are before this one in a chain of destinations"`
+	// Payer is whose room it takes in the queue: the function, or queue:NAME, that the
+	// first call of the chain was for.
+	Payer string `json:"-"`
+	// Budget is how many calls may still come of it, of all that follow together.
+	Budget int `json:"-"`
 	// Bytes is what is stored of its payload and result.
 	Bytes int64 `json:"bytes" doc:"Size of what is stored of its payload and result"`
 	// Result is what the attempt that succeeded answered; nil until then.
@@ -285,11 +299,13 @@ type AsyncRequest struct {
 	// NotBefore is when it may begin; zero means now.
 	NotBefore time.Time
 	// DeduplicationKey makes a second request with the same key for the same
-	// function return the first call.
-	DeduplicationKey string
+	// function return the first call, if KeyScope is the same, too: whose key it is.
+	DeduplicationKey, KeyScope string
 	// Fingerprint tells requests apart that come with the same key: another one is
 	// refused. Empty is the same as any.
 	Fingerprint string
+	// Public tells that anybody can send such requests. They get less room than others.
+	Public bool
 }
 
 // QueueStatus is what is stored for later.
@@ -331,9 +347,11 @@ type QueueCounts struct {
 type AsyncEntry struct {
 	AsyncCall
 	AsyncPayload
-	// Fingerprint is that of its request, if it has a DeduplicationKey. It is stored,
-	// not read.
-	Fingerprint string
+	// Fingerprint and KeyScope are those of its request, if it has a DeduplicationKey.
+	// They are stored, not read.
+	Fingerprint, KeyScope string
+	// Public is that of its request. It is not stored.
+	Public bool
 }
 
 // Lane is what takes turns with other lanes: the calls of a function, or the

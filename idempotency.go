@@ -32,6 +32,8 @@ type KeptResponse struct {
 	// Key is unique: whose it is and what the caller named it.
 	Key      string
 	Function string
+	// Caller is whose room it takes, among all of the function.
+	Caller string
 	// Fingerprint tells requests apart that come with the same key.
 	Fingerprint string
 	State       KeptState

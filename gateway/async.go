@@ -77,6 +77,33 @@ func asyncRequest(h http.Header, now time.Time) (r hearth.AsyncRequest, err erro
 	return r, nil
 }
 
+// publicRequest does so for what comes over HTTP, from anybody whom the function lets.
+// Errors: CodeInvalid, CodeDenied.
+func (g *Gateway) publicRequest(r *http.Request, t *target, now time.Time) (req hearth.AsyncRequest, err error) {
+	if g.cfg.Queue == nil {
+		return req, hearth.Errorf(hearth.CodeUnsupported, "this server has no queue")
+	}
+	policy := t.version.Config.AsyncOrDefault()
+	if policy.APIOnly {
+		return req, hearth.Errorf(hearth.CodeDenied, "%s takes no calls over HTTP that run later", t.version.Function).
+			WithHint("its configuration says async.api_only; POST /v1/functions/%s/invocations takes them", t.version.Function)
+	}
+	if req, err = asyncRequest(r.Header, now); err != nil {
+		return req, err
+	}
+	if wait := req.NotBefore.Sub(now); wait > time.Duration(policy.MaxDelay) {
+		return req, hearth.Errorf(hearth.CodeInvalid, "the call is to begin in %s", hearth.Duration(wait.Round(time.Second))).
+			WithHint("the longest delay over HTTP is %s, the async.max_delay of the function", policy.MaxDelay)
+	}
+	req.Public, req.Target = true, string(t.name)
+	if req.DeduplicationKey != "" { // no caller answers for the key of another
+		scope := sha256.New()
+		addCaller(scope, r.Header)
+		req.KeyScope = hex.EncodeToString(scope.Sum(nil))
+	}
+	return req, nil
+}
+
 // AcceptEvent stores a call with an event, as the headers of its request say.
 // first is false if it was accepted before. Errors: those of Queue.Accept,
 // CodeInvalid for a header.
@@ -85,10 +112,16 @@ func (g *Gateway) AcceptEvent(ctx context.Context, target string, event []byte, 
 	if err != nil {
 		return call, false, err
 	}
-	r.Target, r.Kind, r.Body = target, hearth.KindEvent, event
+	r.Target = target
+	return g.acceptEvent(ctx, r, event)
+}
+
+// acceptEvent stores a call with an event, which is otherwise as r says.
+func (g *Gateway) acceptEvent(ctx context.Context, r hearth.AsyncRequest, event []byte) (call hearth.AsyncCall, first bool, err error) {
+	r.Kind, r.Body = hearth.KindEvent, event
 	if r.DeduplicationKey != "" {
 		print := sha256.New()
-		addTo(print, []byte(target))
+		addTo(print, []byte(r.Target))
 		print.Write(event) //nolint:errcheck // never fails
 		r.Fingerprint = hex.EncodeToString(print.Sum(nil))
 	}
@@ -137,10 +170,7 @@ func setAccepted(h http.Header, id string, first bool) {
 }
 
 func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *target, now time.Time) (call hearth.AsyncCall, first bool, err error) {
-	if g.cfg.Queue == nil {
-		return call, false, hearth.Errorf(hearth.CodeUnsupported, "this server has no queue")
-	}
-	req, err := asyncRequest(r.Header, now)
+	req, err := g.publicRequest(r, t, now)
 	if err != nil {
 		return call, false, err
 	}
@@ -154,8 +184,7 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 	if err != nil {
 		return call, false, err
 	}
-	req.Body = body
-	req.Target, req.Kind, req.URL = string(t.name), hearth.KindHTTP, cacheURL(r)
+	req.Kind, req.Body, req.URL = hearth.KindHTTP, body, cacheURL(r)
 	req.Head = appendEvent(nil, r, t, req.ID, now)
 	if req.DeduplicationKey != "" {
 		print := sha256.New()

@@ -353,10 +353,16 @@ func (g *Gateway) AcceptEvents(ctx context.Context, w http.ResponseWriter, targe
 	if err != nil {
 		return err
 	}
+	all.Target = target
+	return g.acceptEvents(ctx, w, all, events)
+}
+
+// acceptEvents stores a call for each event, which are otherwise as all says.
+func (g *Gateway) acceptEvents(ctx context.Context, w http.ResponseWriter, all hearth.AsyncRequest, events [][]byte) error {
 	if all.DeduplicationKey != "" {
 		return hearth.Errorf(hearth.CodeInvalid, "a batch cannot have a Hearth-Deduplication-Key").WithHint("send the events one by one, each with its own")
 	}
-	all.Target, all.Kind = target, hearth.KindEvent
+	all.Kind = hearth.KindEvent
 	list := make([]hearth.AsyncRequest, len(events))
 	for i, event := range events {
 		list[i] = all
@@ -407,14 +413,15 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 	if err != nil {
 		return nil, false, err
 	}
-	if (batch || later) && g.cfg.Queue == nil {
-		return nil, false, hearth.Errorf(hearth.CodeUnsupported, "this server has no queue")
-	}
-	switch {
-	case batch:
-		return nil, false, g.AcceptEvents(ctx, w, string(t.name), events, r.Header)
-	case later:
-		call, first, err := g.AcceptEvent(ctx, string(t.name), events[0], r.Header)
+	if batch || later {
+		all, err := g.publicRequest(r, t, now)
+		if err != nil {
+			return nil, false, err
+		}
+		if batch {
+			return nil, false, g.acceptEvents(ctx, w, all, events)
+		}
+		call, first, err := g.acceptEvent(ctx, all, events[0])
 		if err == nil {
 			writeAccepted(w, r, call, first)
 		}

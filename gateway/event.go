@@ -56,10 +56,7 @@ func appendEvent(b []byte, r *http.Request, t *target, id string, now time.Time)
 		}
 		b = append(b, '}')
 	}
-	source := peer
-	if trusted {
-		source = firstForwarded(r, peer)
-	}
+	source := clientAddress(r)
 	b = append(b, `,"requestContext":{"accountId":"hearth","apiId":`...)
 	b = appendString(b, t.version.Function)
 	b = append(b, `,"domainName":`...)
@@ -163,6 +160,29 @@ func peerAddress(r *http.Request) (addr string, trusted bool) {
 		return r.RemoteAddr, false
 	}
 	return host, host == "127.0.0.1" || host == "::1" || net.ParseIP(host).IsLoopback()
+}
+
+// clientAddress returns the address of the client, behind a proxy on this host if there
+// is one.
+func clientAddress(r *http.Request) string {
+	addr, trusted := peerAddress(r)
+	if trusted {
+		return firstForwarded(r, addr)
+	}
+	return addr
+}
+
+// clientNetwork returns what stands for the client's address where clients share: the
+// network in which IPv6 clients choose their addresses.
+func clientNetwork(r *http.Request) string {
+	addr, err := netip.ParseAddr(clientAddress(r))
+	if err != nil {
+		return ""
+	}
+	if addr = addr.Unmap().WithZone(""); addr.Is4() {
+		return addr.String()
+	}
+	return netip.PrefixFrom(addr, 64).Masked().String()
 }
 
 // firstForwarded returns the address the proxy on this host saw, and the

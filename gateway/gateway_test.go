@@ -423,3 +423,25 @@ func FuzzRoute(f *testing.F) {
 		pathParams(r, path)
 	})
 }
+
+func TestClientNetwork(t *testing.T) {
+	for _, c := range []struct{ remote, forwarded, want string }{
+		{"192.0.2.7:1234", "", "192.0.2.7"},
+		{"192.0.2.7:1234", "198.51.100.1", "192.0.2.7"}, // it may say what it likes
+		{"127.0.0.1:1234", "203.0.113.9, 198.51.100.1", "198.51.100.1"},
+		{"127.0.0.1:1234", "", "127.0.0.1"},
+		{"[2001:db8:1:2:3:4:5:6]:1234", "", "2001:db8:1:2::/64"},
+		{"[::ffff:192.0.2.7]:1234", "", "192.0.2.7"},
+		{"[fe80::1%eth0]:1234", "", "fe80::/64"},
+		{"@", "", ""},
+	} {
+		r := httptest.NewRequest("POST", "/fn/f/", nil)
+		r.RemoteAddr = c.remote
+		if c.forwarded != "" {
+			r.Header.Set("X-Forwarded-For", c.forwarded)
+		}
+		if got := clientNetwork(r); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}

@@ -112,17 +112,11 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, m 
 	if err != nil {
 		return k, nil, err
 	}
-	// Callers with the same key are told apart by what they usually identify
-	// themselves with, so that none gets to see the response to another.
+	// None gets to see the response to another.
 	name, print := sha256.New(), sha256.New()
 	addTo(name, []byte(t.version.Function))
 	addTo(name, []byte(m.key))
-	for _, header := range identifying {
-		addTo(name, []byte(strconv.Itoa(len(r.Header[header]))))
-		for _, value := range r.Header[header] {
-			addTo(name, []byte(value))
-		}
-	}
+	addCaller(name, r.Header)
 	addRequest(print, r)
 	if m.event == hearth.BinaryEvent {
 		addAttributes(print, r.Header)
@@ -136,7 +130,7 @@ func (g *Gateway) keptCall(w http.ResponseWriter, r *http.Request, t *target, m 
 		}
 	}
 	return hearth.KeptResponse{
-		Key: hex.EncodeToString(name.Sum(nil)), Function: t.version.Function, Fingerprint: hex.EncodeToString(print.Sum(nil)),
+		Key: hex.EncodeToString(name.Sum(nil)), Function: t.version.Function, Caller: clientNetwork(r), Fingerprint: hex.EncodeToString(print.Sum(nil)),
 	}, body, nil
 }
 
@@ -153,6 +147,16 @@ func addAttributes(h hash.Hash, header http.Header) {
 		if strings.HasPrefix(name, "Ce-") {
 			addTo(h, []byte(name))
 			addTo(h, []byte(header.Get(name))) // more than one value is no event
+		}
+	}
+}
+
+// addCaller adds what callers usually identify themselves with.
+func addCaller(h hash.Hash, header http.Header) {
+	for _, name := range identifying {
+		addTo(h, []byte(strconv.Itoa(len(header[name]))))
+		for _, value := range header[name] {
+			addTo(h, []byte(value))
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]he
 			return nil, err
 		}
 		entries[i] = entry(r.ID, function, target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
-		entries[i].DeduplicationKey, entries[i].Fingerprint = r.DeduplicationKey, r.Fingerprint
+		entries[i].DeduplicationKey, entries[i].KeyScope, entries[i].Fingerprint, entries[i].Public = r.DeduplicationKey, r.KeyScope, r.Fingerprint, r.Public
 	}
 	calls, err := q.cfg.Store.Accept(ctx, entries)
 	if err != nil {
@@ -86,6 +86,8 @@ func checkKey(key string) error {
 	case len(key) > maxKey:
 		return hearth.Errorf(hearth.CodeInvalid, "the deduplication key has %d bytes", len(key)).
 			WithHint("use at most %d bytes, for example a UUID", maxKey)
+	case strings.ContainsFunc(key, func(c rune) bool { return c < ' ' || c == 0x7f }):
+		return hearth.Errorf(hearth.CodeInvalid, "the deduplication key %q has control characters", key).WithHint("use for example a UUID")
 	case strings.HasPrefix(key, hearth.SchedulePrefix):
 		return hearth.Errorf(hearth.CodeInvalid, "the deduplication key begins with %q, as those of schedules do", hearth.SchedulePrefix).
 			WithHint("choose another one")
@@ -98,9 +100,9 @@ func dueAt(r hearth.AsyncRequest, now time.Time) (time.Time, error) {
 	if !r.NotBefore.After(now) {
 		return now, nil
 	}
-	if wait := r.NotBefore.Sub(now); wait > MaxDelay {
+	if wait := r.NotBefore.Sub(now); wait > hearth.MaxDelay {
 		return now, hearth.Errorf(hearth.CodeInvalid, "the call is to begin in %s", hearth.Duration(wait.Round(time.Second))).
-			WithHint("the longest delay is %s", hearth.Duration(MaxDelay))
+			WithHint("the longest delay is %s", hearth.Duration(hearth.MaxDelay))
 	}
 	return r.NotBefore, nil
 }

@@ -289,28 +289,49 @@ func (q *Queue) follow(e hearth.AsyncEntry, c hearth.AsyncCall, policy hearth.As
 		q.cfg.Logger.Warn("a chain of destinations is too long: it ends here", "invocation", e.ID, "function", e.Function, "depth", e.Depth)
 		return nil
 	}
+	if told := min(len(list), e.Budget); told < len(list) {
+		q.cfg.Logger.Warn("too many calls come of one by destinations: some are not told", "invocation", e.ID, "function", e.Function, "first", e.Payer)
+		list = list[:told]
+	}
 	var follow []hearth.AsyncEntry
+	branches := 0
 	for _, d := range list {
-		id := NewID()
-		f := entry(id, d.Target(), d.Target(), hearth.KindEvent, now, now, hearth.Duration(hearth.DefaultMaxAge), hearth.AsyncPayload{})
-		if hearth.QueueOf(f.Target) != "" {
-			f.Kind = hearth.KindQueue
-		}
-		if f.Target == "" {
-			f = entry(id, c.Function, string(d), hearth.KindWebhook, now, now, webhookPolicy.MaxAge, hearth.AsyncPayload{})
-		} else if cfg, err := q.runner.AsyncConfig(f.Target); err == nil {
-			f.ExpiresAt = f.DueAt.Add(time.Duration(cfg.AsyncOrDefault().MaxAge))
-		}
-		body, err := notice(id, e, c, now)
+		f, branch := q.told(c.Function, d, now)
+		body, err := notice(f.ID, e, c, now)
 		if err != nil {
 			q.cfg.Logger.Error("telling a destination", "invocation", e.ID, "err", err)
 			continue
 		}
 		f.Body, f.Bytes = body, int64(len(body))
 		f.Source, f.Depth = e.ID, e.Depth+1
+		f.Payer, f.Budget = e.Payer, 0
+		if branch {
+			branches++
+			f.Budget = e.Budget - len(list)
+		}
 		follow = append(follow, f)
 	}
+	// What may still come of the call is for all of them together.
+	for i := range follow {
+		follow[i].Budget /= max(1, branches)
+	}
 	return follow
+}
+
+// told makes the call, without what it passes, that tells a destination of a function.
+// branch says that other calls may come of it.
+func (q *Queue) told(function string, d hearth.Destination, now time.Time) (f hearth.AsyncEntry, branch bool) {
+	id, target := NewID(), d.Target()
+	if target == "" {
+		return entry(id, function, string(d), hearth.KindWebhook, now, now, webhookPolicy.MaxAge, hearth.AsyncPayload{}), false
+	}
+	cfg, err := q.runner.AsyncConfig(target)
+	async := cfg.AsyncOrDefault()
+	f = entry(id, target, target, hearth.KindEvent, now, now, async.MaxAge, hearth.AsyncPayload{})
+	if hearth.QueueOf(target) != "" {
+		f.Kind = hearth.KindQueue
+	}
+	return f, err != nil || len(async.OnSuccess)+len(async.OnFailure) > 0
 }
 
 // maxEcho is up to which size the event of a call is repeated to its destinations.

@@ -329,7 +329,7 @@ func TestSendOnce(t *testing.T) {
 			"empty":   {{Body: "x"}, {}},
 			"binary":  {{Body: "x"}, {Body: "\xff"}},
 			"large":   {{Body: "x"}, {Body: strings.Repeat("x", hearth.MaxQueueMessage+1)}},
-			"late":    {{Body: "x"}, {Body: "y", NotBefore: time.Now().Add(queue.MaxDelay + time.Hour)}},
+			"late":    {{Body: "x"}, {Body: "y", NotBefore: time.Now().Add(hearth.MaxDelay + time.Hour)}},
 			"reserve": {{Body: "x", DeduplicationKey: "schedule/x"}},
 		} {
 			if _, err := send(list...); hearth.ErrorCode(err) != hearth.CodeInvalid {

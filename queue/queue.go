@@ -66,12 +66,12 @@ type Deliverer interface {
 const (
 	// headSize is how many calls of a lane are in memory.
 	headSize = 64
-	// MaxDelay is how far in the future a call can be.
-	MaxDelay = 30 * 24 * time.Hour
 	// keepDead is how long dead letters are kept, unless keep_result is longer.
 	keepDead = 14 * 24 * time.Hour
-	// maxDepth is how long a chain of destinations can be.
-	maxDepth = 16
+	// maxDepth is how long a chain of destinations can be, maxFollow how many calls may
+	// come of one in all its branches together.
+	maxDepth  = 16
+	maxFollow = 250
 	// maxKey bounds a deduplication key in bytes.
 	maxKey = 256
 	// maxWaiters bounds how many wait for results.
@@ -230,6 +230,7 @@ func entry(id, function, target string, kind hearth.Kind, now, due time.Time, ag
 		AsyncCall: hearth.AsyncCall{
 			ID: id, Function: function, Target: target, Kind: kind, State: hearth.AsyncQueued,
 			AcceptedAt: now, DueAt: due, ExpiresAt: due.Add(time.Duration(age)), Bytes: int64(len(p.Head) + len(p.Body) + len(p.URL)),
+			Payer: function, Budget: maxFollow,
 		},
 		AsyncPayload: p,
 	}

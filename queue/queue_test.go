@@ -487,6 +487,9 @@ func TestDestinations(t *testing.T) {
 			"next":  config(hearth.Async{}),
 			"alarm": config(hearth.Async{}),
 			"loop":  config(hearth.Async{OnSuccess: []hearth.Destination{"function:loop"}}),
+			"tree":  config(hearth.Async{OnSuccess: []hearth.Destination{"function:tree", "function:twig", "function:leaf"}}),
+			"twig":  config(hearth.Async{OnSuccess: []hearth.Destination{"function:tree", "function:twig", "function:leaf"}}),
+			"leaf":  config(hearth.Async{}),
 		}}
 		b := newBed(t, dir, f, func(c *queue.Config) { c.Webhooks = hooks })
 		defer b.close()
@@ -528,11 +531,22 @@ func TestDestinations(t *testing.T) {
 		f.mu.Unlock()
 		b.ended(b.accept("hello", `{"n":2}`).ID)
 		b.ended(b.accept("loop", "1").ID)
+		b.ended(b.accept("tree", "1").ID)
 		time.Sleep(time.Minute)
 		for name, want := range map[string]int{"alarm": 1, "loop": 16, "next": 1} {
 			if list, _ := b.Calls(context.Background(), name, "", "", 0); len(list) != want {
 				t.Errorf("%s has %d calls, want %d", name, len(list), want)
 			}
+		}
+		st, err = b.Status(context.Background(), "")
+		branches := int64(0)
+		for _, f := range st.Functions {
+			if slices.Contains([]string{"tree", "twig", "leaf"}, f.Function) {
+				branches += f.Succeeded
+			}
+		}
+		if err != nil || branches < 100 || branches > 251 {
+			t.Errorf("%d calls in the branches, %v; want at most 250 that follow", branches, err)
 		}
 		for _, r := range f.list() {
 			if r.function == "alarm" && (!strings.Contains(r.body, "invocation.failed") || !strings.Contains(r.body, `"ValueError"`)) {

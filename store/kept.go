@@ -12,7 +12,8 @@ const (
 	// keptFor is how long a response is kept for its idempotency key.
 	keptFor = 24 * time.Hour
 	// maxKept and maxKeptBytes, of headers and bodies, bound what is kept of one
-	// function; its oldest go.
+	// function. The oldest of the caller go who has most of them, so that one who floods
+	// a function takes nothing away from others.
 	maxKept      = 10_000
 	maxKeptBytes = 64 << 20
 )
@@ -23,11 +24,11 @@ const (
 func (q *Queue) BeginKept(ctx context.Context, k hearth.KeptResponse) (before hearth.KeptResponse, began bool, err error) {
 	err = q.w.do(ctx, "begin a call with an idempotency key", func(tx *queueTx) error {
 		now := q.now()
-		n, err := tx.exec(`INSERT INTO kept (key, function, fingerprint, state, created_at) VALUES (?, ?, ?, ?, ?)
-			ON CONFLICT (key) DO UPDATE SET function = excluded.function, fingerprint = excluded.fingerprint, state = excluded.state,
+		n, err := tx.exec(`INSERT INTO kept (key, function, caller, fingerprint, state, created_at) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (key) DO UPDATE SET function = excluded.function, caller = excluded.caller, fingerprint = excluded.fingerprint, state = excluded.state,
 				status = 0, header = '{}', body = x'', bytes = 0, created_at = excluded.created_at
 			WHERE created_at <= ?`, // no call runs for so long
-			k.Key, k.Function, k.Fingerprint, string(hearth.KeptRunning), now.UnixMicro(), now.Add(-keptFor).UnixMicro())
+			k.Key, k.Function, k.Caller, k.Fingerprint, string(hearth.KeptRunning), now.UnixMicro(), now.Add(-keptFor).UnixMicro())
 		if err != nil {
 			return err
 		}
@@ -47,7 +48,7 @@ func (q *Queue) BeginKept(ctx context.Context, k hearth.KeptResponse) (before he
 }
 
 // EndKept stores the response of a call that BeginKept began, and forgets older
-// ones of the function if there are too many.
+// ones of the function if they are too many or too large.
 func (q *Queue) EndKept(ctx context.Context, k hearth.KeptResponse) error {
 	header, err := json.Marshal(k.Header)
 	if err != nil {
@@ -66,11 +67,19 @@ func (q *Queue) EndKept(ctx context.Context, k hearth.KeptResponse) error {
 		if err := tx.row(`SELECT COALESCE(SUM(calls), 0), COALESCE(SUM(bytes), 0) FROM kept_totals WHERE function = ?`, k.Function).Scan(&count, &bytes); err != nil {
 			return err
 		}
-		if count <= maxKept && bytes <= maxKeptBytes {
+		by := "calls"
+		switch {
+		case bytes > maxKeptBytes:
+			by = "bytes"
+		case count <= maxKept:
 			return nil
 		}
-		_, err = tx.exec(`DELETE FROM kept WHERE key IN (SELECT key FROM kept WHERE function = ? AND state <> 'running' ORDER BY created_at LIMIT ?)`,
-			k.Function, max(1, count/10))
+		var caller string
+		if err := tx.row(`SELECT caller, calls FROM kept_callers WHERE function = ? ORDER BY `+by+` DESC LIMIT 1`, k.Function).Scan(&caller, &count); err != nil {
+			return err
+		}
+		_, err = tx.exec(`DELETE FROM kept WHERE key IN (SELECT key FROM kept WHERE function = ? AND caller = ? AND state <> 'running' ORDER BY created_at LIMIT ?)`,
+			k.Function, caller, max(1, count/10))
 		return err
 	})
 }

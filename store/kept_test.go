@@ -74,7 +74,30 @@ func TestKeptBytes(t *testing.T) {
 	}
 }
 
-// The same in number.
+// Who floods a function takes nothing away from its other callers.
+func TestKeptCallers(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
+	body := make([]byte, 1<<20)
+	for i := range 200 {
+		k := hearth.KeptResponse{Key: fmt.Sprint("f", i), Function: "f", Caller: "192.0.2.1", State: hearth.KeptDone, Status: 200, Body: body}
+		if i%50 == 0 {
+			k.Caller = "2001:db8::/64"
+		}
+		if _, began, err := q.BeginKept(t.Context(), k); err != nil || !began {
+			t.Fatal(began, err)
+		}
+		if err := q.EndKept(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range map[int]bool{0: true, 50: true, 100: true, 150: true, 199: true, 1: false, 101: false} {
+		if kept := isKept(t, q, "f", i); kept != want {
+			t.Errorf("response %d is kept: %v", i, kept)
+		}
+	}
+}
+
+// Calls are bounded in number, too.
 func TestKeptCalls(t *testing.T) {
 	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
 	keep(t, q, "f", 0, nil, nil)

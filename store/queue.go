@@ -23,8 +23,6 @@ const (
 	// queueBatch rows are changed in one transaction where there may be any number,
 	// so that others get their turn.
 	queueBatch = 500
-	// totalsAge is how long the sum of all totals is believed.
-	totalsAge = time.Second
 )
 
 // States as they are stored.
@@ -41,8 +39,8 @@ var states = []hearth.AsyncState{hearth.AsyncQueued, hearth.AsyncRunning, hearth
 // QueueLimits bound what a Queue stores; zero fields take the default.
 type QueueLimits struct {
 	// Calls bounds those that have not ended, and dead letters; default 1,000,000.
-	// Bytes bounds all payloads and results; default 1 GiB. One function can use
-	// half of each.
+	// Bytes bounds all payloads and results; default 1 GiB. How much of each a
+	// function can use depends on what others use; see share.
 	Calls, Bytes int64
 	// Finished bounds the calls that are kept after they succeeded or were canceled,
 	// whatever keep_result says; default 200,000.
@@ -72,13 +70,7 @@ type Queue struct {
 	limits QueueLimits
 	secret string
 	now    func() time.Time
-
-	// Of the writer's goroutine.
-	total   sums // as of totalAt, and what was accepted since
-	totalAt time.Time
 }
-
-type sums struct{ calls, bytes int64 }
 
 // Queue returns the asynchronous calls, bounded by limits. Call it once, before
 // they are used.
@@ -107,7 +99,7 @@ func (q *Queue) Accept(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.
 		for i, e := range list {
 			calls[i] = e.AsyncCall
 			if e.DeduplicationKey != "" {
-				old, err := q.deduplicate(tx, e.Function, e.DeduplicationKey, e.AcceptedAt)
+				old, err := q.deduplicate(tx, e)
 				if err != nil {
 					return err
 				}
@@ -125,7 +117,11 @@ func (q *Queue) Accept(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.
 		if n == 0 {
 			return nil
 		}
-		if err := q.roomFor(tx, list[0].Function, n, bytes, 1); err != nil {
+		part := shareCalls
+		if list[0].Public {
+			part = sharePublic
+		}
+		if err := q.room(tx, list[0].Payer, n, bytes, part); err != nil {
 			return err
 		}
 		for i, e := range list {
@@ -141,15 +137,30 @@ func (q *Queue) Accept(ctx context.Context, list []hearth.AsyncEntry) ([]hearth.
 	return calls, err
 }
 
-// deduplicate returns the call that answers for a key, none if there is none.
-func (q *Queue) deduplicate(tx *queueTx, function, key string, now time.Time) (hearth.AsyncCall, error) {
-	old, err := scanCall(tx.row(selectCall+` WHERE function = ? AND dedup = ?`, function, key))
+// keyScope is between a deduplication key and its scope where they are stored.
+const keyScope = "\x00"
+
+// storedKey returns the deduplication key of a call as it is stored, nil for none.
+func storedKey(e hearth.AsyncEntry) any {
+	switch {
+	case e.DeduplicationKey == "":
+		return nil
+	case e.KeyScope == "":
+		return e.DeduplicationKey
+	}
+	return e.DeduplicationKey + keyScope + e.KeyScope
+}
+
+// deduplicate returns the call that answers for the key of another, none if there is
+// none.
+func (q *Queue) deduplicate(tx *queueTx, e hearth.AsyncEntry) (hearth.AsyncCall, error) {
+	old, err := scanCall(tx.row(selectCall+` WHERE function = ? AND dedup = ?`, e.Function, storedKey(e)))
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return hearth.AsyncCall{}, nil
 	case err != nil:
 		return old, err
-	case old.State == hearth.AsyncCanceled, old.State.Ended() && now.Sub(old.AcceptedAt) > deduplicationWindow:
+	case old.State == hearth.AsyncCanceled, old.State.Ended() && e.AcceptedAt.Sub(old.AcceptedAt) > deduplicationWindow:
 		_, err := tx.exec(`UPDATE calls SET dedup = NULL WHERE id = ?`, old.ID)
 		return hearth.AsyncCall{}, err
 	}
@@ -169,58 +180,73 @@ func sameRequest(tx *queueTx, id, fingerprint string) error {
 	return nil
 }
 
-// room tells whether another call can be stored within the limits, times some.
-func (q *Queue) room(tx *queueTx, function string, bytes, times int64) error {
-	return q.roomFor(tx, function, 1, bytes, times)
-}
+// share is how much of the room a payer may use, as a multiple of what it leaves free.
+// This is the dynamic threshold of A. Choudhury and E. Hahne, "Dynamic Queue Length
+// Thresholds for Shared-Memory Packet Switches", 1998: however many flood the queue,
+// others find room. One alone gets share/(share+1) of the whole.
+type share float64
 
-// roomFor tells it of several, with bytes together.
-func (q *Queue) roomFor(tx *queueTx, function string, n, bytes, times int64) error {
-	limits := q.limits
-	limits.Calls *= times
-	limits.Bytes *= times
-	if now := q.now(); now.Sub(q.totalAt) > totalsAge || now.Before(q.totalAt) {
-		err := tx.row(`SELECT COALESCE(SUM(CASE WHEN state IN (0, 1, 3) THEN calls END), 0),
-			COALESCE(SUM(bytes), 0) FROM totals`).Scan(&q.total.calls, &q.total.bytes)
-		if err != nil {
-			return err
-		}
-		q.totalAt = now
+const (
+	sharePublic share = 0.5 // what anybody may send over HTTP
+	shareCalls  share = 1   // what the management API and schedules store
+	shareFollow share = 2   // what tells of calls that were accepted before
+)
+
+// room tells whether n calls with bytes together can be stored. It makes room of what is
+// kept only as long as there is enough. Errors: CodeExhausted.
+func (q *Queue) room(tx *queueTx, payer string, n, bytes int64, part share) error {
+	var all, own usage
+	err := tx.row(`SELECT calls, bytes, kept_bytes FROM usage WHERE payer = ''`).Scan(&all.calls, &all.bytes, &all.kept)
+	if err == nil {
+		err = tx.row(`SELECT COALESCE(SUM(calls), 0), COALESCE(SUM(bytes), 0) FROM usage WHERE payer = ?`, payer).Scan(&own.calls, &own.bytes)
 	}
-	if q.total.calls+n > limits.Calls || q.total.bytes+bytes > limits.Bytes {
-		return queueFull("the queue is full", limits.Calls, limits.Bytes)
-	}
-	var calls, used int64
-	err := tx.row(`SELECT COALESCE(SUM(calls), 0), COALESCE(SUM(bytes), 0) FROM totals WHERE function = ? AND state IN (0, 1, 3)`, function).
-		Scan(&calls, &used)
 	if err != nil {
 		return err
 	}
-	if calls+n > limits.Calls/2 || used+bytes > limits.Bytes/2 {
-		return queueFull("the queue of "+function+" is full", limits.Calls/2, limits.Bytes/2)
+	fits := func(own, all, limit int64) bool { return float64(own) <= float64(part)*float64(limit-all) }
+	if !fits(own.calls+n, all.calls+n, q.limits.Calls) || !fits(own.bytes+bytes, all.bytes+bytes, q.limits.Bytes) {
+		return queueFull(payer, own, all, q.limits)
 	}
-	q.total.calls += n
-	q.total.bytes += bytes
+	if over := all.bytes + all.kept + bytes - q.limits.Bytes; over > 0 {
+		if err := q.dropKept(tx, queueBatch, "bytes"); err != nil {
+			return err
+		}
+		if err := tx.row(`SELECT kept_bytes FROM usage WHERE payer = ''`).Scan(&all.kept); err != nil {
+			return err
+		}
+		if all.bytes+all.kept+bytes > q.limits.Bytes {
+			return queueFull(payer, own, all, q.limits)
+		}
+	}
 	return nil
 }
 
-func queueFull(what string, calls, bytes int64) error {
-	e := hearth.Errorf(hearth.CodeExhausted, "%s: it has room for %d calls and %s", what, calls, hearth.Bytes(bytes)).
+// usage is what takes room: calls that have not ended and dead letters, and the bytes of
+// those that are kept as long as there is room.
+type usage struct{ calls, bytes, kept int64 }
+
+func queueFull(payer string, own, all usage, limits QueueLimits) error {
+	e := hearth.Errorf(hearth.CodeExhausted, "the queue has no room for more of %s: it has %d of its calls with %s, and of %d calls and %s all use %d and %s",
+		payer, own.calls, hearth.Bytes(own.bytes), limits.Calls, hearth.Bytes(limits.Bytes), all.calls, hearth.Bytes(all.bytes+all.kept)).
 		WithHint("try again later; hearth queue shows what is in it, and hearth queue purge removes dead letters")
 	e.RetryAfter = 5 * time.Second
 	return e
 }
 
+// dropKept deletes at most n of the oldest calls that are kept as long as there is room:
+// of the function that has most of them, by "calls" or "bytes".
+func (q *Queue) dropKept(tx *queueTx, n int64, by string) error {
+	_, err := tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE (function, state) =
+		(SELECT function, state FROM totals WHERE state IN (2, 4) ORDER BY `+by+` DESC LIMIT 1) ORDER BY seq LIMIT ?)`, n)
+	return err
+}
+
 func (q *Queue) insert(tx *queueTx, e hearth.AsyncEntry) error {
-	var dedup any
-	if e.DeduplicationKey != "" {
-		dedup = e.DeduplicationKey
-	}
 	var seq int64
-	err := tx.row(`INSERT INTO calls (id, function, lane, target, kind, state, accepted_at, due_at, expires_at, dedup, fingerprint, source, depth, bytes)
-		VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
+	err := tx.row(`INSERT INTO calls (id, function, lane, target, kind, state, accepted_at, due_at, expires_at, dedup, fingerprint, source, depth, payer, budget, bytes)
+		VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
 		e.ID, e.Function, e.Lane(), e.Target, string(e.Kind), e.AcceptedAt.UnixMicro(), e.DueAt.UnixMicro(), e.ExpiresAt.UnixMicro(),
-		dedup, e.Fingerprint, e.Source, e.Depth, e.Bytes).Scan(&seq)
+		storedKey(e), e.Fingerprint, e.Source, e.Depth, e.Payer, e.Budget, e.Bytes).Scan(&seq)
 	if err != nil || len(e.Head) == 0 && len(e.Body) == 0 {
 		return err
 	}
@@ -278,8 +304,8 @@ func (q *Queue) Retry(ctx context.Context, c hearth.AsyncCall) (queued bool, err
 // stored, if the call had ended before, because it was canceled. It is deleted
 // after purge.
 //
-// In the same transaction follow is accepted, to twice the limits: calls that end
-// free room, and must not wait for it. refused are those of follow that found none.
+// In the same transaction follow is accepted, into more room than calls get: it must not
+// wait for any. refused are those of follow that found none.
 func (q *Queue) Finish(ctx context.Context, c hearth.AsyncCall, purge time.Time, follow []hearth.AsyncEntry) (ended bool, refused []hearth.AsyncEntry, err error) {
 	failures, err := marshalFailures(c.Failures)
 	if err != nil {
@@ -327,7 +353,7 @@ func (q *Queue) Finish(ctx context.Context, c hearth.AsyncCall, purge time.Time,
 			}
 		}
 		for _, e := range follow {
-			if err := q.room(tx, e.Function, e.Bytes, 2); hearth.ErrorCode(err) == hearth.CodeExhausted {
+			if err := q.room(tx, e.Payer, 1, e.Bytes, shareFollow); hearth.ErrorCode(err) == hearth.CodeExhausted {
 				refused = append(refused, e)
 				continue
 			} else if err != nil {
@@ -432,39 +458,49 @@ func (q *Queue) Purge(ctx context.Context, function string) (int64, error) {
 	})
 }
 
-// Prune deletes what was to be kept until now only, and the oldest of the calls that
-// succeeded or were canceled if there are too many or they take too much room.
+// Prune deletes what was to be kept until now only, and calls that succeeded or were
+// canceled if there are too many or they take too much room: the oldest of the functions
+// that have most.
 func (q *Queue) Prune(ctx context.Context, now time.Time) error {
-	_, err := q.batches(ctx, "delete old calls", func(tx *queueTx) (int64, error) {
-		return tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE purge_at <= ? LIMIT ?)`, now.UnixMicro(), queueBatch)
-	})
+	var old, oldKept bool
+	// Nothing is written while there is nothing to do.
+	err := q.db.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM calls WHERE purge_at <= ?), EXISTS (SELECT 1 FROM kept WHERE created_at <= ?)`,
+		now.UnixMicro(), now.Add(-keptFor).UnixMicro()).Scan(&old, &oldKept)
 	if err != nil {
-		return err
+		return dbError(ctx, err, "look for old calls")
 	}
-	if err := q.pruneKept(ctx, now); err != nil {
-		return err
-	}
-	var finished, bytes, all int64
-	err = q.db.read.QueryRowContext(ctx, `SELECT COALESCE(SUM(CASE WHEN state IN (2, 4) THEN calls END), 0),
-		COALESCE(SUM(CASE WHEN state IN (2, 4) THEN bytes END), 0), COALESCE(SUM(bytes), 0) FROM totals`).Scan(&finished, &bytes, &all)
-	if err != nil {
-		return dbError(ctx, err, "count old calls")
-	}
-	over := finished - q.limits.Finished
-	if roomy := q.limits.Bytes / 4 * 3; all > roomy && bytes > 0 {
-		over = max(over, (all-roomy)*finished/bytes+1) // by their mean size
-	}
-	for over > 0 {
-		n := min(over, queueBatch)
-		err := q.w.do(ctx, "delete old calls", func(tx *queueTx) error {
-			_, err := tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls
-				WHERE purge_at IS NOT NULL AND state IN (2, 4) ORDER BY purge_at LIMIT ?)`, n)
-			return err
+	if old {
+		_, err := q.batches(ctx, "delete old calls", func(tx *queueTx) (int64, error) {
+			return tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE purge_at <= ? LIMIT ?)`, now.UnixMicro(), queueBatch)
 		})
 		if err != nil {
 			return err
 		}
-		over -= n
+	}
+	if oldKept {
+		if err := q.pruneKept(ctx, now); err != nil {
+			return err
+		}
+	}
+	var all, kept, keptBytes int64
+	err = q.db.read.QueryRowContext(ctx, `SELECT bytes + kept_bytes, kept, kept_bytes FROM usage WHERE payer = ''`).Scan(&all, &kept, &keptBytes)
+	if err != nil {
+		return dbError(ctx, err, "count old calls")
+	}
+	drop := func(over int64, by string) error {
+		for ; over > 0; over -= queueBatch {
+			err := q.w.do(ctx, "delete old calls", func(tx *queueTx) error { return q.dropKept(tx, min(over, queueBatch), by) })
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := drop(kept-q.limits.Finished, "calls"); err != nil {
+		return err
+	}
+	if roomy := q.limits.Bytes / 4 * 3; all > roomy && keptBytes > 0 {
+		return drop((all-roomy)*kept/keptBytes+1, "bytes") // by their mean size
 	}
 	return nil
 }

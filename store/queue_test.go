@@ -23,7 +23,7 @@ func queued(function, body string) hearth.AsyncEntry {
 	return hearth.AsyncEntry{
 		AsyncCall: hearth.AsyncCall{
 			ID: uuid.Must(uuid.NewV7()).String(), Function: function, Target: function, Kind: hearth.KindEvent, State: hearth.AsyncQueued,
-			AcceptedAt: now, DueAt: now, ExpiresAt: now.Add(time.Hour), Bytes: int64(len(body)),
+			AcceptedAt: now, DueAt: now, ExpiresAt: now.Add(time.Hour), Bytes: int64(len(body)), Payer: function, Budget: 3,
 		},
 		AsyncPayload: hearth.AsyncPayload{Body: []byte(body)},
 	}
@@ -184,37 +184,117 @@ func TestQueueDeduplication(t *testing.T) {
 	}
 }
 
-func TestQueueLimits(t *testing.T) {
-	q := open(t, t.TempDir()).Queue(store.QueueLimits{Calls: 8, Bytes: 1000})
-	full := func(e hearth.AsyncEntry) {
-		t.Helper()
-		_, _, err := acceptOne(t.Context(), q, e)
-		if hearth.ErrorCode(err) != hearth.CodeExhausted || hearth.AsError(err).RetryAfter == 0 {
-			t.Errorf("a full queue: %v", err)
-		}
-	}
-	full(queued("a", strings.Repeat("x", 501)))
-	var calls []hearth.AsyncCall
-	for range 4 {
-		calls = append(calls, accept(t, q, queued("a", "x")))
-	}
-	full(queued("a", "x"))
-	for range 4 {
-		accept(t, q, queued("b", "x"))
-	}
-	full(queued("c", "x"))
-	// There is room for calls of a again when some have succeeded.
-	if _, _, err := q.Finish(t.Context(), end(calls[0], hearth.AsyncSucceeded), time.Now(), nil); err != nil {
-		t.Fatal(err)
-	}
-	for start := time.Now(); ; { // the sum is believed for a second
-		_, _, err := acceptOne(t.Context(), q, queued("a", "x"))
-		if err == nil {
-			break
-		}
-		if time.Since(start) > 10*time.Second {
+// fill stores calls like e until there is no room for more, and returns those stored.
+func fill(t *testing.T, q *store.Queue, e hearth.AsyncEntry) (calls []hearth.AsyncCall) {
+	t.Helper()
+	for {
+		e.ID = uuid.Must(uuid.NewV7()).String()
+		c, _, err := acceptOne(t.Context(), q, e)
+		if hearth.ErrorCode(err) == hearth.CodeExhausted && hearth.AsError(err).RetryAfter > 0 {
+			return calls
+		} else if err != nil {
 			t.Fatal(err)
 		}
+		calls = append(calls, c)
+	}
+}
+
+// However many calls some have, others find room.
+func TestQueueShares(t *testing.T) {
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{Calls: 60, Bytes: 6000})
+	public := queued("a", "x")
+	public.Public = true
+	if n := len(fill(t, q, public)); n != 20 {
+		t.Errorf("%d calls from anybody, want a third", n)
+	}
+	calls := fill(t, q, queued("a", "x"))
+	if n := len(calls); n != 10 {
+		t.Errorf("%d more from the management API, want half together", n)
+	}
+	// All that is told of the end of calls of a takes room of a, whatever is told.
+	told := 0
+	for i := range calls {
+		var follow []hearth.AsyncEntry
+		for j := range 3 {
+			f := queued(fmt.Sprintf("ghost%d-%d", i, j), "x")
+			f.Payer = "a"
+			follow = append(follow, f)
+		}
+		_, refused, err := q.Finish(t.Context(), end(calls[i], hearth.AsyncFailed), time.Now().Add(time.Hour), follow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told += len(follow) - len(refused)
+	}
+	if told != 10 {
+		t.Errorf("%d were told, want two thirds together", told)
+	}
+	for _, f := range []struct {
+		function string
+		want     int
+	}{{"b", 10}, {"c", 5}, {"d", 2}} {
+		if n := len(fill(t, q, queued(f.function, "x"))); n != f.want {
+			t.Errorf("%d calls of %s, want as many as are free then, %d", n, f.function, f.want)
+		}
+	}
+	big := open(t, t.TempDir()).Queue(store.QueueLimits{Bytes: 1000})
+	for size, want := range map[int]hearth.Code{501: hearth.CodeExhausted, 500: ""} {
+		if _, _, err := acceptOne(t.Context(), big, queued("a", strings.Repeat("x", size))); hearth.ErrorCode(err) != want {
+			t.Errorf("%d of 1000 bytes: %v", size, err)
+		}
+	}
+}
+
+// What calls used is free again, however they end.
+func TestQueueRoomComesBack(t *testing.T) {
+	ctx := t.Context()
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{Calls: 12, Bytes: 1200})
+	now := time.Now()
+	for range 3 {
+		calls := fill(t, q, queued("a", "x"))
+		if len(calls) != 6 {
+			t.Fatalf("%d calls, want half", len(calls))
+		}
+		for i, c := range calls {
+			q.Started(c.ID, 1)
+			var err error
+			switch i {
+			case 0, 1, 2:
+				c = end(c, hearth.AsyncSucceeded)
+				c.Result = &hearth.AsyncResult{Body: make([]byte, 100)}
+				_, _, err = q.Finish(ctx, c, now.Add(time.Hour), nil)
+			case 3:
+				_, _, err = q.Cancel(ctx, c.ID, hearth.AsyncFailure{EndedAt: now}, now.Add(time.Hour))
+			default:
+				_, _, err = q.Finish(ctx, end(c, hearth.AsyncFailed), now.Add(time.Hour), nil)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n, err := q.Redrive(ctx, "a", nil, now.Add(time.Hour), now.Add(2*time.Hour)); err != nil || n != 2 {
+			t.Fatal(n, err)
+		}
+		if err := q.Forget(ctx, "a", hearth.AsyncFailure{EndedAt: now}, now.Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Results are kept as long as there is room, and no longer.
+	for range 4 {
+		c := end(accept(t, q, queued("b", strings.Repeat("y", 550))), hearth.AsyncSucceeded)
+		c.Result = &hearth.AsyncResult{Body: make([]byte, 550)}
+		if _, _, err := q.Finish(ctx, c, now.Add(time.Hour), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Prune(ctx, now.Add(2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := q.Status(ctx, "", now); err != nil || st.Calls != 0 || st.Bytes != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if n := len(fill(t, q, queued("a", strings.Repeat("z", 100)))); n != 6 {
+		t.Errorf("%d calls, want half", n)
 	}
 }
 

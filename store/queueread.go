@@ -6,12 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hearthrun/hearth"
 )
 
-const selectCall = `SELECT id, function, target, kind, state, accepted_at, due_at, expires_at, finished_at, attempts, failures, dedup, source, depth, bytes FROM calls`
+const selectCall = `SELECT id, function, target, kind, state, accepted_at, due_at, expires_at, finished_at, attempts, failures, dedup, source, depth, payer, budget, bytes FROM calls`
 
 func scanCall(r row) (c hearth.AsyncCall, err error) {
 	var state int
@@ -19,14 +20,15 @@ func scanCall(r row) (c hearth.AsyncCall, err error) {
 	var finished sql.NullInt64
 	var failures string
 	var dedup sql.NullString
-	err = r.Scan(&c.ID, &c.Function, &c.Target, &c.Kind, &state, &accepted, &due, &expires, &finished, &c.Attempts, &failures, &dedup, &c.Source, &c.Depth, &c.Bytes)
+	err = r.Scan(&c.ID, &c.Function, &c.Target, &c.Kind, &state, &accepted, &due, &expires, &finished, &c.Attempts, &failures, &dedup, &c.Source, &c.Depth, &c.Payer, &c.Budget, &c.Bytes)
 	if err != nil {
 		return hearth.AsyncCall{}, err
 	}
 	if state < 0 || state >= len(states) {
 		return hearth.AsyncCall{}, fmt.Errorf("call %s has the state %d", c.ID, state)
 	}
-	c.State, c.DeduplicationKey = states[state], dedup.String
+	c.State = states[state]
+	c.DeduplicationKey, _, _ = strings.Cut(dedup.String, keyScope)
 	c.AcceptedAt, c.DueAt, c.ExpiresAt = fromMicros(accepted), fromMicros(due), fromMicros(expires)
 	if finished.Valid {
 		c.FinishedAt = fromMicros(finished.Int64)

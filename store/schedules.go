@@ -150,12 +150,12 @@ func (q *Queue) FireSchedule(ctx context.Context, f hearth.ScheduleFiring) (s he
 			s = next
 			return updateSchedule(tx, s)
 		}
-		call, err := q.deduplicate(tx, f.Function, f.Entry.DeduplicationKey, f.Entry.AcceptedAt)
+		call, err := q.deduplicate(tx, f.Entry)
 		if err != nil {
 			return err
 		}
 		if call.ID == "" {
-			if err := q.room(tx, f.Function, f.Entry.Bytes, 1); err != nil {
+			if err := q.room(tx, f.Entry.Payer, 1, f.Entry.Bytes, shareCalls); err != nil {
 				return err
 			}
 			if err := q.insert(tx, f.Entry); err != nil {

@@ -117,6 +117,59 @@ def handler(event, context):
 
 // TestAsyncRetries: a call that fails is tried again, becomes a dead letter, and runs
 // when it is redriven after the function was mended.
+// What callers over HTTP may do with the queue is up to the function.
+func TestAsyncOverHTTP(t *testing.T) {
+	in := start(t, "")
+	const code = "def handler(event, context):\n    return 'done'\n"
+	in.deploy("open", "python", code, nil)
+	in.deploy("closed", "python", code, fields{"async": fields{"api_only": true}, "cloudevents": true})
+	in.deploy("patient", "python", code, fields{"async": fields{"max_delay": "48h"}})
+	later := func(path, body string, headers ...string) answer {
+		return in.do("POST", path, []byte(body), append(headers, "Hearth-Invocation-Type", "async")...)
+	}
+	const batch = `[{"specversion":"1.0","id":"1","source":"/","type":"t"}]`
+	want(t, later("/fn/closed/", "{}"), 403, "denied")
+	want(t, in.do("POST", "/fn/closed/", []byte(batch), "Content-Type", "application/cloudevents-batch+json"), 403, "denied")
+	if a := in.do("POST", "/fn/closed/", []byte("{}")); a.status != 200 {
+		t.Errorf("a call that does not wait: %v", a)
+	}
+	in.ended(in.later("closed", 1))
+
+	want(t, later("/fn/open/", "{}", "Hearth-Delay", "24h1m"), 400, "invalid")
+	want(t, later("/fn/patient/", "{}", "Hearth-Delay", "48h1m"), 400, "invalid")
+	for _, a := range []answer{later("/fn/open/", "{}", "Hearth-Delay", "23h"), later("/fn/patient/", "{}", "Hearth-Delay", "47h")} {
+		if a.status != 202 {
+			t.Errorf("%v", a)
+		}
+	}
+	in.later("open", 1, "Hearth-Delay", "700h")
+
+	// A key is its caller's: none answers for that of another, nor takes it.
+	keyed := func(body, who string) answer {
+		return later("/fn/open/", body, "Hearth-Deduplication-Key", "k", "Authorization", "Bearer "+who)
+	}
+	ada := keyed("1", "ada")
+	for who, a := range map[string]answer{"ada": ada, "bob": keyed("2", "bob"), "the API": in.do("POST", "/v1/functions/open/invocations", []byte("3"),
+		"Content-Type", "application/json", "Hearth-Invocation-Type", "async", "Hearth-Deduplication-Key", "k")} {
+		if a.status != 202 {
+			t.Errorf("%s: %v", who, a)
+		}
+	}
+	if a := keyed("1", "ada"); a.status != 200 || a.header.Get("Hearth-Invocation-Id") != ada.header.Get("Hearth-Invocation-Id") {
+		t.Errorf("the same again: %v", a)
+	}
+	want(t, keyed("2", "ada"), 422, "invalid")
+	var v struct {
+		Async struct {
+			Key string `json:"deduplication_key"`
+		}
+	}
+	decode(t, in.do("GET", "/v1/invocations/"+ada.header.Get("Hearth-Invocation-Id"), nil), &v)
+	if v.Async.Key != "k" {
+		t.Errorf("the key is shown as %q", v.Async.Key)
+	}
+}
+
 func TestAsyncRetries(t *testing.T) {
 	in := start(t, "")
 	const code = `def handler(event, context):
@@ -158,7 +211,7 @@ func TestAsyncRetries(t *testing.T) {
 		return in.do("POST", path, []byte(body), "Content-Type", "application/json", "Hearth-Invocation-Type", "async", "Hearth-Deduplication-Key", "k")
 	}
 	// Another request with the key is no call, however it comes.
-	for _, path := range []string{"/v1/functions/flaky/invocations", "/v1/functions/flaky@1/invocations", "/fn/flaky/"} {
+	for _, path := range []string{"/v1/functions/flaky/invocations", "/v1/functions/flaky@1/invocations"} {
 		want(t, keyed(path, "2"), 422, "invalid")
 	}
 	again := keyed("/v1/functions/flaky/invocations", "1")
