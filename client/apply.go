@@ -85,7 +85,7 @@ func functionDirs(top string) ([]string, error) {
 		if p != top && (strings.HasPrefix(name, ".") || name == "node_modules" || name == "__pycache__") {
 			return fs.SkipDir
 		}
-		if _, err := os.Stat(filepath.Join(p, ManifestName)); err == nil {
+		if _, err := os.Lstat(filepath.Join(p, ManifestName)); err == nil {
 			dirs = append(dirs, p)
 			return fs.SkipDir
 		} else if !errors.Is(err, fs.ErrNotExist) {

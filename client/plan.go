@@ -40,7 +40,7 @@ func SourceFiles(dir string, opts PackOptions) ([]hearth.SourceFile, error) {
 }
 
 func hashFile(root *os.Root, name string) (string, error) {
-	f, err := root.Open(name)
+	f, err := openFile(root, name)
 	if err != nil {
 		return "", unreadable(err)
 	}

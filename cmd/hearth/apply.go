@@ -71,7 +71,7 @@ it; the text of hearth.yaml does not count, only what it says.`,
 				return a.dryRun(changes, exitCode)
 			}
 			if what := deletions(changes, opts.Prune); what != "" && !yes {
-				if err := a.confirm("Delete " + what + ", and make the other changes?"); err != nil {
+				if err := a.confirm(cmd.Context(), "Delete "+what+", and make the other changes?"); err != nil {
 					return err
 				}
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -117,7 +118,7 @@ asks first; otherwise it needs --yes.`,
 				if number > 0 {
 					question = fmt.Sprintf("Delete version %d of the function %s?", number, name)
 				}
-				if err := a.confirm(question); err != nil {
+				if err := a.confirm(cmd.Context(), question); err != nil {
 					return err
 				}
 			}
@@ -155,13 +156,13 @@ func versionOf(arg string) (name string, number int, err error) {
 }
 
 // confirm asks a question on the terminal; nil means yes.
-func (a *app) confirm(question string) error {
+func (a *app) confirm(ctx context.Context, question string) error {
 	in, ok := a.stdin.(io.Writer)
 	if !ok || !isTerminal(in) || !isTerminal(a.stderr) {
 		return &usageError{errors.New("this needs a confirmation\n\nsay --yes")}
 	}
 	fmt.Fprintf(a.stderr, "%s [y/N] ", question)
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
+	line, err := bufio.NewReader(a.input(ctx)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}

@@ -326,7 +326,7 @@ it asks first; otherwise it needs --yes.`,
 		ValidArgsFunction: a.completeName,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if !yes {
-				if err := a.confirm("Delete all dead letters of the function " + args[0] + "?"); err != nil {
+				if err := a.confirm(ctx, "Delete all dead letters of the function "+args[0]+"?"); err != nil {
 					return err
 				}
 			}

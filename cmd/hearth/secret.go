@@ -71,7 +71,7 @@ it, and those with the old one end after their calls.`,
 			if err := hearth.ValidateSecretName(args[0]); err != nil {
 				return err
 			}
-			value, err := a.readSecret(args[0], file)
+			value, err := a.readSecret(cmd.Context(), args[0], file)
 			if err != nil {
 				return err
 			}
@@ -92,19 +92,17 @@ it, and those with the old one end after their calls.`,
 }
 
 // readSecret reads a value.
-func (a *app) readSecret(name, file string) ([]byte, error) {
-	in, what := a.stdin, "standard input"
+func (a *app) readSecret(ctx context.Context, name, file string) ([]byte, error) {
+	in, what := a.input(ctx), "standard input"
 	if file != "" {
-		f, err := os.Open(file)
+		f, err := a.openInput(ctx, file, "give --from-file a file that you can read")
 		if err != nil {
-			return nil, (&hearth.Error{Code: hearth.CodeInvalid, Message: err.Error(), Err: err}).WithHint("give --from-file a file that you can read")
+			return nil, err
 		}
 		defer f.Close()
 		in, what = f, file
 	} else if f, ok := a.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		fmt.Fprintf(a.stderr, "Value of %s: ", name)
-		value, err := term.ReadPassword(int(f.Fd()))
-		fmt.Fprintln(a.stderr)
+		value, err := a.password(ctx, f, "Value of "+name+": ")
 		if err == nil && len(value) == 0 {
 			return nil, &usageError{errors.New("no value was given")}
 		}
@@ -112,7 +110,7 @@ func (a *app) readSecret(name, file string) ([]byte, error) {
 	}
 	value, err := io.ReadAll(io.LimitReader(in, hearth.MaxSecret+3)) // and a line end
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", what, err)
+		return nil, err
 	}
 	if file == "" {
 		value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))

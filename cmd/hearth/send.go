@@ -54,7 +54,7 @@ queue:QUEUE" shows what became of the messages.`,
 			if lines && m.DeduplicationKey != "" {
 				return &usageError{errors.New("--dedup is for one message\n\nleave out --lines")}
 			}
-			in, err := a.event(data, true)
+			in, err := a.event(ctx, data, true)
 			if err != nil {
 				return err
 			}
