@@ -53,7 +53,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 		return deployed{}, err
 	}
 	config := d.config.WithDefaults()
-	if err := s.validate(config); err != nil {
+	if err := config.Validate(); err != nil {
 		return deployed{}, err
 	}
 	unlock, err := s.deploys.lock(ctx, d.name)

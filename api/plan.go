@@ -53,7 +53,7 @@ func (s *API) planFunction(ctx context.Context, in *planInput) (*planOutput, err
 		return nil, err
 	}
 	config := in.Body.WithDefaults()
-	if err := s.validate(config); err != nil {
+	if err := config.Validate(); err != nil {
 		return nil, err
 	}
 	config, _, warnings, err := s.resolve(ctx, config)

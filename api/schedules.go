@@ -15,8 +15,6 @@ import (
 
 // Schedules calls functions at their times; package queue implements it.
 type Schedules interface {
-	// CheckSchedules tells whether the schedules of a configuration can be kept.
-	CheckSchedules(c hearth.Config) error
 	// Schedules returns those of a function or, if it is empty, of all.
 	Schedules(ctx context.Context, function string) ([]hearth.ScheduleStatus, error)
 	// RunSchedule makes the call of a schedule now.
@@ -86,14 +84,6 @@ func (s *API) listSchedules(ctx context.Context, function string) (*schedulesOut
 	out, err := &schedulesOutput{}, error(nil)
 	out.Body.Schedules, err = s.Schedules.Schedules(ctx, function)
 	return out, err
-}
-
-// validate checks a configuration as far as needs no knowledge of the host.
-func (s *API) validate(c hearth.Config) error {
-	if err := c.Validate(); err != nil {
-		return err
-	}
-	return s.Schedules.CheckSchedules(c)
 }
 
 // pastSchedules tells of schedules whose time had passed before now: they are never
