@@ -190,7 +190,7 @@ func (a *app) printChanges(changes []client.Change, prune bool) {
 		}
 		if ch.Action == client.ApplyCreate || ch.Action == client.ApplyUpdate {
 			for _, w := range ch.Plan.Warnings {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(ch.Function+": "+w))
+				a.printWarning(ch.Function + ": " + w)
 			}
 		}
 	}

@@ -73,7 +73,7 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 				return err
 			}
 			for _, w := range f.Warnings {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(w))
+				a.printWarning(w)
 			}
 			if a.json() {
 				return a.printJSON(f)

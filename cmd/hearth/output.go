@@ -92,6 +92,10 @@ func (a *app) printHint(hint string) {
 	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "hint:"), printable(hint))
 }
 
+func (a *app) printWarning(text string) {
+	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(text))
+}
+
 // printFunctionError prints what the user's code raised, the stack below it.
 func (a *app) printFunctionError(f *hearth.FunctionError) {
 	text := f.Message

@@ -187,7 +187,7 @@ func (a *app) printNews(function string) func(client.PoolEvent) error {
 			return a.printChange(e.Instance.Time, string(e.Instance.From), e.Instance.Instance)
 		}
 		if !first {
-			fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), "changes were missed: there were too many; this is how it is now")
+			a.printWarning("changes were missed: there were too many; this is how it is now")
 		}
 		first = false
 		if _, err := fmt.Fprintln(a.stdout, totals(*e.Status, function)); err != nil {
