@@ -436,7 +436,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	}
 	v, err := time.ParseDuration(s)
 	if err != nil {
-		return Errorf(CodeInvalid, "%q is not a duration", clip(s)).WithHint("write for example 500ms, 30s or 2m")
+		return Errorf(CodeInvalid, "%q is not a duration", clip(s)).WithHint("durations need a unit: 500ms, 30s, 2m or 24h")
 	}
 	*d = Duration(v)
 	return nil

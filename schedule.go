@@ -191,7 +191,7 @@ type ScheduleLast struct {
 // ScheduleSkip is a time for which there was no call.
 type ScheduleSkip struct {
 	Due    time.Time `json:"due" doc:"Time of the schedule"`
-	Reason string    `json:"reason" doc:"Why there was no call" example:"the call before has not ended"`
+	Reason string    `json:"reason" doc:"Why there was no call" example:"the call before had not ended (overlap: skip)"`
 }
 
 // ScheduleFiring is a time of a schedule that has come.

@@ -21,10 +21,11 @@ import (
 
 func (a *app) listCmd() *cobra.Command {
 	return a.talks(a.prints(&cobra.Command{
-		Use:     "list",
-		Aliases: []string{"ls"},
-		Short:   "List the functions",
-		Long:    `List shows every function with its live version, runtime, isolation and URL.`,
+		Use:        "list",
+		Aliases:    []string{"ls"},
+		SuggestFor: []string{"function", "functions"},
+		Short:      "List the functions",
+		Long:       `List shows every function with its live version, runtime, isolation and URL.`,
 		Example: `  hearth list
   hearth list -o json | jq -r '.[].name'`,
 		Args: cobra.NoArgs,
@@ -81,8 +82,8 @@ func (a *app) getCmd() *cobra.Command {
 				{"url", f.URL},
 				{"version", liveVersions(f)},
 				{"artifact", f.Artifact},
-				{"created", f.CreatedAt.Local().Format(time.DateTime)},
-				{"updated", f.UpdatedAt.Local().Format(time.DateTime)},
+				{"created", stamp(f.CreatedAt)},
+				{"updated", stamp(f.UpdatedAt)},
 			}
 			pairs = append(pairs, configPairs(f.Config)...)
 			for _, w := range f.Warnings {

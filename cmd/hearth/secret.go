@@ -35,11 +35,8 @@ functions without a deploy.`,
 		Example: `  hearth secret set db-password
   hearth secret set tls-key --from-file key.pem
   hearth secret list`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretRekeyCmd(), a.secretDeleteCmd())
-	return cmd
+	return group(cmd, a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretRekeyCmd(), a.secretDeleteCmd())
 }
 
 // oneSecret takes the name of a secret. A value beside it is refused without being
