@@ -216,7 +216,8 @@ func (a *app) applied(ch client.Change) {
 	case ch.Err != nil:
 		a.printFailed(ch)
 	case ch.Action == client.ApplyDelete:
-		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), "deleted", printable(ch.Function))
+		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), "deleted", printable(ch.Function)+canceled(ch.Deleted))
+		a.printWarnings(ch.Deleted.Warnings)
 	default:
 		fmt.Fprintf(a.stderr, "%s version %d of %s is live → %s\n", a.colour(a.stderr, dim, "•"), ch.Live.Live, printable(ch.Function), printable(ch.Live.URL))
 	}

@@ -72,9 +72,7 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 			if err != nil {
 				return err
 			}
-			for _, w := range f.Warnings {
-				a.printWarning(w)
-			}
+			a.printWarnings(f.Warnings)
 			if a.json() {
 				return a.printJSON(f)
 			}

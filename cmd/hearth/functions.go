@@ -101,8 +101,9 @@ func (a *app) deleteCmd() *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Delete a function, or one version of it",
 		Long: `Delete removes a function with all its versions, or, as NAME@VERSION, one version
-to which no alias leads. Calls that are running end normally. On a terminal it
-asks first; otherwise it needs --yes.`,
+to which no alias leads. Calls that are running end normally; asynchronous ones that
+have not ended are canceled with their function, and it says how many. Messages of
+queues stay. On a terminal it asks first; otherwise it needs --yes.`,
 		Example: `  hearth delete hello
   hearth delete hello --yes
   hearth delete hello@3 --yes`,
@@ -127,20 +128,30 @@ asks first; otherwise it needs --yes.`,
 				return err
 			}
 			defer c.Close()
+			var d hearth.Deleted
 			if number > 0 {
 				err = c.DeleteVersion(cmd.Context(), name, number)
 			} else {
-				err = c.DeleteFunction(cmd.Context(), name, 0)
+				d, err = c.Delete(cmd.Context(), name, 0)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "Deleted %s\n", args[0])
+			fmt.Fprintf(a.stderr, "Deleted %s%s\n", args[0], canceled(d))
+			a.printWarnings(d.Warnings)
 			return nil
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return a.talks(cmd)
+}
+
+// canceled says which calls a deletion ended, as the end of a line.
+func canceled(d hearth.Deleted) string {
+	if d.Canceled == 0 {
+		return ""
+	}
+	return " and canceled " + count(int(d.Canceled), "asynchronous call")
 }
 
 // versionOf reads NAME or NAME@VERSION; the number of the former is 0.

@@ -125,6 +125,12 @@ func (a *app) printWarning(text string) {
 	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(text))
 }
 
+func (a *app) printWarnings(list []string) {
+	for _, w := range list {
+		a.printWarning(w)
+	}
+}
+
 // printFunctionError prints what the user's code raised, the stack below it.
 func (a *app) printFunctionError(f *hearth.FunctionError) {
 	text := f.Message
