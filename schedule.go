@@ -201,8 +201,10 @@ type ScheduleFiring struct {
 	Overlap              string
 	// Waiting tells that it is ScheduleState.Waiting that is to be called now.
 	Waiting bool
-	// Manual tells that it was asked for: the schedule's own times stay.
+	// Manual tells that it was asked for: the schedule's own times stay. Key is under
+	// what it is stored once only; empty is each time.
 	Manual bool
+	Key    string
 	// Skip is why there is to be no call; empty if there is to be one.
 	Skip string
 	// Entry is the call.

@@ -329,11 +329,12 @@ func (s *schedules) find(function, name string) (*schedule, error) {
 }
 
 // RunSchedule makes the call of a schedule now, whatever else runs and even if it is
-// paused; its times stay as they are. Errors: CodeNotFound, CodeExhausted.
-func (q *Queue) RunSchedule(_ context.Context, function, name string) (hearth.ScheduleStatus, error) {
+// paused; its times stay as they are. If the same was asked for before under the key,
+// which may be empty, no other is made. Errors: CodeNotFound, CodeExhausted.
+func (q *Queue) RunSchedule(_ context.Context, function, name, key string) (hearth.ScheduleStatus, error) {
 	return q.schedules.change(function, name, func(e *schedule) (hearth.ScheduleState, error) {
 		now := wallClock()
-		return q.schedules.fire(e, hearth.ScheduleState{}, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true}, now)
+		return q.schedules.fire(e, hearth.ScheduleState{}, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true, Key: key}, now)
 	})
 }
 

@@ -207,11 +207,14 @@ func TestSchedulePause(t *testing.T) {
 		b.scheduled(list) // it stays paused
 		time.Sleep(time.Hour)
 		same(t, b.dues())
-		s, err := b.RunSchedule(ctx, "hello", "hourly")
+		s, err := b.RunSchedule(ctx, "hello", "hourly", "now")
 		if err != nil || s.Last == nil {
 			t.Fatalf("%+v, %v", s, err)
 		}
 		b.ended(s.Last.Invocation)
+		if again, err := b.RunSchedule(ctx, "hello", "hourly", "now"); err != nil || again.Last.Invocation != s.Last.Invocation {
+			t.Errorf("under the same key: %+v, %v", again, err)
+		}
 		same(t, b.dues(), "01-01T03:30")
 		if !strings.Contains(b.f.list()[0].body, `"manual":true`) {
 			t.Error(b.f.list()[0].body)
@@ -224,7 +227,7 @@ func TestSchedulePause(t *testing.T) {
 		b.scheduled(map[string]hearth.Schedule{"hourly": {Cron: "15 * * * *"}})
 		time.Sleep(time.Minute)
 		same(t, b.dues(), "01-01T03:30", "01-01T04:00")
-		if _, err := b.RunSchedule(ctx, "hello", "daily"); hearth.ErrorCode(err) != hearth.CodeNotFound {
+		if _, err := b.RunSchedule(ctx, "hello", "daily", ""); hearth.ErrorCode(err) != hearth.CodeNotFound {
 			t.Error(err)
 		}
 		if _, _, err := b.Accept(ctx, hearth.AsyncRequest{ID: queue.NewID(), Target: "hello", Kind: hearth.KindEvent, DeduplicationKey: "schedule/hello/hourly/x"}); hearth.ErrorCode(err) != hearth.CodeInvalid {

@@ -169,6 +169,7 @@ hearth schedules lists them.`,
 }
 
 func (a *app) scheduleRunCmd() *cobra.Command {
+	var key string
 	cmd := &cobra.Command{
 		Use:   "run NAME SCHEDULE",
 		Short: "Make the call of a schedule now",
@@ -178,7 +179,7 @@ and even if the schedule is paused; its times stay as they are.`,
 		Args:              oneSchedule,
 		ValidArgsFunction: a.completeName,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-			s, err := c.RunSchedule(ctx, args[0], args[1])
+			s, err := c.RunScheduleOnce(ctx, args[0], args[1], key)
 			switch {
 			case err != nil:
 				return err
@@ -189,6 +190,7 @@ and even if the schedule is paused; its times stay as they are.`,
 			return nil
 		}),
 	}
+	cmd.Flags().StringVar(&key, "dedup", "", "`KEY` under which the call is made once only")
 	return a.talks(a.prints(cmd))
 }
 
