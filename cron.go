@@ -128,9 +128,6 @@ func (f cronField) parse(text string) (set uint64, wrong, hint string) {
 		low, high, ranged := strings.Cut(span, "-")
 		from, to, known := f.min, f.max, true
 		if span == "*" || span == "?" {
-			if to == 7 {
-				to-- // Sunday once
-			}
 			if by == 1 {
 				set |= AnyCron
 			}

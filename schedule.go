@@ -173,7 +173,8 @@ type ScheduleState struct {
 	// Waiting is the time whose call waits until the one before has ended.
 	Waiting time.Time
 	Paused  bool
-	// Last is the latest call, Skipped the latest time for which none was made.
+	// Last is the latest call that was made or asked for again, Skipped the latest time
+	// for which none was made.
 	Last    ScheduleLast
 	Skipped ScheduleSkip
 }
@@ -201,8 +202,8 @@ type ScheduleFiring struct {
 	Overlap              string
 	// Waiting tells that it is ScheduleState.Waiting that is to be called now.
 	Waiting bool
-	// Manual tells that it was asked for: the schedule's own times stay. Key is under
-	// what it is stored once only; empty is each time.
+	// Manual tells that it was asked for: the schedule's own times stay. Under a Key that
+	// is not empty it is stored once only.
 	Manual bool
 	Key    string
 	// Skip is why there is to be no call; empty if there is to be one.

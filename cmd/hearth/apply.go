@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -219,6 +220,11 @@ func (a *app) applied(ch client.Change) {
 		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), "deleted", printable(ch.Function)+canceled(ch.Deleted))
 		a.printWarnings(ch.Deleted.Warnings)
 	default:
+		for _, w := range ch.Live.Warnings {
+			if !slices.Contains(ch.Plan.Warnings, w) { // which were printed with the plan
+				a.printWarning(ch.Function + ": " + w)
+			}
+		}
 		fmt.Fprintf(a.stderr, "%s version %d of %s is live → %s\n", a.colour(a.stderr, dim, "•"), ch.Live.Live, printable(ch.Function), printable(ch.Live.URL))
 	}
 }
