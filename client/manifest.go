@@ -322,8 +322,12 @@ func (p parser) unique(name string, value *yaml.Node, elem reflect.Type) error {
 	lines := map[string]int{}
 	for i := 0; i < len(value.Content); i += 2 {
 		k, v := value.Content[i], value.Content[i+1]
-		if k.Kind != yaml.ScalarNode || v.Kind != kind {
+		bare := kind == yaml.MappingNode && v.Tag == "!!null" // all defaults
+		if k.Kind != yaml.ScalarNode || v.Kind != kind && !bare {
 			return p.err(k.Line, hint, "%s must have %s", name, form)
+		}
+		if bare && value.Style&yaml.FlowStyle != 0 && k.Style == 0 {
+			k.Value = strings.TrimSuffix(k.Value, ":") // the YAML package wants a space in {orders:}
 		}
 		if before := lines[k.Value]; before > 0 {
 			return p.err(k.Line, "remove one of them", "%s: %q was already given in line %d", name, clip(k.Value), before)

@@ -3,6 +3,7 @@ package client_test
 import (
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,6 +86,10 @@ concurrency: 400
 	if m, err := client.ParseManifest("f", []byte("name: a\nruntime: python\ncache: {}\n")); err != nil || m.Cache == nil {
 		t.Errorf("an empty cache: %+v, %v", m, err)
 	}
+	m, err = client.ParseManifest("f", []byte("name: a\nruntime: python\nqueues: {orders:}\naliases:\n  beta:\n"))
+	if _, alias := m.Aliases["beta"]; err != nil || !alias || !maps.Equal(m.Queues, map[string]hearth.QueueTrigger{"orders": {}}) {
+		t.Errorf("names without values: %+v, %v", m, err)
+	}
 }
 
 func TestManifestErrors(t *testing.T) {
@@ -107,6 +112,8 @@ func TestManifestErrors(t *testing.T) {
 		ok + "timeout: 0\n":              {"f:3: timeout 0s is not positive"},
 		ok + "timeout: soon\n":           {`f:3: timeout: "soon" is not a duration`, "30s"},
 		ok + "timeout:\n":                {"f:3: timeout has no value"},
+		ok + "schedules: {daily:}\n":     {"f:3: schedules.daily: it needs one of cron and at"},
+		ok + "env: {A:}\n":               {"f:3: env"},
 		ok + "memory: 12\n":              {`f:3: memory: "12" is not a size`},
 		ok + "memory: 1KiB\n":            {"f:3: memory 1KiB is out of range"},
 		ok + "cpu: many\n":               {`f:3: cpu cannot be "many"`, "a number"},

@@ -22,10 +22,11 @@ import (
 
 func (a *app) listCmd() *cobra.Command {
 	return a.talks(a.prints(&cobra.Command{
-		Use:     "list",
-		Aliases: []string{"ls"},
-		Short:   "List the functions",
-		Long:    `List shows every function with its live version, runtime, isolation and URL.`,
+		Use:        "list",
+		Aliases:    []string{"ls"},
+		SuggestFor: []string{"function", "functions"},
+		Short:      "List the functions",
+		Long:       `List shows every function with its live version, runtime, isolation and URL.`,
 		Example: `  hearth list
   hearth list -o json | jq -r '.[].name'`,
 		Args: cobra.NoArgs,
@@ -82,8 +83,8 @@ func (a *app) getCmd() *cobra.Command {
 				{"url", f.URL},
 				{"version", liveVersions(f)},
 				{"artifact", f.Artifact},
-				{"created", f.CreatedAt.Local().Format(time.DateTime)},
-				{"updated", f.UpdatedAt.Local().Format(time.DateTime)},
+				{"created", stamp(f.CreatedAt)},
+				{"updated", stamp(f.UpdatedAt)},
 			}
 			pairs = append(pairs, configPairs(f.Config)...)
 			for _, w := range f.Warnings {
@@ -101,8 +102,9 @@ func (a *app) deleteCmd() *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Delete a function, or one version of it",
 		Long: `Delete removes a function with all its versions, or, as NAME@VERSION, one version
-to which no alias leads. Calls that are running end normally. On a terminal it
-asks first; otherwise it needs --yes.`,
+to which no alias leads. Calls that are running end normally; asynchronous ones that
+have not ended are canceled with their function, and it says how many. Messages of
+queues stay. On a terminal it asks first; otherwise it needs --yes.`,
 		Example: `  hearth delete hello
   hearth delete hello --yes
   hearth delete hello@3 --yes`,
@@ -127,20 +129,30 @@ asks first; otherwise it needs --yes.`,
 				return err
 			}
 			defer c.Close()
+			var d hearth.Deleted
 			if number > 0 {
 				err = c.DeleteVersion(cmd.Context(), name, number)
 			} else {
-				err = c.DeleteFunction(cmd.Context(), name, 0)
+				d, err = c.Delete(cmd.Context(), name, 0)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "Deleted %s\n", args[0])
+			fmt.Fprintf(a.stderr, "Deleted %s%s\n", args[0], canceled(d))
+			a.printWarnings(d.Warnings)
 			return nil
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return a.talks(cmd)
+}
+
+// canceled says which calls a deletion ended, as the end of a line.
+func canceled(d hearth.Deleted) string {
+	if d.Canceled == 0 {
+		return ""
+	}
+	return " and canceled " + count(int(d.Canceled), "asynchronous call")
 }
 
 // versionOf reads NAME or NAME@VERSION; the number of the former is 0.

@@ -98,7 +98,7 @@ It is tried again when it fails, and can run more than once.`,
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the invocation's id and timings on standard error")
 	cmd.Flags().BoolVar(&async, "async", false, "store the call and run it later")
 	cmd.Flags().BoolVar(&wait, "wait", false, "with --async: wait until it has ended, and write its answer")
-	cmd.Flags().DurationVar(&o.Delay, "delay", 0, "with --async: how long it waits at least, such as 30s")
+	durationVar(cmd.Flags(), &o.Delay, "delay", 0, "with --async: how long it waits at least, such as 30s")
 	cmd.Flags().StringVar(&o.DeduplicationKey, "dedup", "", "with --async: `KEY` under which it is accepted once only")
 	return a.talks(cmd)
 }

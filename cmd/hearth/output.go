@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/hearthrun/hearth"
@@ -33,6 +34,34 @@ func (v *outputValue) Set(s string) error {
 	}
 	*v.s = s
 	return nil
+}
+
+// durationValue is the value of a flag for a duration. A bare number is refused, as it is
+// not clear of what: in --keep-invocations-for 7 hardly of seconds.
+type durationValue time.Duration
+
+func (v *durationValue) String() string {
+	if *v == 0 {
+		return "0" // which help does not mention as a default
+	}
+	return time.Duration(*v).String()
+}
+
+func (v *durationValue) Type() string { return "duration" }
+
+func (v *durationValue) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return errors.New("it is no duration\n\ndurations need a unit: 500ms, 30s, 2m or 24h")
+	}
+	*v = durationValue(d)
+	return nil
+}
+
+// durationVar defines a flag for a duration.
+func durationVar(flags *pflag.FlagSet, d *time.Duration, name string, value time.Duration, usage string) {
+	*d = value
+	flags.Var((*durationValue)(d), name, usage)
 }
 
 // json tells whether the user wants JSON.
@@ -92,6 +121,16 @@ func (a *app) printHint(hint string) {
 	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "hint:"), printable(hint))
 }
 
+func (a *app) printWarning(text string) {
+	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(text))
+}
+
+func (a *app) printWarnings(list []string) {
+	for _, w := range list {
+		a.printWarning(w)
+	}
+}
+
 // printFunctionError prints what the user's code raised, the stack below it.
 func (a *app) printFunctionError(f *hearth.FunctionError) {
 	text := f.Message
@@ -114,6 +153,13 @@ func printable(s string) string {
 		return r
 	}, s)
 }
+
+// stamp writes a time so that it cannot be mistaken for that of another zone: the local
+// one with its offset from UTC, as RFC 3339 has it.
+func stamp(t time.Time) string { return t.Local().Format(time.RFC3339) }
+
+// stampMillis is stamp with milliseconds.
+func stampMillis(t time.Time) string { return t.Local().Format("2006-01-02T15:04:05.000Z07:00") }
 
 // ago writes how long t was before now, coarsely.
 func ago(t, now time.Time) string {

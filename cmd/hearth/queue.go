@@ -34,7 +34,7 @@ Hearth-Invocation-Type: async. How it is retried is configured in hearth.yaml.`,
   hearth queue list hello --state dead
   hearth queue show 01a2189c-91b3-754e-a042-f286c28ce53a
   hearth queue redrive hello`,
-		Args: cobra.NoArgs,
+		Args: noOther,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 			st, err := c.Queue(ctx)
 			if err != nil {
@@ -198,7 +198,6 @@ and with dead letters.`,
 }
 
 func (a *app) printCallLong(c client.AsyncCall) error {
-	stamp := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
 	pairs := [][2]string{
 		{"id", c.ID},
 		{"function", orDash(c.Function)},
@@ -206,12 +205,12 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 		{"kind", string(c.Kind)},
 		{"state", callState(c.AsyncCall, time.Now())},
 		{"attempts", strconv.Itoa(c.Attempts)},
-		{"accepted", stamp(c.AcceptedAt)},
+		{"accepted", stampMillis(c.AcceptedAt)},
 	}
 	if c.State.Ended() {
-		pairs = append(pairs, [2]string{"ended", stamp(c.FinishedAt)})
+		pairs = append(pairs, [2]string{"ended", stampMillis(c.FinishedAt)})
 	} else {
-		pairs = append(pairs, [2]string{"due", stamp(c.DueAt)}, [2]string{"expires", stamp(c.ExpiresAt)})
+		pairs = append(pairs, [2]string{"due", stampMillis(c.DueAt)}, [2]string{"expires", stampMillis(c.ExpiresAt)})
 	}
 	if c.DeduplicationKey != "" {
 		pairs = append(pairs, [2]string{"deduplication key", c.DeduplicationKey})
@@ -235,7 +234,7 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 		case f.Attempt == 0:
 			when = "when canceled"
 		}
-		pairs = append(pairs, [2]string{when, fmt.Sprintf("%s after %s: %s", stamp(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text)})
+		pairs = append(pairs, [2]string{when, fmt.Sprintf("%s after %s: %s", stampMillis(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text)})
 	}
 	if err := a.printPairs(pairs); err != nil || c.Result == nil {
 		return err

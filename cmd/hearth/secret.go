@@ -35,11 +35,8 @@ functions without a deploy.`,
 		Example: `  hearth secret set db-password
   hearth secret set tls-key --from-file key.pem
   hearth secret list`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretRekeyCmd(), a.secretDeleteCmd())
-	return cmd
+	return group(cmd, a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretRekeyCmd(), a.secretDeleteCmd())
 }
 
 // oneSecret takes the name of a secret. A value beside it is refused without being
@@ -160,7 +157,7 @@ rollback, and which functions use it.`,
 				return a.printJSON(list)
 			}
 			rows := [][]string{{"NAME", "VERSION", "KEPT", "SET", "FUNCTIONS"}}
-			var locked []string
+			var locked, lost []string
 			for _, s := range list {
 				var kept []string
 				for _, n := range s.Versions {
@@ -170,12 +167,18 @@ rollback, and which functions use it.`,
 				if s.Locked {
 					locked = append(locked, s.Name)
 				}
+				if s.KeyLost {
+					lost = append(lost, s.Name)
+				}
 			}
 			if err := a.printTable(rows); err != nil {
 				return err
 			}
 			if len(locked) > 0 {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable("the server does not have the key of "+strings.Join(locked, ", ")+": restore its key file, or set them again"))
+				a.printWarning("the server does not have the key of " + strings.Join(locked, ", ") + ": restore its key file, or set them again")
+			}
+			if len(lost) > 0 {
+				a.printWarning("the key file does not hold the key of " + strings.Join(lost, ", ") + " any more, and the server only until it ends: restore the file before, or let hearth secret rekey write it with a new key")
 			}
 			return nil
 		},
@@ -235,7 +238,7 @@ values, too: who has it and an old copy of the database knows the values.`,
 				return a.printJSON(r)
 			}
 			if len(r.Unreadable) > 0 {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable("a value of "+strings.Join(r.Unreadable, ", ")+" could not be read before either and stays as it was"))
+				a.printWarning("a value of " + strings.Join(r.Unreadable, ", ") + " could not be read before either and stays as it was")
 			}
 			_, err = fmt.Fprintf(a.stdout, "%s of %s are encrypted with a new key; back up the key file\n", count(r.Values, "value"), count(r.Secrets, "secret"))
 			return err
