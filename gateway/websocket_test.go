@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -218,7 +219,7 @@ func TestSocketsStay(t *testing.T) {
 // TestMessagesAreBounded: what is kept of messages that are not complete is
 // bounded for all connections together, and given back.
 func TestMessagesAreBounded(t *testing.T) {
-	g, url, _ := echo(t, Config{MaxMessages: 200 << 10})
+	g, url, _ := echo(t, Config{MaxMessages: 800 << 10}) // a quarter for the function
 	c := dial(t, url, nil)
 	c.SetReadLimit(-1)
 	say := func(size int) error {
@@ -250,7 +251,117 @@ func TestMessagesAreBounded(t *testing.T) {
 	}
 	g.CloseSockets()
 	g.WaitSockets()
-	if n := g.sockets.gathered.Load(); n != 0 {
+	if n := g.sockets.underway(); n != 0 {
 		t.Errorf("%d bytes are still counted", n)
+	}
+}
+
+// waitFor waits until something is so.
+func waitFor(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !so(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// underway is how many bytes of messages are counted.
+func (a *sockets) underway() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.gathered
+}
+
+// One function cannot have the room of all.
+func TestRoomOfMessages(t *testing.T) {
+	var a sockets
+	if !a.take("f", 25, 100) || a.take("f", 1, 100) {
+		t.Error("f may not have a quarter, or may have more")
+	}
+	for _, other := range []string{"g", "h", "i"} {
+		if !a.take(other, 25, 100) {
+			t.Errorf("%s has no room besides f", other)
+		}
+	}
+	if a.take("j", 1, 100) {
+		t.Error("all have more than there is")
+	}
+	a.give("f", 25)
+	if !a.take("j", 25, 100) || len(a.gatheredOf) != 4 {
+		t.Errorf("%v", a.gatheredOf)
+	}
+}
+
+// rawSocket opens a WebSocket of which nothing is read but what the test reads.
+func rawSocket(t *testing.T, url string) *net.TCPConn {
+	t.Helper()
+	nc, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/fn/f/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	io.WriteString(nc, "GET /fn/f/raw HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n") //nolint:errcheck // the read tells
+	resp, err := http.ReadResponse(bufio.NewReaderSize(&oneByOne{nc}, 16), nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	return nc.(*net.TCPConn)
+}
+
+// oneByOne reads no more than it is asked for.
+type oneByOne struct{ io.Reader }
+
+func (o *oneByOne) Read(p []byte) (int, error) { return o.Reader.Read(p[:1]) }
+
+// maskedFrame is a frame of a client with a binary message of a length, up to its payload.
+func maskedFrame(length int) []byte {
+	return append(binary.BigEndian.AppendUint64([]byte{0x82, 0xff}, uint64(length)), 0, 0, 0, 0)
+}
+
+// A client that goes away while its message waits for the function leaves nothing behind.
+func TestGoneWhileMessageWaits(t *testing.T) {
+	g, url, records := echo(t, Config{Ping: 20 * time.Millisecond})
+	nc := rawSocket(t, url)
+	nc.Write(maskedFrame(1 << 20)) //nolint:errcheck // the guest takes less
+	nc.Write(make([]byte, 1<<20))  //nolint:errcheck // as above
+	waitFor(t, "the message to wait", func() bool { return g.sockets.underway() == 1<<20-gatherSize })
+	nc.SetLinger(0) //nolint:errcheck // it is reset, as when its machine is gone
+	nc.Close()
+	waitFor(t, "the record", func() bool {
+		records.mu.Lock()
+		defer records.mu.Unlock()
+		return len(records.list) == 1
+	})
+	if n := g.sockets.underway(); n != 0 || records.list[0].ErrorCode != hearth.CodeCanceled {
+		t.Errorf("%d bytes are still counted; the record is %+v", n, records.list[0])
+	}
+}
+
+// A client whose message comes slowly is alive.
+func TestSlowMessage(t *testing.T) {
+	_, url, _ := echo(t, Config{Ping: 50 * time.Millisecond})
+	nc := rawSocket(t, url)
+	const size = 70_000
+	if _, err := nc.Write(maskedFrame(size)); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	begun, sent := time.Now(), 0
+	for ; time.Since(begun) < 300*time.Millisecond; sent++ { // as long as six pings
+		if _, err := nc.Write([]byte{0}); err != nil {
+			t.Fatal(err)
+		}
+		<-tick.C
+	}
+	if _, err := nc.Write(make([]byte, size-sent)); err != nil {
+		t.Fatal(err)
+	}
+	var head [2]byte
+	for head[0]&0x0f != 2 { // pings are empty
+		if _, err := io.ReadFull(nc, head[:]); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
