@@ -148,6 +148,13 @@ func (s *API) sendMessages(ctx context.Context, in *sendInput) (*sendOutput, err
 // messagesOf reads the body of sendInput, which is valid JSON, up to the first thing that
 // is wrong. Errors: CodeInvalid.
 func messagesOf(body []byte, now time.Time) ([]hearth.Message, error) {
+	hint := "send UTF-8; what is no text can be sent as base64"
+	if !utf8.Valid(body) {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the messages are not UTF-8").WithHint("%s", hint)
+	}
+	if err := jsonwalk.Paired(body); err != nil {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the messages are not Unicode: %w", err).WithHint("%s", hint)
+	}
 	if jsonwalk.Kind(body) != '{' {
 		return nil, badField("body", "expected object")
 	}

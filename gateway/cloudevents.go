@@ -70,6 +70,9 @@ func batched(body []byte) ([][]byte, error) {
 	if !json.Valid(body) || jsonwalk.Kind(body) != '[' {
 		return nil, badEvent("a batch is a JSON array of events")
 	}
+	if err := jsonwalk.Readable(body); err != nil {
+		return nil, badEvent("%s", err)
+	}
 	events := [][]byte{}
 	for e := range jsonwalk.Elements(body) {
 		if len(events) == maxBatch {
@@ -88,6 +91,9 @@ func batched(body []byte) ([][]byte, error) {
 func structured(body []byte) ([]byte, error) {
 	if !json.Valid(body) {
 		return nil, badEvent("it is no JSON object")
+	}
+	if err := jsonwalk.Readable(body); err != nil {
+		return nil, badEvent("%s", err)
 	}
 	return body, checkEvent(body)
 }
@@ -251,6 +257,9 @@ func fromHeaders(h http.Header, body []byte) ([]byte, error) {
 	case media == "application/json" || strings.HasSuffix(media, "+json"):
 		if !json.Valid(body) {
 			return nil, badEvent("the body is no JSON, although Content-Type says so")
+		}
+		if err := jsonwalk.Readable(body); err != nil {
+			return nil, badEvent("%s", err)
 		}
 		data, appendData = "data", func(b []byte) []byte {
 			buf := bytes.NewBuffer(b)

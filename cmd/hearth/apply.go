@@ -205,7 +205,7 @@ func setting(s string) string {
 	if s == "" {
 		return "(none)"
 	}
-	return strings.ReplaceAll(printable(s), "\n", `\n`)
+	return oneLine(s)
 }
 
 // applied tells of a change that was made, or was not.

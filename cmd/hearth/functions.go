@@ -279,7 +279,7 @@ func configPairs(c hearth.Config) [][2]string {
 func (a *app) printPairs(pairs [][2]string) error {
 	rows := make([][]string, len(pairs))
 	for i, p := range pairs {
-		rows[i] = []string{p[0], strings.ReplaceAll(p[1], "\n", `\n`)}
+		rows[i] = []string{p[0], p[1]}
 	}
 	return a.printTable(rows)
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -80,7 +82,7 @@ func (a *app) printTable(rows [][]string) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
 		for i, cell := range r {
-			r[i] = printable(cell)
+			r[i] = strings.ReplaceAll(oneLine(cell), "\t", " ")
 		}
 		fmt.Fprintln(w, strings.Join(r, "\t"))
 	}
@@ -143,12 +145,13 @@ func (a *app) printFunctionError(f *hearth.FunctionError) {
 	}
 }
 
-// printable replaces control characters, so that text from a function or a
-// server cannot steer the terminal. Line ends and tabs stay.
+// printable replaces control characters, and characters that are invisible or change
+// the order of others, so that text from a function or a server can neither steer the
+// terminal nor look like what it is not. Line ends and tabs stay.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && (r < ' ' || r >= 0x7f && r < 0xa0) {
-			return '\uFFFD'
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || hidden(r)) {
+			return utf8.RuneError
 		}
 		return r
 	}, s)
@@ -160,6 +163,17 @@ func stamp(t time.Time) string { return t.Local().Format(time.RFC3339) }
 
 // stampMillis is stamp with milliseconds.
 func stampMillis(t time.Time) string { return t.Local().Format("2006-01-02T15:04:05.000Z07:00") }
+
+// hidden tells whether a terminal shows r not as itself. The joiners are needed to write
+// some languages, and for emoji; signs that span digits are seen.
+func hidden(r rune) bool {
+	const nonJoiner, joiner = 0x200c, 0x200d
+	return unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) && r != nonJoiner && r != joiner &&
+		!unicode.Is(unicode.Prepended_Concatenation_Mark, r)
+}
+
+// oneLine is printable for text that is to stay on its line.
+func oneLine(s string) string { return strings.ReplaceAll(printable(s), "\n", `\n`) }
 
 // ago writes how long t was before now, coarsely.
 func ago(t, now time.Time) string {

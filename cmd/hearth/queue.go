@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -243,17 +244,19 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 	if c.Result.Cut {
 		fmt.Fprint(a.stdout, ", cut to")
 	}
-	fmt.Fprintln(a.stdout, ":")
-	return a.printResult(c.Result)
+	_, err := fmt.Fprintf(a.stdout, ":\n%s\n", printable(strings.TrimSuffix(string(resultBody(c.Result)), "\n")))
+	return err
 }
 
-// printResult writes the body of a stored response.
+func resultBody(r *client.AsyncResult) []byte {
+	return slices.Concat(r.Value, []byte(r.Text), r.Base64)
+}
+
+// printResult writes the body of a stored response as it is.
 func (a *app) printResult(r *client.AsyncResult) error {
 	out := &lastByte{w: a.stdout}
-	for _, part := range [][]byte{r.Value, []byte(r.Text), r.Base64} {
-		if _, err := out.Write(part); err != nil {
-			return err
-		}
+	if _, err := out.Write(resultBody(r)); err != nil {
+		return err
 	}
 	if out.last != '\n' && out.last != 0 && isTerminal(a.stdout) {
 		fmt.Fprintln(a.stdout)

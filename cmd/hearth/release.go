@@ -143,7 +143,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, r client.Release) (c
 	for said := -1; r.State == hearth.ReleaseRunning; {
 		if r.Step != said && !a.json() {
 			said = r.Step
-			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), releaseProgress(r))
+			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), printable(releaseProgress(r)))
 		}
 		select {
 		case <-ctx.Done():
