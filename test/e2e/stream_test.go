@@ -147,12 +147,12 @@ def handler(event, context):
         return n
     def chunks():
         chunk = bytes(1_000_000)
-        for _ in range(1000):
+        for _ in range(int(event.get("queryStringParameters", {}).get("n", 1000))):
             yield chunk
     return chunks()
 handler.request_stream = True
 `, fields{"timeout": "5m"})
-	want(t, in.do("GET", "/fn/f/", nil), 200, "") // what the first one needs, stays
+	want(t, in.do("GET", "/fn/f/?n=20", nil), 200, "") // what the first one needs, stays
 	before := peak(t, child.Process.Pid)
 
 	resp, err := http.Get(in.url + "/fn/f/")
