@@ -1,7 +1,7 @@
 // Package metrics counts what happens, keeps the counts as time series in a Prometheus
 // database of its own, and answers PromQL.
 //
-// Calls are counted where they end, exactly, whatever becomes of their records. Each
+// Calls are counted where they end, exactly, whatever becomes of their records. Twice a
 // second what has changed goes to a journal, and every 15 seconds (Options.Interval) to the
 // database, together with what others tell of their state; the journal is for what a
 // killed server had no time to store.
@@ -59,8 +59,9 @@ func (o Options) withDefaults() Options {
 }
 
 const (
-	// journalEvery is how much of what was counted a killed server loses.
-	journalEvery = time.Second
+	// journalEvery is after which time what was counted is in the journal: what a killed
+	// server loses is less than a second of it.
+	journalEvery = 500 * time.Millisecond
 	// repeatAfter is after which time a value is stored again though it is the same, so
 	// that queries, which look back for five minutes, still find it.
 	repeatAfter = 2 * time.Minute
@@ -94,7 +95,8 @@ type series struct {
 // begins to store. Close must be called.
 func Start(opts Options) *DB {
 	ctx, cancel := context.WithCancel(context.Background())
-	db := &DB{opts: opts.withDefaults(), cancel: cancel, done: make(chan struct{})}
+	now := time.Now() // all that is stored already is older
+	db := &DB{opts: opts.withDefaults(), cancel: cancel, done: make(chan struct{}), looked: now, sampled: now}
 	db.queries = newQueries(db, opts.Logger)
 	go db.run(ctx)
 	return db
@@ -120,8 +122,8 @@ func (db *DB) run(ctx context.Context) {
 		return
 	}
 	defer db.journal.close() //nolint:errcheck // what it has is stored
-	second := time.NewTicker(journalEvery)
-	defer second.Stop()
+	note := time.NewTicker(journalEvery)
+	defer note.Stop()
 	sample := time.NewTicker(db.opts.Interval)
 	defer sample.Stop()
 	for {
@@ -131,7 +133,7 @@ func (db *DB) run(ctx context.Context) {
 			return
 		case <-sample.C:
 			db.sample()
-		case <-second.C:
+		case <-note.C:
 			db.note()
 		}
 	}
@@ -200,8 +202,8 @@ func (n *counts) seriesOf(i int, v value) *series {
 	return s
 }
 
-// later returns the later of two times. A value that is not 0 was when the others were
-// looked at last, if its version was counted then.
+// later returns the later of two times. A value that has been looked at for the first
+// time was 0 when the others were looked at last.
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

@@ -90,8 +90,9 @@ type queryError struct {
 
 func (e *queryError) Error() string { return e.err.Error() }
 
-func badData(format string, err error) error {
-	return &queryError{"bad_data", http.StatusBadRequest, errors.New(format + ": " + err.Error())}
+// badData says what is wrong with a request.
+func badData(what string, err error) error {
+	return &queryError{"bad_data", http.StatusBadRequest, errors.New(what + ": " + err.Error())}
 }
 
 // errorOf returns an error as Prometheus has it.
@@ -237,19 +238,19 @@ func (q *queries) ranged(r *http.Request) (any, annotations.Annotations, error) 
 	})
 }
 
-// select calls fn with a querier of the time that a request is about, for each of its
+// choose calls fn with a querier of the time that a request is about, for each of its
 // selectors, and once without any if it has none.
-func (q *queries) choose(r *http.Request, fn func(ctx context.Context, s storage.Querier, limit int, m []*labels.Matcher) (annotations.Annotations, error)) (notes annotations.Annotations, err error) {
+func (q *queries) choose(r *http.Request, fn func(ctx context.Context, s storage.Querier, hints storage.SelectHints, m []*labels.Matcher) (annotations.Annotations, error)) (notes annotations.Annotations, err error) {
 	ctx, cancel, err := withTimeout(r)
 	if err != nil {
 		return nil, err
 	}
 	defer cancel()
-	start, err := timeOf(r, "start", time.UnixMilli(math.MinInt64/2))
+	start, err := timeOf(r, "start", time.Unix(0, 0))
 	if err != nil {
 		return nil, err
 	}
-	end, err := timeOf(r, "end", time.UnixMilli(math.MaxInt64/2))
+	end, err := timeOf(r, "end", time.Now().Add(time.Hour))
 	if err != nil {
 		return nil, err
 	}
@@ -262,6 +263,11 @@ func (q *queries) choose(r *http.Request, fn func(ctx context.Context, s storage
 	sets, err := q.parser.ParseMetricSelectors(r.Form["match[]"])
 	if err != nil {
 		return nil, badData("match[]", err)
+	}
+	for _, m := range sets {
+		if !slices.ContainsFunc(m, func(m *labels.Matcher) bool { return !m.Matches("") }) {
+			return nil, badData("match[]", errors.New("it has no matcher that asks for something"))
+		}
 	}
 	if len(sets) == 0 {
 		sets = append(sets, nil)
@@ -276,7 +282,7 @@ func (q *queries) choose(r *http.Request, fn func(ctx context.Context, s storage
 	}
 	defer s.Close() //nolint:errcheck // it was only read
 	for _, m := range sets {
-		n, err := fn(ctx, s, limit, m)
+		n, err := fn(ctx, s, storage.SelectHints{Start: start.UnixMilli(), End: end.UnixMilli(), Limit: limit, Func: "series"}, m)
 		if notes.Merge(n); err != nil {
 			return notes, err
 		}
@@ -302,9 +308,9 @@ func (q *queries) series(r *http.Request) (any, annotations.Annotations, error) 
 	}
 	found := map[uint64]labels.Labels{}
 	var limit int
-	notes, err := q.choose(r, func(ctx context.Context, s storage.Querier, most int, m []*labels.Matcher) (annotations.Annotations, error) {
-		limit = most
-		set := s.Select(ctx, false, &storage.SelectHints{Func: "series"}, m...)
+	notes, err := q.choose(r, func(ctx context.Context, s storage.Querier, hints storage.SelectHints, m []*labels.Matcher) (annotations.Annotations, error) {
+		limit, hints.Limit = hints.Limit, 0
+		set := s.Select(ctx, false, &hints, m...)
 		for set.Next() {
 			l := set.At().Labels()
 			found[l.Hash()] = l
@@ -338,8 +344,8 @@ func (q *queries) values(r *http.Request) (any, annotations.Annotations, error) 
 func (q *queries) names(r *http.Request, fn func(ctx context.Context, s storage.Querier, m []*labels.Matcher) ([]string, annotations.Annotations, error)) (any, annotations.Annotations, error) {
 	var list []string
 	var limit int
-	notes, err := q.choose(r, func(ctx context.Context, s storage.Querier, most int, m []*labels.Matcher) (annotations.Annotations, error) {
-		limit = most
+	notes, err := q.choose(r, func(ctx context.Context, s storage.Querier, hints storage.SelectHints, m []*labels.Matcher) (annotations.Annotations, error) {
+		limit = hints.Limit
 		names, notes, err := fn(ctx, s, m)
 		list = append(list, names...)
 		return notes, err
