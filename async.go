@@ -343,6 +343,12 @@ type QueueCounts struct {
 	OldestDue time.Time `json:"oldest_due,omitzero" doc:"When the next of the waiting calls was or is due; missing if none waits"`
 }
 
+// Deleted is what the deletion of a function ended or left behind.
+type Deleted struct {
+	Canceled int64    `json:"canceled" doc:"Asynchronous calls that had not ended and were canceled"`
+	Warnings []string `json:"warnings" doc:"Messages that wait in queues, which no function takes now"`
+}
+
 // AsyncEntry is a call with what it passes.
 type AsyncEntry struct {
 	AsyncCall

@@ -75,12 +75,27 @@ type Config struct {
 type Warm struct {
 	// Min is how many instances there are at least.
 	Min int `json:"min,omitempty" yaml:"min,omitempty" doc:"How many instances are kept ready at least" example:"1"`
-	// Schedule is a cron expression: Min holds in the minutes it matches only.
-	// Empty means always.
+	// Schedule is a cron expression: Min holds in the minutes it matches only, by the
+	// server's clock unless it names a zone. Empty means always.
 	Schedule string `json:"schedule,omitempty" yaml:"schedule,omitempty" doc:"Cron expression of the minutes in which min holds, optionally after CRON_TZ=ZONE; always if empty" example:"* 8-18 * * MON-FRI"`
 	// Call is an event that each instance started ahead of calls gets once,
 	// before it is used; nil sends none.
 	Call any `json:"call,omitempty" yaml:"call,omitempty" doc:"Event that the handler gets once in each instance that is started ahead of calls"`
+}
+
+// Minutes returns what Schedule means, nil if it is empty. Errors: CodeInvalid.
+func (w Warm) Minutes() (*Cron, error) {
+	if w.Schedule == "" {
+		return nil, nil
+	}
+	c, err := ParseCron(w.Schedule, time.Local)
+	if err == nil && c.Every > 0 {
+		err = Errorf(CodeInvalid, "@every matches no minutes").WithHint("%s", fiveHint)
+	}
+	if err != nil {
+		return nil, Errorf(CodeInvalid, "warm.schedule: %s", AsError(err).Message).WithHint("%s", AsError(err).Hint)
+	}
+	return &c, nil
 }
 
 // Cache is how responses to GET and HEAD requests are kept (RFC 9111).
@@ -311,6 +326,9 @@ func (c Config) Validate() error {
 	case len(c.Routes) > maxRoutes:
 		return bad(fmt.Sprintf("use at most %d", maxRoutes), "%d routes are too many", len(c.Routes))
 	}
+	if _, err := c.Warm.Minutes(); err != nil {
+		return err
+	}
 	if call, err := json.Marshal(c.Warm.Call); err != nil || len(call) > maxCall {
 		return bad("give a JSON value of at most "+Bytes(maxCall).String(), "warm.call is not valid")
 	}
@@ -418,7 +436,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	}
 	v, err := time.ParseDuration(s)
 	if err != nil {
-		return Errorf(CodeInvalid, "%q is not a duration", clip(s)).WithHint("write for example 500ms, 30s or 2m")
+		return Errorf(CodeInvalid, "%q is not a duration", clip(s)).WithHint("durations need a unit: 500ms, 30s, 2m or 24h")
 	}
 	*d = Duration(v)
 	return nil

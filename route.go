@@ -16,7 +16,7 @@ import (
 // "POST *.example.com/hooks". Without a method it is any method, without a host
 // any host; "*." at the start of a host stands for one label. The path may have
 // parameters for one segment ("/users/{id}") and, at its end, for the rest
-// ("/files/{path...}").
+// ("/files/{path...}"). What is percent-encoded in it means the same as plain.
 //
 // Of the routes that match a request those of its host come first, then those of
 // "*." and its parent, then those without a host. Among them a specific one wins
@@ -79,6 +79,7 @@ func (r Route) Validate() error {
 	if why := checkPath(path); why != "" {
 		return bad(why)
 	}
+	path = unescape(path)
 	for _, p := range ReservedPaths() {
 		if host == "" && (path == p || strings.HasPrefix(path, p+"/")) {
 			return bad(p + " belongs to Hearth")
@@ -110,8 +111,9 @@ func checkPath(path string) string {
 	segments := strings.Split(path[1:], "/")
 	for i, s := range segments {
 		last := i == len(segments)-1
+		plain := unescape(s)
 		switch {
-		case s == "" && !last, s == ".", s == "..":
+		case s == "" && !last, plain == ".", plain == "..":
 			return "it has an empty segment, . or .."
 		case strings.HasPrefix(s, "{") && strings.HasSuffix(s, "}"):
 			name, rest := strings.CutSuffix(s[1:len(s)-1], "...")
@@ -134,6 +136,18 @@ func checkPath(path string) string {
 		}
 	}
 	return ""
+}
+
+// unescape returns a path as ServeMux and those who look at a request's path compare
+// it: percent-decoded, segment by segment; one that is not validly encoded stays.
+func unescape(path string) string {
+	segments := strings.Split(path, "/")
+	for i, s := range segments {
+		if plain, err := url.PathUnescape(s); err == nil {
+			segments[i] = plain
+		}
+	}
+	return strings.Join(segments, "/")
 }
 
 // CORS lets pages of other origins call a route and read its responses (Fetch

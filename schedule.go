@@ -3,7 +3,6 @@ package hearth
 import (
 	"encoding/json"
 	"regexp"
-	"strings"
 	"time"
 )
 
@@ -65,7 +64,7 @@ func (s Schedule) WithDefaults() Schedule {
 			*d.field = d.value
 		}
 	}
-	if s.TimeZone == "" && s.Cron != "" && !strings.HasPrefix(s.Cron, "TZ=") && !strings.HasPrefix(s.Cron, "CRON_TZ=") {
+	if s.TimeZone == "" && s.Cron != "" && !namesZone(s.Cron) {
 		s.TimeZone = "UTC"
 	}
 	return s
@@ -83,10 +82,23 @@ func (s Schedule) Time() (time.Time, error) {
 	return t.UTC().Truncate(time.Second), nil
 }
 
+// Expression returns what Cron means, which is not empty. Errors: CodeInvalid.
+func (s Schedule) Expression() (Cron, error) {
+	zone := time.UTC
+	if s.TimeZone != "" {
+		if namesZone(s.Cron) {
+			return Cron{}, Errorf(CodeInvalid, "cron and time_zone both name a time zone").WithHint("remove one of them")
+		}
+		var err error
+		if zone, err = loadZone(s.TimeZone); err != nil {
+			return Cron{}, err
+		}
+	}
+	return ParseCron(s.Cron, zone)
+}
+
 var scheduleRE = regexp.MustCompile(`^[a-z]([a-z0-9_-]{0,61}[a-z0-9])?$`)
 
-// validate checks all but what a cron expression and a time zone are, which
-// package queue knows.
 func (s Schedule) validate(name string) error {
 	bad := func(hint, format string, args ...any) error {
 		return Errorf(CodeInvalid, "schedules."+clip(name)+": "+format, args...).WithHint("%s", hint)
@@ -119,6 +131,11 @@ func (s Schedule) validate(name string) error {
 		return bad("add overlap: allow, or use missed: once", "missed: all would be cut short by overlap: %s, as the calls come at once", all.Overlap)
 	case !aliasRE.MatchString(all.Alias):
 		return bad("hearth alias list NAME shows them", "alias %q is not valid", clip(s.Alias))
+	case s.At != "":
+		return nil
+	}
+	if _, err := s.Expression(); err != nil {
+		return bad(AsError(err).Hint, "%s", AsError(err).Message)
 	}
 	return nil
 }
@@ -156,7 +173,8 @@ type ScheduleState struct {
 	// Waiting is the time whose call waits until the one before has ended.
 	Waiting time.Time
 	Paused  bool
-	// Last is the latest call, Skipped the latest time for which none was made.
+	// Last is the latest call that was made or asked for again, Skipped the latest time
+	// for which none was made.
 	Last    ScheduleLast
 	Skipped ScheduleSkip
 }
@@ -174,7 +192,7 @@ type ScheduleLast struct {
 // ScheduleSkip is a time for which there was no call.
 type ScheduleSkip struct {
 	Due    time.Time `json:"due" doc:"Time of the schedule"`
-	Reason string    `json:"reason" doc:"Why there was no call" example:"the call before has not ended"`
+	Reason string    `json:"reason" doc:"Why there was no call" example:"the call before had not ended (overlap: skip)"`
 }
 
 // ScheduleFiring is a time of a schedule that has come.
@@ -184,8 +202,10 @@ type ScheduleFiring struct {
 	Overlap              string
 	// Waiting tells that it is ScheduleState.Waiting that is to be called now.
 	Waiting bool
-	// Manual tells that it was asked for: the schedule's own times stay.
+	// Manual tells that it was asked for: the schedule's own times stay. Under a Key that
+	// is not empty it is stored once only.
 	Manual bool
+	Key    string
 	// Skip is why there is to be no call; empty if there is to be one.
 	Skip string
 	// Entry is the call.

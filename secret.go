@@ -35,6 +35,8 @@ type Secret struct {
 	Functions []string `json:"functions" doc:"Functions that use it in a version that an alias leads to"`
 	// Locked is true if the server does not have the key that encrypted it.
 	Locked bool `json:"locked,omitempty" doc:"True if the server does not have the key that it was encrypted with"`
+	// KeyLost is true if only the server's memory has that key.
+	KeyLost bool `json:"key_lost,omitempty" doc:"True if the key file does not hold that key any more: the secret is lost when the server ends"`
 }
 
 // Rekeyed tells of a new key of the secrets.

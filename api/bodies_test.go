@@ -82,6 +82,11 @@ func TestSendBody(t *testing.T) {
 		`{"messages":[{"body":1,"delay":"-1s"}]}`:                                          "messages[0]: delay -1s is negative",
 		`{"messages":[{"body":1,"deduplication_key":{}}]}`:                                 "body.messages[0].deduplication_key: expected string",
 		`{"messages":[{"body":1,"deduplication_key":"` + strings.Repeat("ä", 257) + `"}]}`: "expected length <= 256",
+		"{\"messages\":[{\"body\":\"a\xff\"}]}":                                            "the messages are not UTF-8",
+		`{"messages":[{"body":"\ud800"}]}`:                                                 `the surrogate \\ud800 at byte 22 is not one of a pair`,
+		`{"messages":[{"body":"\uDC00\ud800"}]}`:                                           `the surrogate \\uDC00 at byte 22`,
+		`{"messages":[{"body":"\ud83d\uDE00 \\ud800 \ufffd 😀"},1]}`:                        "body.messages[1]: expected object", // a pair is fine
+		`{"messages":[{"body":1,"deduplication_key":"\ud83d-"}]}`:                          `the surrogate \\ud83d`,
 	} {
 		a := h.do("POST", "/v1/queues/q/messages", body)
 		if got := a.Body.String(); a.Code != 400 || !strings.Contains(got, want) {

@@ -34,10 +34,11 @@ type deployment struct {
 	config    hearth.Config
 	code      *code // nil keeps the code the function has
 	match     condition
-	ifNew     bool // If-None-Match: *
-	mustBeNew bool // POST
-	fresh     bool // installs dependencies anew
-	preview   bool // the new version does not become live
+	ifNew     bool     // If-None-Match: *
+	mustBeNew bool     // POST
+	fresh     bool     // installs dependencies anew
+	preview   bool     // the new version does not become live
+	aliases   []string // that are set after it
 }
 
 // deploy makes a version, starts it for real and, if that works, makes it live.
@@ -53,7 +54,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 		return deployed{}, err
 	}
 	config := d.config.WithDefaults()
-	if err := s.validate(config); err != nil {
+	if err := config.Validate(); err != nil {
 		return deployed{}, err
 	}
 	unlock, err := s.deploys.lock(ctx, d.name)
@@ -83,7 +84,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 		return deployed{}, err
 	}
 	// They are not kept with the version: tomorrow they may be wrong.
-	triggers, err := s.triggerWarnings(ctx, d.name, config)
+	triggers, err := s.triggerWarnings(ctx, d.name, config, d.aliases)
 	if err != nil {
 		return deployed{}, err
 	}
@@ -128,7 +129,7 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 			return unchanged()
 		}
 	}
-	live := old == nil || !d.preview
+	live, queues := old == nil || !d.preview, s.queuesOf(d.name)
 	v, as, err := s.verify(ctx, v, live)
 	if err != nil {
 		return deployed{}, err
@@ -137,7 +138,8 @@ func (s *API) deploy(ctx context.Context, d deployment) (deployed, error) {
 	if err != nil {
 		return deployed{}, err
 	}
-	return deployed{function: f, version: v.Number, warnings: slices.Concat(v.Warnings, triggers), created: old == nil}, nil
+	warnings = slices.Concat(v.Warnings, triggers, s.strandedMessages(context.WithoutCancel(ctx), queues))
+	return deployed{function: f, version: v.Number, warnings: warnings, created: old == nil}, nil
 }
 
 // sameVersion returns the newest version that has the configuration and the code of
@@ -537,30 +539,37 @@ func (s *API) commitRemoval(ctx context.Context, f hearth.Function) error {
 }
 
 // remove deletes a function.
-func (s *API) remove(ctx context.Context, name string, match condition) error {
+func (s *API) remove(ctx context.Context, name string, match condition) (out hearth.Deleted, err error) {
 	for _, l := range []*locks{&s.deploys, &s.changes} {
 		unlock, err := l.lock(ctx, name)
 		if err != nil {
-			return err
+			return out, err
 		}
 		defer unlock()
 	}
 	f, err := s.function(ctx, name)
 	if err != nil {
 		if match.exists && hearth.ErrorCode(err) == hearth.CodeNotFound {
-			return match.check(name, nil)
+			return out, match.check(name, nil)
 		}
-		return err
+		return out, err
 	}
 	if err := match.check(name, &f); err != nil {
-		return err
+		return out, err
 	}
+	queues := s.queuesOf(name)
 	if err := s.commitRemoval(ctx, f); err != nil {
-		return err
+		return out, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
 	defer cancel()
-	if err := s.Queue.Forget(ctx, name); err != nil {
+	canceled, err := s.unended(ctx, name)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "counting the queued calls of a deleted function", "function", name, "error", err)
+	}
+	if err := s.Queue.Forget(ctx, name); err == nil {
+		out.Canceled = canceled
+	} else {
 		// At the latest the next start of the server does it.
 		s.Logger.WarnContext(ctx, "the queued calls of a deleted function remain", "function", name, "error", err)
 	}
@@ -568,5 +577,6 @@ func (s *API) remove(ctx context.Context, name string, match condition) error {
 		// The function is gone all the same; nobody can repeat the request.
 		s.Logger.WarnContext(ctx, "the logs of a deleted function remain", "function", name, "error", err)
 	}
-	return nil
+	out.Warnings = append([]string{}, s.strandedMessages(ctx, queues)...)
+	return out, nil
 }

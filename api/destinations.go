@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -17,10 +19,14 @@ type Webhooks interface {
 }
 
 // triggerWarnings tells of destinations that lead nowhere now, which may be made later,
-// and of schedules that never come.
-func (s *API) triggerWarnings(ctx context.Context, function string, c hearth.Config) ([]string, error) {
+// and of schedules that never come or call an alias that neither exists nor is coming.
+func (s *API) triggerWarnings(ctx context.Context, function string, c hearth.Config, coming []string) ([]string, error) {
 	warnings := pastSchedules(c, time.Now())
-	if c.Async == nil {
+	more, err := s.aliasWarnings(ctx, function, c, coming)
+	if err != nil {
+		return nil, err
+	}
+	if warnings = append(warnings, more...); c.Async == nil {
 		return warnings, nil
 	}
 	for _, list := range []struct {
@@ -57,4 +63,64 @@ func (s *API) triggerWarnings(ctx context.Context, function string, c hearth.Con
 		}
 	}
 	return warnings, nil
+}
+
+// aliasWarnings tells of schedules that call an alias that neither exists nor is coming.
+func (s *API) aliasWarnings(ctx context.Context, function string, c hearth.Config, coming []string) (warnings []string, err error) {
+	known := append([]string{hearth.Live}, coming...)
+	list, err := s.Aliases.Aliases(ctx, function)
+	if err != nil && hearth.ErrorCode(err) != hearth.CodeNotFound {
+		return nil, err
+	}
+	for _, a := range list {
+		known = append(known, a.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Schedules)) {
+		if alias := c.Schedules[name].WithDefaults().Alias; !slices.Contains(known, alias) {
+			warnings = append(warnings, fmt.Sprintf("schedules.%s: there is no alias %s: its times are skipped until hearth alias set %s %s makes it", name, alias, function, alias))
+		}
+	}
+	return warnings, nil
+}
+
+// queuesOf returns the queues whose messages a function takes, sorted.
+func (s *API) queuesOf(function string) (queues []string) {
+	for queue, owner := range s.Router.Queues() {
+		if owner == function {
+			queues = append(queues, queue)
+		}
+	}
+	slices.Sort(queues)
+	return queues
+}
+
+// strandedMessages tells of messages that wait in those of the queues that no function
+// takes now.
+func (s *API) strandedMessages(ctx context.Context, queues []string) (warnings []string) {
+	owners := s.Router.Queues()
+	for _, queue := range queues {
+		if owners[queue] != "" {
+			continue
+		}
+		switch n, err := s.unended(ctx, hearth.QueueTarget(queue)); {
+		case err != nil:
+			s.Logger.WarnContext(ctx, "counting messages that no function takes", "queue", queue, "err", err)
+		case n > 0:
+			what := fmt.Sprintf("%d messages wait", n)
+			if n == 1 {
+				what = "1 message waits"
+			}
+			warnings = append(warnings, fmt.Sprintf("%s in queue %s, which no function takes now: deploy one that does, before they are too old and become dead letters", what, queue))
+		}
+	}
+	return warnings
+}
+
+// unended counts the calls of a function, or the messages of a queue, that have not ended.
+func (s *API) unended(ctx context.Context, of string) (n int64, err error) {
+	st, err := s.Queue.Status(ctx, of)
+	for _, f := range st.Functions {
+		n += f.Queued + f.Running
+	}
+	return n, err
 }

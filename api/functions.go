@@ -45,7 +45,7 @@ type functionBody struct {
 	hearth.Function
 	URL      string   `json:"url" doc:"Path under which the function answers" example:"/fn/hello/"`
 	Deployed int      `json:"deployed,omitempty" doc:"Number of the version that this request made, or that a preview found to be the same; missing if the live version is"`
-	Warnings []string `json:"warnings" doc:"What of the configuration this host cannot enforce and, after a deploy, destinations of async that lead nowhere"`
+	Warnings []string `json:"warnings" doc:"What of the configuration this host cannot enforce and, after a deploy, destinations and schedules that lead nowhere and messages that no function takes any more"`
 }
 
 // functionOutput answers with one function.
@@ -73,17 +73,25 @@ type functionList struct {
 type functionListOutput struct{ Body functionList }
 
 type createInput struct {
-	Fresh bool `query:"fresh" doc:"Install dependencies anew, whatever was installed before"`
-	Body  newFunction
+	Fresh   bool     `query:"fresh" doc:"Install dependencies anew, whatever was installed before"`
+	Aliases []string `query:"aliases" doc:"Aliases that are set after this: no schedule is warned of that calls them"`
+	Body    newFunction
 }
 
 type putInput struct {
-	Name        string `path:"name" doc:"Name of the function" example:"hello"`
-	Preview     bool   `query:"preview" doc:"Make the version without making it live: it answers at /fn/NAME@VERSION/ only"`
-	Fresh       bool   `query:"fresh" doc:"Install dependencies anew, whatever was installed before"`
-	IfMatch     string `header:"If-Match" doc:"Only if the function has this ETag"`
-	IfNoneMatch string `header:"If-None-Match" doc:"* means: only if there is no such function yet"`
+	Name        string   `path:"name" doc:"Name of the function" example:"hello"`
+	Preview     bool     `query:"preview" doc:"Make the version without making it live: it answers at /fn/NAME@VERSION/ only"`
+	Fresh       bool     `query:"fresh" doc:"Install dependencies anew, whatever was installed before"`
+	Aliases     []string `query:"aliases" doc:"Aliases that are set after this: no schedule is warned of that calls them"`
+	IfMatch     string   `header:"If-Match" doc:"Only if the function has this ETag"`
+	IfNoneMatch string   `header:"If-None-Match" doc:"* means: only if there is no such function yet"`
 	Body        functionInput
+}
+
+// deleteOutput answers with what a deletion ended or left behind, if there is anything.
+type deleteOutput struct {
+	Status int
+	Body   *hearth.Deleted
 }
 
 type deleteInput struct {
@@ -129,14 +137,17 @@ func (s *API) registerFunctions() {
 	}, s.getFunction)
 	register(s, huma.Operation{
 		OperationID: "delete-function", Method: http.MethodDelete, Path: "/v1/functions/{name}", Tags: []string{"Functions"},
-		Summary:       "Delete a function, its versions and its logs",
-		DefaultStatus: http.StatusNoContent,
+		Summary: "Delete a function, its versions and its logs",
+		Description: "Asynchronous calls that have not ended are canceled. Messages of queues stay. " +
+			"Answers 200 if there were such calls, or such messages that no function takes now, and 204 without a body else.",
+		DefaultStatus: http.StatusOK,
+		Responses:     map[string]*huma.Response{"204": {Description: "No Content"}},
 	}, s.deleteFunction)
 }
 
 func (s *API) createFunction(ctx context.Context, in *createInput) (*functionOutput, error) {
 	res, err := s.deploy(ctx, deployment{
-		name: in.Body.Name, config: in.Body.Config, code: in.Body.Code, mustBeNew: true, fresh: in.Fresh,
+		name: in.Body.Name, config: in.Body.Config, code: in.Body.Code, mustBeNew: true, fresh: in.Fresh, aliases: in.Aliases,
 	})
 	if err != nil {
 		return nil, err
@@ -155,7 +166,7 @@ func (s *API) putFunction(ctx context.Context, in *putInput) (*functionOutput, e
 	}
 	res, err := s.deploy(ctx, deployment{
 		name: in.Name, config: in.Body.Config, code: in.Body.Code,
-		match: match, ifNew: in.IfNoneMatch != "", fresh: in.Fresh, preview: in.Preview,
+		match: match, ifNew: in.IfNoneMatch != "", fresh: in.Fresh, preview: in.Preview, aliases: in.Aliases,
 	})
 	if err != nil {
 		return nil, err
@@ -192,12 +203,19 @@ func (s *API) getFunction(ctx context.Context, in *nameInput) (*functionOutput, 
 	return deployed{function: f, warnings: v.Warnings}.output(), nil
 }
 
-func (s *API) deleteFunction(ctx context.Context, in *deleteInput) (*struct{}, error) {
+func (s *API) deleteFunction(ctx context.Context, in *deleteInput) (*deleteOutput, error) {
 	match, err := parseETag(in.IfMatch)
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.remove(ctx, in.Name, match)
+	d, err := s.remove(ctx, in.Name, match)
+	if err != nil {
+		return nil, err
+	}
+	if d.Canceled == 0 && len(d.Warnings) == 0 {
+		return &deleteOutput{Status: http.StatusNoContent}, nil
+	}
+	return &deleteOutput{Status: http.StatusOK, Body: &d}, nil
 }
 
 // function returns the function. Errors: CodeNotFound with a hint.

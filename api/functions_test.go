@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -336,6 +337,36 @@ func TestDestinationWarnings(t *testing.T) {
 	h.do("PUT", "/v1/functions/hello", nameless(async)).json(200, &f)
 	if len(f.Warnings) != 1 || !strings.Contains(f.Warnings[0], "10.0.0.1") {
 		t.Errorf("once it is there: %q", f.Warnings)
+	}
+}
+
+// TestAliasWarnings: a schedule that calls an alias which is not there is told of, unless
+// who deploys makes it after that.
+func TestAliasWarnings(t *testing.T) {
+	h := newHost(t)
+	schedules := set("schedules", map[string]any{"nightly": map[string]any{"cron": "0 3 * * *", "alias": "beta"}, "hourly": map[string]any{"cron": "0 * * * *"}})
+	plan := nameless(schedules, set("code", nil))
+	const want = "schedules.nightly: there is no alias beta: its times are skipped until hearth alias set hello beta makes it"
+	for _, c := range []struct {
+		method, path string
+		body         map[string]any
+		warns        bool
+	}{
+		{"POST", "/v1/functions/hello/plan", plan, true},
+		{"POST", "/v1/functions/hello/plan?aliases=beta,other", plan, false},
+		{"POST", "/v1/functions", hello(schedules), true},
+		{"PUT", "/v1/functions/hello", nameless(schedules), true},
+		{"PUT", "/v1/functions/hello?aliases=beta", nameless(schedules), false},
+		{"PUT", "/v1/functions/hello/aliases/beta", map[string]any{"versions": map[string]int{"1": 100}}, false},
+		{"PUT", "/v1/functions/hello", nameless(schedules), false},
+		{"POST", "/v1/functions/hello/plan", plan, false},
+		{"POST", "/v1/functions?aliases=beta", hello(schedules, set("name", "other")), false},
+	} {
+		var out struct{ Warnings []string }
+		a := h.do(c.method, c.path, c.body)
+		if err := json.Unmarshal(a.Body.Bytes(), &out); err != nil || a.Code > 201 || slices.Contains(out.Warnings, want) != c.warns || !c.warns && len(out.Warnings) > 0 {
+			t.Errorf("%s %s: %d, warnings %q, %v", c.method, c.path, a.Code, out.Warnings, err)
+		}
 	}
 }
 

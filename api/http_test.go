@@ -238,6 +238,7 @@ func TestInvoke(t *testing.T) {
 		t.Errorf("without a body the event is %q", event)
 	}
 	h.do("POST", "/v1/functions/hello/invocations", "{k:1}").problem(400, hearth.CodeInvalid, "not valid JSON", "byte 2")
+	h.do("POST", "/v1/functions/hello/invocations", "{\"a\":\"\xff\"}").problem(400, hearth.CodeInvalid, "text at byte 5 is not UTF-8")
 	h.do("POST", "/v1/functions/hello/invocations", `"`+strings.Repeat("x", 1000)+`"`).problem(413, hearth.CodeInvalid, "1000B", "/fn/hello/")
 	h.do("POST", "/v1/functions/hello/invocations", "k=1", "Content-Type", "application/x-www-form-urlencoded").problem(415, hearth.CodeInvalid)
 

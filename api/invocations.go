@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/jsonwalk"
 )
 
 // maxBuffered is up to which size in bytes an answer is held back, so that all
@@ -263,6 +264,10 @@ func validEvent(body []byte) ([]byte, error) {
 		}
 		return nil, hearth.Errorf(hearth.CodeInvalid, "the event is not valid JSON%s", where).
 			WithHint(`send a JSON value, for example {"name":"Ada"}`)
+	}
+	if err := jsonwalk.Readable(event); err != nil {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the event cannot be read by every language: %w", err).
+			WithHint("send UTF-8, and large numbers as text")
 	}
 	return event, nil
 }

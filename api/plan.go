@@ -32,8 +32,9 @@ type planned struct {
 }
 
 type planInput struct {
-	Name string `path:"name" doc:"Name of the function" example:"hello"`
-	Body planned
+	Name    string   `path:"name" doc:"Name of the function" example:"hello"`
+	Aliases []string `query:"aliases" doc:"Aliases that are set after this: no schedule is warned of that calls them"`
+	Body    planned
 }
 
 type planOutput struct{ Body hearth.Plan }
@@ -53,7 +54,7 @@ func (s *API) planFunction(ctx context.Context, in *planInput) (*planOutput, err
 		return nil, err
 	}
 	config := in.Body.WithDefaults()
-	if err := s.validate(config); err != nil {
+	if err := config.Validate(); err != nil {
 		return nil, err
 	}
 	config, _, warnings, err := s.resolve(ctx, config)
@@ -69,7 +70,7 @@ func (s *API) planFunction(ctx context.Context, in *planInput) (*planOutput, err
 	} else if err != nil {
 		return nil, err
 	}
-	more, err := s.triggerWarnings(ctx, in.Name, config)
+	more, err := s.triggerWarnings(ctx, in.Name, config, in.Aliases)
 	if err != nil {
 		return nil, err
 	}

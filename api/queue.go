@@ -203,38 +203,30 @@ func (s *API) listQueue(ctx context.Context, in *queueInput) (*queueListOutput, 
 	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	return s.listCalls(ctx, in.Name, in.State, in.Before, in.Limit)
+	list, next, err := s.listCalls(ctx, in.Name, in.State, in.Before, in.Limit)
+	return &queueListOutput{Body: queueList{Calls: list, Next: next}}, err
 }
 
-// listCalls returns a page of the calls of a function, or the messages of a queue.
-func (s *API) listCalls(ctx context.Context, of, state, before string, limit int) (*queueListOutput, error) {
+// listCalls returns a page of the calls of a function, or the messages of a queue, and
+// the before of the next one.
+func (s *API) listCalls(ctx context.Context, of, state, before string, limit int) (list []hearth.AsyncCall, next string, err error) {
 	if state == "dead" {
 		state = string(hearth.AsyncFailed)
 	}
-	list, err := s.Queue.Calls(ctx, of, hearth.AsyncState(state), before, limit+1)
-	if err != nil {
-		return nil, err
-	}
-	out := &queueListOutput{Body: queueList{Calls: []hearth.AsyncCall{}}}
+	list, err = s.Queue.Calls(ctx, of, hearth.AsyncState(state), before, limit+1)
 	if len(list) > limit {
 		list = list[:limit]
-		out.Body.Next = list[limit-1].ID
+		next = list[limit-1].ID
 	}
-	out.Body.Calls = append(out.Body.Calls, list...)
-	return out, nil
+	return append([]hearth.AsyncCall{}, list...), next, err
 }
 
 func (s *API) redrive(ctx context.Context, in *redriveInput) (*countOutput, error) {
 	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	return s.redriveCalls(ctx, in.Name, in.Body)
-}
-
-// redriveCalls redrives dead letters of a function or a queue.
-func (s *API) redriveCalls(ctx context.Context, of string, which *redriveBody) (*countOutput, error) {
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Redrive(ctx, of, which.ids())
+	out.Body.Calls, err = s.Queue.Redrive(ctx, in.Name, in.Body.ids())
 	return out, err
 }
 
@@ -242,13 +234,8 @@ func (s *API) purge(ctx context.Context, in *nameInput) (*countOutput, error) {
 	if err := s.queueOf(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	return s.purgeCalls(ctx, in.Name)
-}
-
-// purgeCalls deletes the dead letters of a function or a queue.
-func (s *API) purgeCalls(ctx context.Context, of string) (*countOutput, error) {
 	out, err := &countOutput{}, error(nil)
-	out.Body.Calls, err = s.Queue.Purge(ctx, of)
+	out.Body.Calls, err = s.Queue.Purge(ctx, in.Name)
 	return out, err
 }
 

@@ -84,6 +84,19 @@ type queuesOutput struct {
 	}
 }
 
+type messageListOutput struct {
+	Body struct {
+		Messages []hearth.AsyncCall `json:"messages" doc:"Newest first"`
+		Next     string             `json:"next,omitempty" doc:"The before of the next page; missing on the last one"`
+	}
+}
+
+type messageCountOutput struct {
+	Body struct {
+		Messages int64 `json:"messages" doc:"How many messages it was"`
+	}
+}
+
 func (s *API) registerQueues() {
 	register(s, huma.Operation{
 		OperationID: "list-queues", Method: http.MethodGet, Path: "/v1/queues", Tags: []string{"Queues"},
@@ -135,6 +148,13 @@ func (s *API) sendMessages(ctx context.Context, in *sendInput) (*sendOutput, err
 // messagesOf reads the body of sendInput, which is valid JSON, up to the first thing that
 // is wrong. Errors: CodeInvalid.
 func messagesOf(body []byte, now time.Time) ([]hearth.Message, error) {
+	hint := "send UTF-8; what is no text can be sent as base64"
+	if !utf8.Valid(body) {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the messages are not UTF-8").WithHint("%s", hint)
+	}
+	if err := jsonwalk.Paired(body); err != nil {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the messages are not Unicode: %w", err).WithHint("%s", hint)
+	}
 	if jsonwalk.Kind(body) != '{' {
 		return nil, badField("body", "expected object")
 	}
@@ -258,25 +278,31 @@ func (s *API) knownQueue(ctx context.Context, name string) error {
 	return err
 }
 
-func (s *API) listMessages(ctx context.Context, in *messagesInput) (*queueListOutput, error) {
+func (s *API) listMessages(ctx context.Context, in *messagesInput) (*messageListOutput, error) {
 	if err := s.knownQueue(ctx, in.Queue); err != nil {
 		return nil, err
 	}
-	return s.listCalls(ctx, hearth.QueueTarget(in.Queue), in.State, in.Before, in.Limit)
+	out, err := &messageListOutput{}, error(nil)
+	out.Body.Messages, out.Body.Next, err = s.listCalls(ctx, hearth.QueueTarget(in.Queue), in.State, in.Before, in.Limit)
+	return out, err
 }
 
-func (s *API) redriveMessages(ctx context.Context, in *redriveMessagesInput) (*countOutput, error) {
+func (s *API) redriveMessages(ctx context.Context, in *redriveMessagesInput) (*messageCountOutput, error) {
 	if err := s.knownQueue(ctx, in.Queue); err != nil {
 		return nil, err
 	}
-	return s.redriveCalls(ctx, hearth.QueueTarget(in.Queue), in.Body)
+	out, err := &messageCountOutput{}, error(nil)
+	out.Body.Messages, err = s.Queue.Redrive(ctx, hearth.QueueTarget(in.Queue), in.Body.ids())
+	return out, err
 }
 
-func (s *API) purgeMessages(ctx context.Context, in *queueNameInput) (*countOutput, error) {
+func (s *API) purgeMessages(ctx context.Context, in *queueNameInput) (*messageCountOutput, error) {
 	if err := s.knownQueue(ctx, in.Queue); err != nil {
 		return nil, err
 	}
-	return s.purgeCalls(ctx, hearth.QueueTarget(in.Queue))
+	out, err := &messageCountOutput{}, error(nil)
+	out.Body.Messages, err = s.Queue.Purge(ctx, hearth.QueueTarget(in.Queue))
+	return out, err
 }
 
 // checkTriggers tells whether what calls a function may be as in the configurations of

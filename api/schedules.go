@@ -15,12 +15,10 @@ import (
 
 // Schedules calls functions at their times; package queue implements it.
 type Schedules interface {
-	// CheckSchedules tells whether the schedules of a configuration can be kept.
-	CheckSchedules(c hearth.Config) error
 	// Schedules returns those of a function or, if it is empty, of all.
 	Schedules(ctx context.Context, function string) ([]hearth.ScheduleStatus, error)
-	// RunSchedule makes the call of a schedule now.
-	RunSchedule(ctx context.Context, function, name string) (hearth.ScheduleStatus, error)
+	// RunSchedule makes the call of a schedule now, under a key that is not empty once.
+	RunSchedule(ctx context.Context, function, name, key string) (hearth.ScheduleStatus, error)
 	// PauseSchedule pauses or resumes a schedule.
 	PauseSchedule(ctx context.Context, function, name string, paused bool) (hearth.ScheduleStatus, error)
 }
@@ -31,9 +29,10 @@ type schedulesOutput struct {
 	}
 }
 
-type scheduleInput struct {
+type runInput struct {
 	Name     string `path:"name" doc:"Name of the function" example:"hello"`
 	Schedule string `path:"schedule" doc:"Name of the schedule" example:"nightly"`
+	Key      string `header:"Hearth-Deduplication-Key" maxLength:"256" doc:"A second request with the same key makes no other call within 24 hours"`
 }
 
 type pausedInput struct {
@@ -63,11 +62,11 @@ func (s *API) registerSchedules() {
 	register(s, huma.Operation{
 		OperationID: "run-schedule", Method: http.MethodPost, Path: "/v1/functions/{name}/schedules/{schedule}/run", Tags: []string{"Schedules"},
 		Summary: "Make the call of a schedule now", Description: "Whatever else runs, and even if it is paused; its times stay as they are.",
-	}, func(ctx context.Context, in *scheduleInput) (*scheduleOutput, error) {
+	}, func(ctx context.Context, in *runInput) (*scheduleOutput, error) {
 		if _, err := s.function(ctx, in.Name); err != nil {
 			return nil, err
 		}
-		st, err := s.Schedules.RunSchedule(ctx, in.Name, in.Schedule)
+		st, err := s.Schedules.RunSchedule(ctx, in.Name, in.Schedule, in.Key)
 		return &scheduleOutput{st}, err
 	})
 	register(s, huma.Operation{
@@ -86,14 +85,6 @@ func (s *API) listSchedules(ctx context.Context, function string) (*schedulesOut
 	out, err := &schedulesOutput{}, error(nil)
 	out.Body.Schedules, err = s.Schedules.Schedules(ctx, function)
 	return out, err
-}
-
-// validate checks a configuration as far as needs no knowledge of the host.
-func (s *API) validate(c hearth.Config) error {
-	if err := c.Validate(); err != nil {
-		return err
-	}
-	return s.Schedules.CheckSchedules(c)
 }
 
 // pastSchedules tells of schedules whose time had passed before now: they are never

@@ -26,6 +26,9 @@ type Secrets interface {
 	// Rekey encrypts all secrets with a new key and destroys the old one. Errors:
 	// CodeConflict without a key, CodeUnavailable.
 	Rekey(ctx context.Context) (hearth.Rekeyed, error)
+	// CheckKeyFile tells whether the key file still holds the key that the server
+	// works with.
+	CheckKeyFile() error
 	// CheckSecrets tells whether a function can get its secrets. Errors:
 	// CodeInvalid.
 	CheckSecrets(ctx context.Context, c hearth.Config) error
@@ -104,6 +107,11 @@ func (s *API) listSecrets(ctx context.Context, _ *struct{}) (*secretListOutput, 
 	list, err := s.Secrets.Secrets(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if s.Secrets.CheckKeyFile() != nil {
+		for i := range list {
+			list[i].KeyLost = !list[i].Locked
+		}
 	}
 	return &secretListOutput{Body: secretList{Secrets: list}}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -32,6 +33,13 @@ func (m Manifest) validateAliases() error {
 		}
 	}
 	return nil
+}
+
+// announceAliases tells the server which aliases are set after the deploy.
+func (m Manifest) announceAliases(query url.Values) {
+	if len(m.Aliases) > 0 {
+		query.Set("aliases", strings.Join(slices.Sorted(maps.Keys(m.Aliases)), ","))
+	}
 }
 
 // setAliases lets the aliases of a manifest lead to a version, if they do not

@@ -85,7 +85,7 @@ func functionDirs(top string) ([]string, error) {
 		if p != top && (strings.HasPrefix(name, ".") || name == "node_modules" || name == "__pycache__") {
 			return fs.SkipDir
 		}
-		if _, err := os.Stat(filepath.Join(p, ManifestName)); err == nil {
+		if _, err := os.Lstat(filepath.Join(p, ManifestName)); err == nil {
 			dirs = append(dirs, p)
 			return fs.SkipDir
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -138,6 +138,8 @@ type Change struct {
 	Err error
 	// Live is the function after Apply has created or updated it.
 	Live Function
+	// Deleted is what its deletion ended or left behind.
+	Deleted hearth.Deleted
 }
 
 // ApplyOptions changes PlanApply and Apply.
@@ -199,7 +201,7 @@ func (c *Client) planOne(ctx context.Context, f Found, have map[string]Function,
 		return ch
 	}
 	ch.Files = len(files)
-	if ch.Plan, ch.Err = c.PlanFunction(ctx, ch.Function, f.Manifest.Config, files); ch.Err != nil {
+	if ch.Plan, ch.Err = c.plan(ctx, f.Manifest, files); ch.Err != nil {
 		return ch
 	}
 	ch.Action = ApplyAction(ch.Plan.Action)
@@ -318,7 +320,8 @@ func (c *Client) Apply(ctx context.Context, changes []Change, opts ApplyOptions,
 
 func (c *Client) applyOne(ctx context.Context, ch *Change, opts ApplyOptions) (err error) {
 	if ch.Action == ApplyDelete {
-		return c.DeleteFunction(ctx, ch.Function, ch.Plan.Generation)
+		ch.Deleted, err = c.Delete(ctx, ch.Function, ch.Plan.Generation)
+		return err
 	}
 	ch.Live, err = c.Deploy(ctx, ch.Dir, DeployOptions{
 		New: ch.Action == ApplyCreate, Generation: ch.Plan.Generation,

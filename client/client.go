@@ -136,7 +136,7 @@ func (c *Client) call(ctx context.Context, r request, out any) (status int, err 
 		return 0, err
 	}
 	defer resp.Body.Close()
-	if out == nil {
+	if out == nil || resp.StatusCode == http.StatusNoContent {
 		_, err := io.Copy(io.Discard, resp.Body)
 		return resp.StatusCode, c.transportError(err)
 	}

@@ -119,6 +119,8 @@ func (c *Client) Deploy(ctx context.Context, dir string, opts DeployOptions) (Fu
 	}
 	if opts.Preview {
 		r.query.Set("preview", "true")
+	} else {
+		m.announceAliases(r.query)
 	}
 	if opts.NoCache {
 		r.query.Set("fresh", "true")

@@ -136,10 +136,16 @@ func (c *Client) AllFunctions(ctx context.Context) ([]Function, error) {
 // 0 it fails with CodeConflict unless the function has that generation.
 // Errors: CodeNotFound.
 func (c *Client) DeleteFunction(ctx context.Context, name string, generation int64) error {
-	_, err := c.call(ctx, request{
-		method: http.MethodDelete, path: []string{"v1", "functions", name}, header: ifMatch(generation),
-	}, nil)
+	_, err := c.Delete(ctx, name, generation)
 	return err
+}
+
+// Delete is DeleteFunction, and tells what that ended or left behind.
+func (c *Client) Delete(ctx context.Context, name string, generation int64) (d hearth.Deleted, err error) {
+	_, err = c.call(ctx, request{
+		method: http.MethodDelete, path: []string{"v1", "functions", name}, header: ifMatch(generation),
+	}, &d)
+	return d, err
 }
 
 // Invocations returns up to limit records of calls (0: the server's choice) of

@@ -46,14 +46,15 @@ func (m Manifest) Validate() error {
 
 // LoadManifest reads and checks the manifest at path, a file or a directory
 // with a hearth.yaml in it. Reading is strict: unknown and repeated keys,
-// aliases and values that make no sense are refused with file and line.
-// Errors: CodeNotFound if there is no file, CodeInvalid.
+// aliases and values that make no sense are refused with file and line. A symbolic
+// link may not leave its directory. Errors: CodeNotFound if there is no file,
+// CodeInvalid.
 func LoadManifest(path string) (Manifest, error) {
 	file := path
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		file = filepath.Join(path, ManifestName)
 	}
-	f, err := os.Open(file)
+	f, err := openManifest(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if file == path && filepath.Ext(file) != ".yaml" {
 			return Manifest{}, hearth.Errorf(hearth.CodeNotFound, "there is no %s", path).
@@ -70,6 +71,15 @@ func LoadManifest(path string) (Manifest, error) {
 		return Manifest{}, unreadable(err)
 	}
 	return ParseManifest(file, b)
+}
+
+func openManifest(file string) (*os.File, error) {
+	root, err := os.OpenRoot(filepath.Dir(file))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return openFile(root, filepath.Base(file))
 }
 
 // ParseManifest is LoadManifest for the content of a file; file is its name
@@ -312,8 +322,12 @@ func (p parser) unique(name string, value *yaml.Node, elem reflect.Type) error {
 	lines := map[string]int{}
 	for i := 0; i < len(value.Content); i += 2 {
 		k, v := value.Content[i], value.Content[i+1]
-		if k.Kind != yaml.ScalarNode || v.Kind != kind {
+		bare := kind == yaml.MappingNode && v.Tag == "!!null" // all defaults
+		if k.Kind != yaml.ScalarNode || v.Kind != kind && !bare {
 			return p.err(k.Line, hint, "%s must have %s", name, form)
+		}
+		if bare && value.Style&yaml.FlowStyle != 0 && k.Style == 0 {
+			k.Value = strings.TrimSuffix(k.Value, ":") // the YAML package wants a space in {orders:}
 		}
 		if before := lines[k.Value]; before > 0 {
 			return p.err(k.Line, "remove one of them", "%s: %q was already given in line %d", name, clip(k.Value), before)
@@ -433,6 +447,10 @@ func distance(a, b string) int {
 
 // unreadable is the error for a file of the user's that cannot be read.
 func unreadable(err error) error {
+	var h *hearth.Error
+	if errors.As(err, &h) {
+		return err
+	}
 	return (&hearth.Error{Code: hearth.CodeInvalid, Message: err.Error(), Err: err}).
 		WithHint("check that the file exists and that you may read it")
 }

@@ -1,9 +1,14 @@
 package client_test
 
 import (
+	"errors"
+	"io"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,6 +86,10 @@ concurrency: 400
 	if m, err := client.ParseManifest("f", []byte("name: a\nruntime: python\ncache: {}\n")); err != nil || m.Cache == nil {
 		t.Errorf("an empty cache: %+v, %v", m, err)
 	}
+	m, err = client.ParseManifest("f", []byte("name: a\nruntime: python\nqueues: {orders:}\naliases:\n  beta:\n"))
+	if _, alias := m.Aliases["beta"]; err != nil || !alias || !maps.Equal(m.Queues, map[string]hearth.QueueTrigger{"orders": {}}) {
+		t.Errorf("names without values: %+v, %v", m, err)
+	}
 }
 
 func TestManifestErrors(t *testing.T) {
@@ -103,6 +112,8 @@ func TestManifestErrors(t *testing.T) {
 		ok + "timeout: 0\n":              {"f:3: timeout 0s is not positive"},
 		ok + "timeout: soon\n":           {`f:3: timeout: "soon" is not a duration`, "30s"},
 		ok + "timeout:\n":                {"f:3: timeout has no value"},
+		ok + "schedules: {daily:}\n":     {"f:3: schedules.daily: it needs one of cron and at"},
+		ok + "env: {A:}\n":               {"f:3: env"},
 		ok + "memory: 12\n":              {`f:3: memory: "12" is not a size`},
 		ok + "memory: 1KiB\n":            {"f:3: memory 1KiB is out of range"},
 		ok + "cpu: many\n":               {`f:3: cpu cannot be "many"`, "a number"},
@@ -190,13 +201,70 @@ func FuzzParseManifest(f *testing.F) {
 	})
 }
 
+// TestUnreadableManifest: what is not a file of the directory is refused, and nothing
+// waits for the other end of a named pipe.
 func TestUnreadableManifest(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "hearth.yaml")
-	if err := os.Mkdir(file, 0o755); err != nil {
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte("name: hello\nruntime: python\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := client.LoadManifest(filepath.Dir(file))
-	wantError(t, err, hearth.CodeInvalid, "hearth.yaml")
+	pipe := func(path string) error { return syscall.Mkfifo(path, 0o600) }
+	link := func(target string) func(string) error {
+		return func(path string) error { return os.Symlink(target, path) }
+	}
+	for name, c := range map[string]struct {
+		make func(path string) error
+		want string
+	}{
+		"directory":      {func(path string) error { return os.Mkdir(path, 0o755) }, "is not a file"},
+		"pipe":           {pipe, "is not a file"},
+		"link to a pipe": {func(path string) error { return errors.Join(pipe(path+"2"), link(filepath.Base(path+"2"))(path)) }, "is not a file"},
+		"socket": {func(path string) error {
+			l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", path)
+			if err == nil {
+				t.Cleanup(func() { l.Close() })
+			}
+			return err
+		}, "is not a file"},
+		"link to a device": {link("/dev/zero"), "outside of the function's directory"},
+		"link outside":     {link(outside), "outside of the function's directory"},
+		"link above":       {link("../" + filepath.Base(filepath.Dir(outside)) + "/outside"), "outside of the function's directory"},
+		"link to itself":   {func(path string) error { return link(filepath.Base(path))(path) }, "in a circle"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, file := range []string{client.ManifestName, client.IgnoreName} {
+				if err := c.make(filepath.Join(dir, file)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			read := map[string]func() error{
+				client.ManifestName: func() error { _, err := client.LoadManifest(dir); return err },
+				client.IgnoreName:   func() error { _, err := client.Pack(dir, io.Discard, client.PackOptions{}); return err },
+			}
+			for file, f := range read {
+				done := make(chan error, 1)
+				go func() { done <- f() }()
+				select {
+				case err := <-done:
+					wantError(t, err, hearth.CodeInvalid, file, c.want, "put a file in its place")
+				case <-time.After(10 * time.Second):
+					t.Errorf("reading %s does not end", file)
+				}
+			}
+		})
+	}
+	dir := tree(t, map[string]string{"conf/f.yaml": "name: hello\nruntime: python\n", "hearth.yaml": "->conf/f.yaml"})
+	if m, err := client.LoadManifest(dir); err != nil || m.Name != "hello" {
+		t.Errorf("by a link that stays inside: %+v, %v", m, err)
+	}
+	missing := tree(t, map[string]string{"hearth.yaml": "->nowhere"})
+	_, err := client.LoadManifest(missing)
+	wantError(t, err, hearth.CodeInvalid, "points to nowhere, which does not exist")
+	found, err := client.FindFunctions(missing)
+	if err != nil || len(found) != 1 || hearth.ErrorCode(found[0].Err) != hearth.CodeInvalid {
+		t.Errorf("a link to nowhere is found as %+v, %v", found, err)
+	}
 }
 
 // TestManifestSchedules: schedules are read, and an error knows its line.

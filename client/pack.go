@@ -127,7 +127,7 @@ func loadIgnore(root *os.Root) ([]pattern, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := root.Open(IgnoreName)
+	f, err := openFile(root, IgnoreName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return always, nil
 	} else if err != nil {
@@ -147,6 +147,33 @@ func loadIgnore(root *os.Root) ([]pattern, error) {
 		return nil, err
 	}
 	return append(own, always...), nil
+}
+
+// openFile opens a file of a directory of the user's. A symbolic link is followed if it
+// stays inside. Anything but a file is refused unopened: a named pipe would wait for
+// its other end, a device do what it does when it is opened. Errors: fs.ErrNotExist,
+// CodeInvalid.
+func openFile(root *os.Root, name string) (*os.File, error) {
+	info, err := root.Lstat(name)
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		if _, err := linkTarget(root, name); err != nil {
+			return nil, hearth.AsError(err).WithHint("put a file in its place")
+		}
+		info, err = root.Stat(name)
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "%s is not a file", filepath.Join(root.Name(), name)).
+			WithHint("put a file in its place")
+	}
+	var f *os.File
+	if err == nil {
+		f, err = root.Open(name)
+	}
+	var in *fs.PathError
+	if errors.As(err, &in) {
+		err = &fs.PathError{Op: "open", Path: filepath.Join(root.Name(), name), Err: in.Err}
+	}
+	return f, err
 }
 
 // linkTarget returns where a symbolic link points, if that is inside.
@@ -240,7 +267,7 @@ func writeEntry(tw *tar.Writer, root *os.Root, e entry) error {
 	if e.mode&0o111 != 0 {
 		h.Mode = 0o755
 	}
-	f, err := root.Open(e.name)
+	f, err := openFile(root, e.name)
 	if err != nil {
 		return unreadable(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 
 	"github.com/hearthrun/hearth"
@@ -40,7 +41,7 @@ func SourceFiles(dir string, opts PackOptions) ([]hearth.SourceFile, error) {
 }
 
 func hashFile(root *os.Root, name string) (string, error) {
-	f, err := root.Open(name)
+	f, err := openFile(root, name)
 	if err != nil {
 		return "", unreadable(err)
 	}
@@ -56,11 +57,19 @@ func hashFile(root *os.Root, name string) (string, error) {
 // change; nil files keep the code. Nothing is changed. Errors: CodeInvalid,
 // CodeUnsupported.
 func (c *Client) PlanFunction(ctx context.Context, name string, cfg hearth.Config, files []hearth.SourceFile) (hearth.Plan, error) {
-	in := struct {
-		hearth.Config
-		Files []hearth.SourceFile `json:"files,omitempty"`
-	}{cfg, files}
-	var p hearth.Plan
-	_, err := c.call(ctx, request{method: http.MethodPost, path: []string{"v1", "functions", name, "plan"}, in: in}, &p)
+	return c.plan(ctx, Manifest{Name: name, Config: cfg}, files)
+}
+
+// plan is PlanFunction for a manifest.
+func (c *Client) plan(ctx context.Context, m Manifest, files []hearth.SourceFile) (p hearth.Plan, err error) {
+	r := request{
+		method: http.MethodPost, path: []string{"v1", "functions", m.Name, "plan"}, query: url.Values{},
+		in: struct {
+			hearth.Config
+			Files []hearth.SourceFile `json:"files,omitempty"`
+		}{m.Config, files},
+	}
+	m.announceAliases(r.query)
+	_, err = c.call(ctx, r, &p)
 	return p, err
 }

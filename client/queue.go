@@ -120,11 +120,12 @@ func (c *Client) QueueCalls(ctx context.Context, name string, state hearth.Async
 		q.Set("state", string(state))
 	}
 	var out struct {
-		Calls []hearth.AsyncCall `json:"calls"`
-		Next  string             `json:"next"`
+		Calls    []hearth.AsyncCall `json:"calls"`
+		Messages []hearth.AsyncCall `json:"messages"` // of a queue
+		Next     string             `json:"next"`
 	}
 	_, err = c.call(ctx, request{method: http.MethodGet, path: queuePath(name, ""), query: q}, &out)
-	return out.Calls, out.Next, err
+	return append(out.Calls, out.Messages...), out.Next, err
 }
 
 // Redrive queues dead letters of a function, or of "queue:NAME", anew, those with the ids or, if there are
@@ -144,10 +145,11 @@ func (c *Client) PurgeDead(ctx context.Context, name string) (int64, error) {
 
 func (c *Client) counted(ctx context.Context, r request) (int64, error) {
 	var out struct {
-		Calls int64 `json:"calls"`
+		Calls    int64 `json:"calls"`
+		Messages int64 `json:"messages"` // of a queue
 	}
 	_, err := c.call(ctx, r, &out)
-	return out.Calls, err
+	return out.Calls + out.Messages, err
 }
 
 // WebhookSecret returns with what the server signs webhooks: "whsec_" and base64.

@@ -23,8 +23,18 @@ func (c *Client) Schedules(ctx context.Context, name string) ([]hearth.ScheduleS
 
 // RunSchedule makes the call of a schedule now; ScheduleStatus.Last is it.
 // Errors: CodeNotFound, CodeExhausted if there is no room for the call.
-func (c *Client) RunSchedule(ctx context.Context, name, schedule string) (st hearth.ScheduleStatus, err error) {
-	_, err = c.call(ctx, request{method: http.MethodPost, path: []string{"v1", "functions", name, "schedules", schedule, "run"}}, &st)
+func (c *Client) RunSchedule(ctx context.Context, name, schedule string) (hearth.ScheduleStatus, error) {
+	return c.RunScheduleOnce(ctx, name, schedule, "")
+}
+
+// RunScheduleOnce is RunSchedule, but makes no other call if the same was asked for under
+// the key within the last 24 hours; an empty key is none.
+func (c *Client) RunScheduleOnce(ctx context.Context, name, schedule, key string) (st hearth.ScheduleStatus, err error) {
+	r := request{method: http.MethodPost, path: []string{"v1", "functions", name, "schedules", schedule, "run"}}
+	if key != "" {
+		r.header = http.Header{"Hearth-Deduplication-Key": {key}}
+	}
+	_, err = c.call(ctx, r, &st)
 	return st, err
 }
 

@@ -368,7 +368,7 @@ func (s *resultSink) Head(h *guest.Head) error {
 			s.result.Cut = true
 			break
 		}
-		if !dropResponseHeader(kv[0]) {
+		if !dropResponseHeader(kv) {
 			s.result.Headers = append(s.result.Headers, kv)
 		}
 	}

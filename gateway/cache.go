@@ -169,7 +169,7 @@ func (f *fill) head(h *guest.Head) {
 	header := http.Header{}
 	for _, kv := range h.Headers {
 		// How long the function's parts took is of this call only.
-		if !dropResponseHeader(kv[0]) && kv[0] != "server-timing" {
+		if !dropResponseHeader(kv) && kv[0] != "server-timing" {
 			header.Add(kv[0], kv[1])
 		}
 	}

@@ -67,8 +67,12 @@ func cloudEvents(h http.Header, body []byte) (events [][]byte, batch bool, err e
 
 // batched returns the events of a batch, which are parts of the body.
 func batched(body []byte) ([][]byte, error) {
-	if !json.Valid(body) || jsonwalk.Kind(body) != '[' {
-		return nil, badEvent("a batch is a JSON array of events")
+	const noBatch = "a batch is a JSON array of events"
+	if err := checkJSON(body, noBatch); err != nil {
+		return nil, err
+	}
+	if jsonwalk.Kind(body) != '[' {
+		return nil, badEvent(noBatch)
 	}
 	events := [][]byte{}
 	for e := range jsonwalk.Elements(body) {
@@ -86,10 +90,21 @@ func batched(body []byte) ([][]byte, error) {
 
 // structured checks an event in the JSON format and returns it.
 func structured(body []byte) ([]byte, error) {
-	if !json.Valid(body) {
-		return nil, badEvent("it is no JSON object")
+	if err := checkJSON(body, "it is no JSON object"); err != nil {
+		return nil, err
 	}
 	return body, checkEvent(body)
+}
+
+// checkJSON checks that body is JSON which all functions can read; no says that it is none.
+func checkJSON(body []byte, no string) error {
+	if !json.Valid(body) {
+		return badEvent("%s", no)
+	}
+	if err := jsonwalk.Readable(body); err != nil {
+		return badEvent("%s", err)
+	}
+	return nil
 }
 
 // checkEvent checks an event in the JSON format, which is valid JSON. It stops at the
@@ -249,8 +264,8 @@ func fromHeaders(h http.Header, body []byte) ([]byte, error) {
 	switch {
 	case len(body) == 0:
 	case media == "application/json" || strings.HasSuffix(media, "+json"):
-		if !json.Valid(body) {
-			return nil, badEvent("the body is no JSON, although Content-Type says so")
+		if err := checkJSON(body, "the body is no JSON, although Content-Type says so"); err != nil {
+			return nil, err
 		}
 		data, appendData = "data", func(b []byte) []byte {
 			buf := bytes.NewBuffer(b)

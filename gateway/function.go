@@ -113,7 +113,7 @@ func newFunction(d *hearth.Deployment, old *function) (*function, error) {
 func newAlias(d *hearth.Deployment, a hearth.Alias) (*alias, error) {
 	made := &alias{name: hearth.Target(d.Function), alias: a.Name, routes: a.Routes, header: textproto.CanonicalMIMEHeaderKey(a.Sticky.Header())}
 	if a.Sticky == hearth.StickyCookie {
-		made.cookie = "hearth_" + d.Function + "_" + a.Name
+		made.cookie = stickyPrefix + d.Function + "_" + a.Name
 	}
 	end := 0
 	for _, n := range a.Versions.Numbers() {

@@ -102,8 +102,9 @@ type Config struct {
 	// Ping is how long the client of a WebSocket may be silent before it is asked
 	// for a sign of life, and has as long to give one; default 30 s.
 	Ping time.Duration
-	// MaxMessages bounds in bytes what is kept of messages of WebSockets that are
-	// not complete, beyond 64 KiB of each; default 256 MiB.
+	// MaxMessages bounds in bytes what is kept of messages of WebSockets that their
+	// functions have not taken, beyond 64 KiB of each; default 256 MiB. One function can
+	// use a quarter of it.
 	MaxMessages int64
 }
 

@@ -314,6 +314,22 @@ func TestUntrustedForwardingIsDropped(t *testing.T) {
 	}
 }
 
+// A function does not set the cookies of Hearth, which may be those of another function.
+func TestFunctionsSetNoCookiesOfHearth(t *testing.T) {
+	for value, dropped := range map[string]bool{
+		"hearth_g_live=2": true, " hearth_g_live=2; Path=/": true, "=hearth_g_live=2": true, "= \thearth_g_live": true,
+		"session=1": false, "my_hearth_=1": false, "Hearth_g_live=2": false, // names have their case
+	} {
+		bubble(t, "", func(t *testing.T) {
+			s := newSite(t, Config{}, func(int, event) reply { return reply{header: []string{"set-cookie: " + value}} }, versionWith("f"))
+			a := s.get("/fn/f/")
+			if got := a.header["Set-Cookie"]; a.status != 200 || (len(got) == 0) != dropped {
+				t.Errorf("%q: %d %q", value, a.status, got)
+			}
+		})
+	}
+}
+
 // A client must not speak in the name of Hearth or of a proxy, also not with
 // names that frameworks take for the same.
 func TestSpoofedHeadersAreDropped(t *testing.T) {

@@ -380,7 +380,7 @@ func (x *exchange) run() time.Duration {
 func (x *exchange) writeHead(length int) {
 	h := x.w.Header()
 	for _, kv := range x.head.Headers {
-		if dropResponseHeader(kv[0]) || x.cors && corsHeader(kv[0]) || kv[0] == "server-timing" && claimsTimings(kv[1]) {
+		if dropResponseHeader(kv) || x.cors && corsHeader(kv[0]) || kv[0] == "server-timing" && claimsTimings(kv[1]) {
 			continue
 		}
 		h.Add(kv[0], kv[1])
@@ -400,15 +400,21 @@ func (x *exchange) writeHead(length int) {
 	x.w.WriteHeader(x.rec.Status)
 }
 
-// dropResponseHeader tells whether a function may not set the header: it
-// belongs to the connection, or to Hearth.
-func dropResponseHeader(name string) bool {
-	switch name {
+// stickyPrefix begins the cookies by which callers stay with a version.
+const stickyPrefix = "hearth_"
+
+// dropResponseHeader tells whether a function may not set the header, of a name and a
+// value: it belongs to the connection, or to Hearth.
+func dropResponseHeader(kv [2]string) bool {
+	switch kv[0] {
 	case "connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te",
 		"trailer", "transfer-encoding", "upgrade", "content-length":
 		return true
+	case "set-cookie":
+		// Browsers send a cookie without a name as its value, which may look like another.
+		return strings.HasPrefix(strings.TrimLeft(kv[1], " \t="), stickyPrefix)
 	}
-	return strings.HasPrefix(name, "hearth-")
+	return strings.HasPrefix(kv[0], "hearth-")
 }
 
 // claimsTimings tells whether a function's Server-Timing header has one of the

@@ -7,9 +7,11 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/guest"
@@ -50,7 +52,7 @@ type socket struct {
 	tick   *time.Timer
 	ended  chan struct{} // closed when read has ended
 
-	heard   atomic.Int64 // when a frame of the client arrived, in ns since 1970
+	heard   atomic.Int64 // when something of the client arrived, in ns since 1970
 	passed  atomic.Int64 // when a message passed, either way
 	bytesIn atomic.Int64
 	waits   atomic.Bool // read waits for the function
@@ -71,6 +73,7 @@ func (s *socket) open(nc net.Conn, r *bufio.Reader, in *guest.Socket) {
 	s.heard.Store(now.UnixNano())
 	s.passed.Store(now.UnixNano())
 	s.r, s.in, s.opened, s.ended = r, in, now, make(chan struct{})
+	setUserTimeout(nc)
 	s.mu.Lock()
 	s.nc = nc
 	closed, code, reason := s.closed, s.code, s.reason
@@ -80,6 +83,21 @@ func (s *socket) open(nc net.Conn, r *bufio.Reader, in *guest.Socket) {
 		s.sendClose(code, reason)
 	}
 	go s.read()
+}
+
+// setUserTimeout has the kernel give a connection up whose client acknowledges nothing for
+// as long as it may be stalled: who waits for the function reads nothing, and would learn
+// nothing of a client that is gone.
+func setUserTimeout(nc net.Conn) {
+	c, ok := nc.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { //nolint:errcheck // it is closed
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stalled.Milliseconds())) //nolint:errcheck // no TCP
+		})
+	}
 }
 
 // Message implements guest.SocketSink.
@@ -227,7 +245,8 @@ func (s *socket) look() {
 	s.mu.Lock()
 	pinged := s.pinged
 	s.mu.Unlock()
-	heard := s.heard.Load()
+	heard, waits := s.heard.Load(), s.waits.Load()
+	silent := now.UnixNano() - max(heard, pinged)
 	switch {
 	case s.isClosed():
 		return
@@ -237,20 +256,32 @@ func (s *socket) look() {
 	case idle >= int64(s.limits.IdleTimeout):
 		s.shut(goingAway, "no message passed for "+s.limits.IdleTimeout.String())
 		return
-	case pinged > heard && now.UnixNano()-pinged >= int64(s.g.cfg.Ping) && !s.waits.Load():
+	case pinged > heard && silent >= int64(s.g.cfg.Ping) && !waits:
 		s.nc.Close() //nolint:errcheck // the client is gone; read notices
 		return
-	case pinged <= heard && now.UnixNano()-heard >= int64(s.g.cfg.Ping)/2:
+	case (pinged <= heard || waits) && silent >= int64(s.g.cfg.Ping)/2:
 		if s.writing.TryLock() { // else the client has enough to read
-			s.writeLocked(ws.OpPing, true, nil) //nolint:errcheck // read notices
+			err := s.writeLocked(ws.OpPing, true, nil)
 			s.writing.Unlock()
 			pinged = now.UnixNano()
+			if err != nil {
+				s.lose(err)
+				return
+			}
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pinged = pinged
 	s.tick.Reset(s.nextLook(now))
+}
+
+// lose gives up a client that is gone, although read waits for the function.
+func (s *socket) lose(err error) {
+	if s.mark(uint16(ws.StatusAbnormalClosure), "") {
+		s.cancel(gone(err))
+	}
+	s.nc.Close() //nolint:errcheck // read notices
 }
 
 // nextLook is when look has something to do again.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -16,6 +17,21 @@ import (
 // gatherSize is how much of a message is read at a time, and what each connection
 // may have in memory without its being counted.
 const gatherSize = 64 << 10
+
+// listening notes when something arrives.
+type listening struct {
+	io.Reader
+	heard *atomic.Int64 // in ns since 1970
+}
+
+// Read implements io.Reader.
+func (l listening) Read(p []byte) (int, error) {
+	n, err := l.Reader.Read(p)
+	if n > 0 {
+		l.heard.Store(time.Now().UnixNano())
+	}
+	return n, err
+}
 
 // frameError is what a client must not send, and the code its connection is closed
 // with.
@@ -67,7 +83,6 @@ func (s *socket) receive() (code uint16, reason string, err error) {
 		if err != nil {
 			return 0, "", err
 		}
-		s.heard.Store(time.Now().UnixNano())
 		if err := ws.CheckHeader(h, state); err != nil {
 			return 0, "", &frameError{ws.StatusProtocolError, err.Error()}
 		}
@@ -135,7 +150,7 @@ type gathered struct {
 	kind    guest.MessageKind
 	buf     []byte
 	lent    *[4 << 10]byte // of frames, what buf began with
-	counted int64          // of sockets.gathered
+	counted int64          // by sockets.take
 }
 
 // gather reads the payload of a frame.
@@ -147,14 +162,13 @@ func (s *socket) gather(m *gathered, h ws.Header) error {
 		m.lent = frames.Get().(*[4 << 10]byte)
 		m.buf = m.lent[:0]
 	}
-	all := &s.g.sockets.gathered
 	for pos := 0; pos < int(h.Length); {
 		n := min(int(h.Length)-pos, gatherSize)
 		if len(m.buf)+n > gatherSize {
-			m.counted += int64(n)
-			if all.Add(int64(n)) > s.g.cfg.MaxMessages {
+			if !s.g.sockets.take(s.version.Function, int64(n), s.g.cfg.MaxMessages) {
 				return &frameError{ws.StatusCode(1013), "too many long messages are under way; try again later"}
 			}
+			m.counted += int64(n)
 		}
 		start := len(m.buf)
 		m.buf = slices.Grow(m.buf, n)[:start+n]
@@ -188,7 +202,9 @@ func (s *socket) pass(m *gathered) error {
 
 // drop lets go of what was gathered.
 func (s *socket) drop(m *gathered) {
-	s.g.sockets.gathered.Add(-m.counted)
+	if m.counted > 0 {
+		s.g.sockets.give(s.version.Function, m.counted)
+	}
 	if m.lent != nil {
 		frames.Put(m.lent)
 	}

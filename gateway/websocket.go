@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -60,8 +59,36 @@ type sockets struct {
 	open    map[*socket]struct{} // guarded by mu
 	closing bool                 // guarded by mu; the server shuts down
 	wg      sync.WaitGroup
-	// gathered is how many bytes of messages are in memory that are not complete.
-	gathered atomic.Int64
+	// gathered is how many bytes of messages are in memory that their functions have not
+	// taken; gatheredOf of those of a function. Guarded by mu.
+	gathered   int64
+	gatheredOf map[string]int64
+}
+
+// take counts bytes of a message for a function; false means that they are too many of
+// at most most, of which one function can use a quarter.
+func (a *sockets) take(function string, n, most int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gathered+n > most || a.gatheredOf[function]+n > most/4 {
+		return false
+	}
+	if a.gatheredOf == nil {
+		a.gatheredOf = map[string]int64{}
+	}
+	a.gathered += n
+	a.gatheredOf[function] += n
+	return true
+}
+
+// give gives back what take counted.
+func (a *sockets) give(function string, n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gathered -= n
+	if a.gatheredOf[function] -= n; a.gatheredOf[function] == 0 {
+		delete(a.gatheredOf, function)
+	}
 }
 
 // add takes s in; false means that the server shuts down.
@@ -276,7 +303,7 @@ func (s *socket) accept(h *guest.Head, in *guest.Socket) error {
 	}
 	// What an idle connection does not need it must not keep.
 	x.w, x.r, x.head = nil, nil, nil
-	s.open(nc, bufio.NewReaderSize(from, readSize), in)
+	s.open(nc, bufio.NewReaderSize(listening{from, &s.heard}, readSize), in)
 	return nil
 }
 
@@ -291,7 +318,7 @@ func acceptHeader(h *guest.Head, r *http.Request) (header http.Header, protocol 
 		switch {
 		case kv[0] == "sec-websocket-protocol":
 			protocol = kv[1]
-		case dropResponseHeader(kv[0]), strings.HasPrefix(kv[0], "sec-websocket-"), kv[0] == "content-type",
+		case dropResponseHeader(kv), strings.HasPrefix(kv[0], "sec-websocket-"), kv[0] == "content-type",
 			kv[0] == "server-timing" && claimsTimings(kv[1]):
 		default:
 			header.Add(kv[0], kv[1])

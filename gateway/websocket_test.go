@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -30,13 +31,16 @@ func (o *origin) Hold(ctx context.Context, v *hearth.Version, fn func(context.Co
 }
 
 // echoPool has a guest for each connection that accepts it and sends back what it
-// gets.
-type echoPool struct{ fakePool }
+// gets, or is deaf.
+type echoPool struct {
+	fakePool
+	deaf bool
+}
 
-func (*echoPool) Hold(ctx context.Context, _ *hearth.Version, fn func(context.Context, Instance) error) error {
+func (p *echoPool) Hold(ctx context.Context, _ *hearth.Version, fn func(context.Context, Instance) error) error {
 	near, far := net.Pipe()
 	var wg sync.WaitGroup
-	wg.Go(func() { echoGuest(far) })
+	wg.Go(func() { echoGuest(far, p.deaf) })
 	defer wg.Wait()
 	conn, _, err := guest.Connect(ctx, near, guest.Options{})
 	if err != nil {
@@ -46,7 +50,7 @@ func (*echoPool) Hold(ctx context.Context, _ *hearth.Version, fn func(context.Co
 	return fn(ctx, Instance{Conn: conn})
 }
 
-func echoGuest(nc net.Conn) {
+func echoGuest(nc net.Conn, deaf bool) {
 	defer nc.Close()
 	frame := func(typ byte, stream uint32, payload []byte) {
 		b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
@@ -68,7 +72,7 @@ func echoGuest(nc net.Conn) {
 		case 0x03: // INVOKE
 			frame(0x13, stream, []byte(`{"status":101,"headers":[]}`))
 		case 0x04: // DATA
-			if payload[0] != 8 {
+			if payload[0] != 8 && !deaf {
 				frame(0x04, stream, payload)
 			}
 		case 0x05: // END
@@ -85,7 +89,10 @@ func echo(t *testing.T, cfg Config) (g *Gateway, url string, records *safeRecord
 	v := versionWith("f")
 	v.Websocket = true
 	records = &safeRecords{}
-	cfg.Pool, cfg.Catalog, cfg.Recorder, cfg.Logs, cfg.Logger = &echoPool{}, &fakeCatalog{v}, records, nowhere{}, slog.New(slog.DiscardHandler)
+	if cfg.Pool == nil {
+		cfg.Pool = &echoPool{}
+	}
+	cfg.Catalog, cfg.Recorder, cfg.Logs, cfg.Logger = &fakeCatalog{v}, records, nowhere{}, slog.New(slog.DiscardHandler)
 	g = New(cfg)
 	if err := g.Reload(t.Context()); err != nil {
 		t.Fatal(err)
@@ -218,7 +225,7 @@ func TestSocketsStay(t *testing.T) {
 // TestMessagesAreBounded: what is kept of messages that are not complete is
 // bounded for all connections together, and given back.
 func TestMessagesAreBounded(t *testing.T) {
-	g, url, _ := echo(t, Config{MaxMessages: 200 << 10})
+	g, url, _ := echo(t, Config{MaxMessages: 800 << 10}) // a quarter for the function
 	c := dial(t, url, nil)
 	c.SetReadLimit(-1)
 	say := func(size int) error {
@@ -250,7 +257,124 @@ func TestMessagesAreBounded(t *testing.T) {
 	}
 	g.CloseSockets()
 	g.WaitSockets()
-	if n := g.sockets.gathered.Load(); n != 0 {
+	if n := g.sockets.underway(); n != 0 {
 		t.Errorf("%d bytes are still counted", n)
+	}
+}
+
+// waitFor waits until something is so.
+func waitFor(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !so(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// underway is how many bytes of messages are counted.
+func (a *sockets) underway() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.gathered
+}
+
+// One function cannot have the room of all.
+func TestRoomOfMessages(t *testing.T) {
+	var a sockets
+	if !a.take("f", 25, 100) || a.take("f", 1, 100) {
+		t.Error("f may not have a quarter, or may have more")
+	}
+	for _, other := range []string{"g", "h", "i"} {
+		if !a.take(other, 25, 100) {
+			t.Errorf("%s has no room besides f", other)
+		}
+	}
+	if a.take("j", 1, 100) {
+		t.Error("all have more than there is")
+	}
+	a.give("f", 25)
+	if !a.take("j", 25, 100) || len(a.gatheredOf) != 4 {
+		t.Errorf("%v", a.gatheredOf)
+	}
+}
+
+// rawSocket opens a WebSocket of which nothing is read but what the test reads.
+func rawSocket(t *testing.T, url string) *net.TCPConn {
+	t.Helper()
+	nc, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/fn/f/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	io.WriteString(nc, "GET /fn/f/raw HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n") //nolint:errcheck // the read tells
+	resp, err := http.ReadResponse(bufio.NewReaderSize(&oneByOne{nc}, 16), nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	return nc.(*net.TCPConn)
+}
+
+// oneByOne reads no more than it is asked for.
+type oneByOne struct{ io.Reader }
+
+func (o *oneByOne) Read(p []byte) (int, error) { return o.Reader.Read(p[:1]) }
+
+// maskedFrame is a frame of a client with a binary message of a length, up to its payload.
+func maskedFrame(length int) []byte {
+	return append(binary.BigEndian.AppendUint64([]byte{0x82, 0xff}, uint64(length)), 0, 0, 0, 0)
+}
+
+// A client that goes away while its message waits for the function leaves nothing behind.
+func TestGoneWhileMessageWaits(t *testing.T) {
+	g, url, records := echo(t, Config{Ping: 20 * time.Millisecond, Pool: &echoPool{deaf: true}})
+	nc := rawSocket(t, url)
+	nc.Write(maskedFrame(1 << 20)) //nolint:errcheck // with its head more than the window
+	nc.Write(make([]byte, 1<<20))  //nolint:errcheck // as above
+	waitFor(t, "the message to wait", func() bool {
+		g.sockets.mu.Lock()
+		defer g.sockets.mu.Unlock()
+		for s := range g.sockets.open {
+			return s.waits.Load()
+		}
+		return false
+	})
+	nc.SetLinger(0) //nolint:errcheck // it is reset, as when its machine is gone
+	nc.Close()
+	waitFor(t, "the record", func() bool {
+		records.mu.Lock()
+		defer records.mu.Unlock()
+		return len(records.list) == 1
+	})
+	if n := g.sockets.underway(); n != 0 || records.list[0].ErrorCode != hearth.CodeCanceled {
+		t.Errorf("%d bytes are still counted; the record is %+v", n, records.list[0])
+	}
+}
+
+// A client whose message comes slowly is alive.
+func TestSlowMessage(t *testing.T) {
+	_, url, _ := echo(t, Config{Ping: 50 * time.Millisecond})
+	nc := rawSocket(t, url)
+	const size = 70_000
+	if _, err := nc.Write(maskedFrame(size)); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	begun, sent := time.Now(), 0
+	for ; time.Since(begun) < 300*time.Millisecond; sent++ { // as long as six pings
+		if _, err := nc.Write([]byte{0}); err != nil {
+			t.Fatal(err)
+		}
+		<-tick.C
+	}
+	if _, err := nc.Write(make([]byte, size-sent)); err != nil {
+		t.Fatal(err)
+	}
+	var head [2]byte
+	for head[0]&0x0f != 2 { // pings are empty
+		if _, err := io.ReadFull(nc, head[:]); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -8,8 +8,15 @@ package jsonwalk
 
 import (
 	"encoding/json"
+	"fmt"
 	"iter"
+	"strconv"
+	"unicode/utf8"
 )
+
+// MaxNumber is how many characters a number may have that every language reads:
+// Python refuses integers of more digits.
+const MaxNumber = 4300
 
 // Kind returns the first byte of a value, which tells what it is: { [ " t f n, a digit
 // or the minus of a number; 0 if there is none.
@@ -70,6 +77,57 @@ func AtMost(v []byte, n int) bool {
 		}
 	}
 	return true
+}
+
+// Readable tells what of valid JSON a reader may refuse all the same: text that is not
+// UTF-8, or a number of more than MaxNumber characters.
+func Readable(v []byte) error {
+	for i := 0; i < len(v); i++ {
+		switch c := v[i]; {
+		case c == '"':
+			n := text(v[i:])
+			if !utf8.Valid(v[i : i+n]) {
+				return fmt.Errorf("the text at byte %d is not UTF-8", i)
+			}
+			i += n - 1
+		case c == '-' || c >= '0' && c <= '9':
+			n := length(v[i:])
+			if n > MaxNumber {
+				return fmt.Errorf("the number at byte %d has more than %d characters", i, MaxNumber)
+			}
+			i += n - 1
+		}
+	}
+	return nil
+}
+
+// Paired tells whether each \u escape of a surrogate in valid JSON is one of a pair. One
+// that is alone is no character: to unmarshal it puts U+FFFD in its place.
+func Paired(v []byte) error {
+	for i := 0; i < len(v); i++ {
+		if v[i] != '\\' {
+			continue // outside of texts there are none
+		}
+		first := escaped(v[i:])
+		switch {
+		case first < 0xd800 || first > 0xdfff:
+			i++
+		case first < 0xdc00 && escaped(v[i+6:])>>10 == 0xdc00>>10:
+			i += 11
+		default:
+			return fmt.Errorf("the surrogate %s at byte %d is not one of a pair", v[i:i+6], i)
+		}
+	}
+	return nil
+}
+
+// escaped returns the number of the \u escape with which v begins, 0 if it begins with none.
+func escaped(v []byte) uint64 {
+	if len(v) < 6 || v[0] != '\\' || v[1] != 'u' {
+		return 0
+	}
+	n, _ := strconv.ParseUint(string(v[2:6]), 16, 16) //nolint:errcheck // it is valid
+	return n
 }
 
 // cut returns the first value and what follows.

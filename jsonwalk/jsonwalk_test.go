@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/hearthrun/hearth/jsonwalk"
 )
@@ -22,6 +23,12 @@ func FuzzWalk(f *testing.F) {
 		jsonwalk.AtMost(v, 3) // takes anything
 		if !json.Valid(v) {
 			return
+		}
+		if err := jsonwalk.Readable(v); (err == nil) != utf8.Valid(v) && len(v) <= jsonwalk.MaxNumber {
+			t.Errorf("%q: %v", v, err)
+		}
+		if err := jsonwalk.Paired(v); err != nil && !bytes.Contains(bytes.ToLower(v), []byte(`\ud`)) {
+			t.Errorf("%q: %v", v, err)
 		}
 		if first := bytes.TrimLeft(v, " \t\r\n")[0]; jsonwalk.Kind(v) != first {
 			t.Errorf("%q: kind %q", v, jsonwalk.Kind(v))
@@ -55,6 +62,31 @@ func TestAtMost(t *testing.T) {
 	} {
 		if !jsonwalk.AtMost([]byte(body), n) || n > 0 && jsonwalk.AtMost([]byte(body), n-1) {
 			t.Errorf("%s has not %d", body, n)
+		}
+	}
+}
+
+func TestReadable(t *testing.T) {
+	digits := strings.Repeat("1", jsonwalk.MaxNumber)
+	for body, want := range map[string]string{
+		`["ä\"",-1.5e3,"\ud800"]`: "", digits: "", `{"` + digits + `1":-` + digits[1:] + `}`: "",
+		digits + "1": "number at byte 0", `[1, -` + digits + `]`: "number at byte 4",
+		"[1,\"a\xff\"]": "text at byte 3 is not UTF-8", "{\"\xed\xa0\x80\":1}": "text at byte 1",
+	} {
+		if err := jsonwalk.Readable([]byte(body)); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want %q", body, err, want)
+		}
+	}
+}
+
+func TestPaired(t *testing.T) {
+	for body, want := range map[string]string{
+		`"\ud83d\uDE00\u0041\\ud800\\\"\n"`: "", `"\ufffd\u0000"`: "",
+		`"\ud800"`: `\ud800 at byte 1`, `"\uDC00"`: `\uDC00 at byte 1`, `"\ud83d\ud83d\ude00"`: "at byte 1",
+		`"\\\ud800x\udc00"`: "at byte 3", `{"\ude00\ud83d":1}`: "at byte 2", `"\ud83d\ude00\ude00"`: "at byte 13",
+	} {
+		if err := jsonwalk.Paired([]byte(body)); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", body, err, want)
 		}
 	}
 }

@@ -2,12 +2,8 @@ package pool
 
 import (
 	"context"
-	"errors"
-	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/robfig/cron/v3"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/driver"
@@ -123,38 +119,28 @@ func (p *Pool) planLocked(g *group, now time.Time) {
 // schedule is when a function is kept warm, whether or not there are calls.
 type schedule struct {
 	count int
-	cron  cron.Schedule // nil means always
+	cron  *hearth.Cron // nil means always
 	why   string
 }
 
 // newSchedule reads what a function's owner wants. Errors: CodeInvalid.
 func newSchedule(w hearth.Warm) (*schedule, error) {
 	s := &schedule{count: w.Min, why: "warm.min of the function"}
-	if w.Schedule == "" {
-		return s, nil
-	}
 	var err error
-	if zone, _, _ := strings.Cut(w.Schedule, "="); (zone == "TZ" || zone == "CRON_TZ") && !strings.Contains(w.Schedule, " ") {
-		err = errors.New("nothing follows the time zone") // cron would panic
-	} else {
-		s.cron, err = cron.ParseStandard(w.Schedule)
+	if s.cron, err = w.Minutes(); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, hearth.Errorf(hearth.CodeInvalid, "warm.schedule %q is no cron expression: %w", w.Schedule, err).
-			WithHint("write minute, hour, day of month, month and day of week, for example: '* 8-18 * * MON-FRI'")
+	if s.cron != nil {
+		s.why = "warm.schedule of the function: " + w.Schedule
 	}
-	s.why = "warm.schedule of the function: " + w.Schedule
 	return s, nil
 }
 
 // min is how many instances are kept at that time: in the minutes that the
 // expression matches.
 func (s *schedule) min(now time.Time) int {
-	if s.cron != nil {
-		minute := now.Truncate(time.Minute)
-		if !s.cron.Next(minute.Add(-time.Second)).Equal(minute) {
-			return 0
-		}
+	if s.cron != nil && !s.cron.Matches(now) {
+		return 0
 	}
 	return s.count
 }

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"strings"
 	"time"
 
 	"github.com/robfig/cron/v3"
@@ -18,48 +17,20 @@ type times struct {
 }
 
 // parseTimes reads when a schedule is due. Errors: CodeInvalid.
-func parseTimes(name string, s hearth.Schedule) (times, error) {
-	bad := func(hint, format string, args ...any) error {
-		return hearth.Errorf(hearth.CodeInvalid, "schedules."+name+": "+format, args...).WithHint("%s", hint)
-	}
+func parseTimes(s hearth.Schedule) (times, error) {
 	if s.Cron == "" {
 		at, err := s.Time()
 		return times{at: at, spec: "at " + at.Format(time.RFC3339Nano)}, err
 	}
-	// Without a zone the library would take that of the machine.
-	spec := s.Cron
-	zoned := strings.HasPrefix(spec, "TZ=") || strings.HasPrefix(spec, "CRON_TZ=")
-	switch {
-	case zoned && s.TimeZone != "":
-		return times{}, bad("remove one of them", "cron and time_zone both name a time zone")
-	case zoned:
-		zone, rest, _ := strings.Cut(spec, " ")
-		_, zone, _ = strings.Cut(zone, "=")
-		spec = "CRON_TZ=" + zone + " " + strings.TrimSpace(rest)
-	default:
-		zone := s.TimeZone
-		if zone == "" {
-			zone = "UTC"
-		}
-		spec = "CRON_TZ=" + zone + " " + strings.TrimSpace(spec)
-	}
-	zone, _, _ := strings.Cut(strings.TrimPrefix(spec, "CRON_TZ="), " ")
-	if _, err := time.LoadLocation(zone); err != nil || zone == "" || zone == "Local" || zone != strings.TrimSpace(s.TimeZone) && s.TimeZone != "" {
-		return times{}, bad("write its name, for example Europe/Berlin or UTC", "there is no time zone %q", clip(zone))
-	}
-	if _, every, ok := strings.Cut(spec, " @every "); ok {
-		// The library takes whatever is less than a second for one.
-		if d, err := time.ParseDuration(strings.TrimSpace(every)); err == nil && (d < time.Second || d%time.Second != 0) {
-			return times{}, bad("write whole seconds, for example: '@every 90s'", "cron %q: %s is no pause between calls", clip(s.Cron), d)
-		}
-	}
-	c, err := cron.ParseStandard(spec)
+	c, err := s.Expression()
 	if err != nil {
-		return times{}, bad("write minute, hour, day of month, month and day of week, for example: '0 3 * * *'", "cron %q is no cron expression: %w", clip(s.Cron), err)
+		return times{}, err
 	}
-	t := times{cron: c, spec: spec}
-	if t.after(time.Unix(0, 0)).IsZero() {
-		return times{}, bad("check day and month", "cron %q never comes", clip(s.Cron))
+	t := times{spec: "CRON_TZ=" + c.Zone.String() + " " + c.Text}
+	if c.Every > 0 {
+		t.cron = cron.Every(c.Every)
+	} else {
+		t.cron = &cron.SpecSchedule{Second: 1, Minute: c.Minute, Hour: c.Hour, Dom: c.Day, Month: c.Month, Dow: c.Weekday, Location: c.Zone}
 	}
 	return t, nil
 }

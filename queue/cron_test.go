@@ -10,7 +10,7 @@ import (
 
 func timesOf(t *testing.T, cron, zone string) times {
 	t.Helper()
-	s, err := parseTimes("x", hearth.Schedule{Cron: cron, TimeZone: zone})
+	s, err := parseTimes(hearth.Schedule{Cron: cron, TimeZone: zone})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"encoding/json"
@@ -205,7 +206,7 @@ func (s *schedules) entry(e *schedule, f hearth.ScheduleFiring, now time.Time) (
 	entry := entry(id, e.key.function, target, hearth.KindEvent, now, now, cfg.AsyncOrDefault().MaxAge, hearth.AsyncPayload{Body: body})
 	of := f.Due.UTC().Format(time.RFC3339)
 	if f.Manual {
-		of = "run/" + id
+		of = "run/" + cmp.Or(f.Key, id)
 	}
 	entry.DeduplicationKey = hearth.ScheduleKey(e.key.function, e.key.name, of)
 	return entry, nil

@@ -112,17 +112,6 @@ func newSchedules(q *Queue) *schedules {
 // clock was set.
 func wallClock() time.Time { return time.Now().Round(0).UTC() }
 
-// CheckSchedules tells whether the schedules of a configuration can be kept.
-// Errors: CodeInvalid.
-func (q *Queue) CheckSchedules(c hearth.Config) error {
-	for name, s := range c.Schedules {
-		if _, err := parseTimes(name, s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // SetSchedules makes these the schedules of all functions. One that is new or has
 // other times is not called for the time before. What it cannot store it tries again.
 func (q *Queue) SetSchedules(list []hearth.FunctionSchedules) {
@@ -145,7 +134,7 @@ func (q *Queue) SetSchedules(list []hearth.FunctionSchedules) {
 				e.times = o.times
 			} else {
 				var err error
-				if e.times, err = parseTimes(name, cfg); err != nil { // it was refused, unless an older Hearth deployed it
+				if e.times, err = parseTimes(cfg); err != nil { // it was refused, unless an older Hearth deployed it
 					q.cfg.Logger.Error("a schedule cannot be kept", "function", f.Function, "schedule", name, "err", err)
 					continue
 				}
@@ -340,11 +329,12 @@ func (s *schedules) find(function, name string) (*schedule, error) {
 }
 
 // RunSchedule makes the call of a schedule now, whatever else runs and even if it is
-// paused; its times stay as they are. Errors: CodeNotFound, CodeExhausted.
-func (q *Queue) RunSchedule(_ context.Context, function, name string) (hearth.ScheduleStatus, error) {
+// paused; its times stay as they are. If the same was asked for before under the key,
+// which may be empty, no other is made. Errors: CodeNotFound, CodeExhausted.
+func (q *Queue) RunSchedule(_ context.Context, function, name, key string) (hearth.ScheduleStatus, error) {
 	return q.schedules.change(function, name, func(e *schedule) (hearth.ScheduleState, error) {
 		now := wallClock()
-		return q.schedules.fire(e, hearth.ScheduleState{}, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true}, now)
+		return q.schedules.fire(e, hearth.ScheduleState{}, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true, Key: key}, now)
 	})
 }
 

@@ -207,11 +207,14 @@ func TestSchedulePause(t *testing.T) {
 		b.scheduled(list) // it stays paused
 		time.Sleep(time.Hour)
 		same(t, b.dues())
-		s, err := b.RunSchedule(ctx, "hello", "hourly")
+		s, err := b.RunSchedule(ctx, "hello", "hourly", "now")
 		if err != nil || s.Last == nil {
 			t.Fatalf("%+v, %v", s, err)
 		}
 		b.ended(s.Last.Invocation)
+		if again, err := b.RunSchedule(ctx, "hello", "hourly", "now"); err != nil || again.Last.Invocation != s.Last.Invocation {
+			t.Errorf("under the same key: %+v, %v", again, err)
+		}
 		same(t, b.dues(), "01-01T03:30")
 		if !strings.Contains(b.f.list()[0].body, `"manual":true`) {
 			t.Error(b.f.list()[0].body)
@@ -224,7 +227,7 @@ func TestSchedulePause(t *testing.T) {
 		b.scheduled(map[string]hearth.Schedule{"hourly": {Cron: "15 * * * *"}})
 		time.Sleep(time.Minute)
 		same(t, b.dues(), "01-01T03:30", "01-01T04:00")
-		if _, err := b.RunSchedule(ctx, "hello", "daily"); hearth.ErrorCode(err) != hearth.CodeNotFound {
+		if _, err := b.RunSchedule(ctx, "hello", "daily", ""); hearth.ErrorCode(err) != hearth.CodeNotFound {
 			t.Error(err)
 		}
 		if _, _, err := b.Accept(ctx, hearth.AsyncRequest{ID: queue.NewID(), Target: "hello", Kind: hearth.KindEvent, DeduplicationKey: "schedule/hello/hourly/x"}); hearth.ErrorCode(err) != hearth.CodeInvalid {
@@ -244,37 +247,6 @@ func TestScheduleAlias(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
-}
-
-// TestScheduleForms: what can be no schedule is refused, and says why.
-func TestScheduleForms(t *testing.T) {
-	q := queue.New(queue.Config{})
-	for _, c := range []struct {
-		s    hearth.Schedule
-		want string
-	}{
-		{hearth.Schedule{Cron: "0 3 * *"}, "no cron expression"},
-		{hearth.Schedule{Cron: "TZ=UTC"}, "no cron expression"},
-		{hearth.Schedule{Cron: "CRON_TZ="}, "no time zone"},
-		{hearth.Schedule{Cron: "0 0 31 2 *"}, "never comes"},
-		{hearth.Schedule{Cron: "@reboot"}, "no cron expression"},
-		{hearth.Schedule{Cron: "0 3 * * *", TimeZone: "Europe/Atlantis"}, "no time zone"},
-		{hearth.Schedule{Cron: "0 3 * * *", TimeZone: "UTC 0"}, "no time zone"},
-		{hearth.Schedule{Cron: "0 3 * * *", TimeZone: "Local"}, "no time zone"},
-		{hearth.Schedule{Cron: "TZ=UTC 0 3 * * *", TimeZone: "UTC"}, "both name a time zone"},
-		{hearth.Schedule{Cron: "@every 15m"}, ""},
-		{hearth.Schedule{Cron: "@every -90m"}, "no pause between calls"},
-		{hearth.Schedule{Cron: "@every 0s"}, "no pause between calls"},
-		{hearth.Schedule{Cron: "@every 10ms"}, "no pause between calls"},
-		{hearth.Schedule{Cron: "@every 1500ms", TimeZone: "Europe/Berlin"}, "no pause between calls"},
-		{hearth.Schedule{Cron: "*/5 8-18 * * MON-FRI", TimeZone: "America/New_York"}, ""},
-		{hearth.Schedule{At: "2030-01-31T08:00:00+01:00"}, ""},
-	} {
-		err := q.CheckSchedules(hearth.Config{Schedules: map[string]hearth.Schedule{"x": c.s}})
-		if c.want == "" && err != nil || c.want != "" && (hearth.ErrorCode(err) != hearth.CodeInvalid || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%+v: %v", c.s, err)
-		}
-	}
 }
 
 // TestScheduleClock: a schedule does not stay silent because the clock was far ahead

@@ -360,6 +360,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
+	s.wg.Go(func() { watchKeyFile(background, s.secrets.CheckKeyFile, s.cfg.Logger) })
 	s.wg.Go(func() { s.api.Run(background) })
 
 	if s.debug != nil {
@@ -474,6 +475,30 @@ func (s *Server) checkSecrets(ctx context.Context) {
 	if len(locked) > 0 {
 		s.cfg.Logger.Error("secrets cannot be read: the key they were encrypted with is not in the key file; functions that use them do not start",
 			"secrets", locked, "key_file", s.cfg.secretsKeyFile(s.store.Dir()))
+	}
+}
+
+// watchKeyFile tells the log when the key file of the secrets is lost, or another, while
+// the server works with the key that was in it: when the server ends the secrets are
+// lost, too. It does so until ctx ends.
+func watchKeyFile(ctx context.Context, check func() error, log *slog.Logger) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	lost := false
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		err := check()
+		switch {
+		case err != nil && !lost:
+			log.Error("the secrets are lost when this server ends", "err", err, "hint", hearth.AsError(err).Hint)
+		case err == nil && lost:
+			log.Info("the key file of the secrets is there again")
+		}
+		lost = err != nil
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // Rekey encrypts the values of all secrets with a new key and destroys the old
 // one. The values, their versions and the instances that have them stay. Errors:
 // CodeConflict if there is no key yet, CodeUnavailable without the key, or if its
-// file cannot be replaced.
+// file cannot be replaced. A file that was lost after the keys were read is made anew.
 //
 // It may be interrupted at any moment:
 //

@@ -117,6 +117,61 @@ func TestRekey(t *testing.T) {
 	}
 }
 
+// TestKeyFileLost: a key file that is lost while the server has its key is told of, and
+// made anew with another key.
+func TestKeyFileLost(t *testing.T) {
+	s := open(t, t.TempDir())
+	keyFile := filepath.Join(t.TempDir(), "key")
+	secrets := s.Secrets(keyFile)
+	if err := secrets.CheckKeyFile(); err != nil {
+		t.Errorf("before there is any: %v", err)
+	}
+	setSecret(t, secrets, "token", "one")
+	if err := secrets.CheckKeyFile(); err != nil {
+		t.Error(err)
+	}
+	key := readFile(t, keyFile)
+	if err := os.WriteFile(keyFile, []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("n"), 32))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, secrets.CheckKeyFile(), hearth.CodeInvalid, "does not hold the key")
+	if err := os.Remove(keyFile); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, secrets.CheckKeyFile(), hearth.CodeUnavailable, "is missing", keyFile, "hearth secret rekey")
+
+	// Who does not have the key cannot make it anew.
+	_, err := s.Secrets(keyFile).Rekey(t.Context())
+	fails(t, err, hearth.CodeUnavailable, "is missing")
+	// A link that leads nowhere is no place for it.
+	if err := os.Symlink(filepath.Join(t.TempDir(), "gone"), keyFile); err != nil {
+		t.Fatal(err)
+	}
+	_, err = secrets.Rekey(t.Context())
+	fails(t, err, hearth.CodeUnavailable, "is missing", keyFile, "remove the link")
+	if err := os.Remove(keyFile); err != nil {
+		t.Fatal(err)
+	}
+
+	if r, err := secrets.Rekey(t.Context()); err != nil || r.Values != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if info, err := os.Stat(keyFile); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the new file is %v, %v", info, err)
+	}
+	if now := readFile(t, keyFile); now == key || len(strings.Fields(now)) != 1 {
+		t.Errorf("the key was %q and is %q", key, now)
+	}
+	for _, x := range []*store.Secrets{secrets, s.Secrets(keyFile)} {
+		if err := x.CheckKeyFile(); err != nil {
+			t.Error(err)
+		}
+		if v := openSecret(t, x, "token", 1); v != "one" {
+			t.Errorf("it is %q", v)
+		}
+	}
+}
+
 // TestRekeyInterrupted starts in each state that a crash can leave.
 func TestRekeyInterrupted(t *testing.T) {
 	for name, crash := range map[string]func(t *testing.T, keyFile string, secrets *store.Secrets){

@@ -97,10 +97,10 @@ func noSchedule(err error, function, name string) error {
 		WithHint("hearth schedules %s shows them", function)
 }
 
-// overlaps is what is stored of a time at which the call before has not ended.
+// What is stored of a time at which the call before had not ended, by what overlap says.
 const (
-	overlaps = "the call before has not ended"
-	waits    = "the call before has not ended, and another waits for that"
+	overlaps = "the call before had not ended (overlap: skip)"
+	waits    = "the call before had not ended, and another waited for that (overlap: queue)"
 )
 
 // FireSchedule deals with a time of a schedule: it stores the call, or that there is

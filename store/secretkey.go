@@ -175,32 +175,34 @@ func nextKeys(path string) string { return path + ".new" }
 
 // replaceKeys gives a key file other keys: at every moment it holds either those
 // or what it held before. What it held before is overwritten, as far as the file
-// system allows. Errors: CodeUnavailable.
+// system allows. If it is missing it is made. Errors: CodeUnavailable.
 func replaceKeys(path string, ring keyring) error {
 	fail := func(err error) error {
 		return keyError(hearth.CodeUnavailable, "cannot be replaced", path, err).
 			WithHint("let this user write to its directory, or change the key by hand: docs/secrets.md, Another key, says how")
 	}
-	path, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(path); err == nil {
+			return keyError(hearth.CodeUnavailable, "is missing", path, errors.New("it is a link that leads nowhere")).
+				WithHint("restore the file that it leads to, or remove the link: then the file is made anew")
+		}
+		target, err = path, nil
+	}
 	if err != nil {
 		return fail(err)
 	}
-	old, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrPermission) {
-		old, err = os.Open(path) // then it is not overwritten
-	}
+	old, err := openOld(target)
 	if err != nil {
 		return fail(err)
 	}
-	defer old.Close()
-	info, err := old.Stat()
-	if err != nil {
+	if old != nil {
+		defer old.Close()
+	}
+	if err := eraseKeys(nextKeys(target)); err != nil {
 		return fail(err)
 	}
-	if err := eraseKeys(nextKeys(path)); err != nil {
-		return fail(err)
-	}
-	f, err := os.OpenFile(nextKeys(path), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(nextKeys(target), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fail(err)
 	}
@@ -208,22 +210,49 @@ func replaceKeys(path string, ring keyring) error {
 		_, werr := f.WriteString(k.text + "\n")
 		err = errors.Join(err, werr)
 	}
+	if old != nil {
+		err = errors.Join(err, likeOld(f, old))
+	}
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), target)
+	}
+	if err != nil {
+		_ = eraseKeys(nextKeys(target))
+		return fail(err)
+	}
+	if err := syncPath(filepath.Dir(target)); err != nil {
+		return fail(err)
+	}
+	if old != nil {
+		overwrite(old)
+	}
+	return nil
+}
+
+// openOld opens a key file that is to be replaced, for writing if that is allowed;
+// nil if there is none.
+func openOld(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrPermission) {
+		f, err = os.Open(path) // then it is not overwritten
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return f, err
+}
+
+// likeOld gives a key file owner and mode of the one that it replaces.
+func likeOld(f, old *os.File) error {
+	info, err := old.Stat()
+	if err != nil {
+		return err
+	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		_ = f.Chown(int(st.Uid), int(st.Gid)) // else it is this user's, who can read it
 	}
-	err = errors.Join(err, f.Chmod(info.Mode().Perm()), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = eraseKeys(nextKeys(path))
-		return fail(err)
-	}
-	if err := syncPath(filepath.Dir(path)); err != nil {
-		return fail(err)
-	}
-	overwrite(old)
-	return nil
+	return f.Chmod(info.Mode().Perm())
 }
 
 // eraseKeys removes a file with keys, if it is there, so that they cannot be read

@@ -70,6 +70,29 @@ func (s *Secrets) theKeys(mayMake func() (bool, error)) (keyring, error) {
 	return ring, nil
 }
 
+// CheckKeyFile tells whether the key file still holds the key that the server has
+// read from it and works with until it ends: else all secrets are lost then. Errors:
+// CodeInvalid, CodeUnavailable.
+func (s *Secrets) CheckKeyFile() error {
+	s.rekeying.Lock()
+	defer s.rekeying.Unlock()
+	s.mu.Lock()
+	ring := s.keys
+	s.mu.Unlock()
+	if ring == nil {
+		return nil
+	}
+	saved, err := loadKeys(s.keyFile)
+	hint := "restore it from your backup before the server ends, or let hearth secret rekey write it with a new key"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return keyError(hearth.CodeUnavailable, "is missing", s.keyFile, err).WithHint("%s", hint)
+	case err == nil && saved.find(ring[0].id) == nil:
+		return keyError(hearth.CodeInvalid, "does not hold the key that the server works with", s.keyFile, errors.New("it was replaced")).WithHint("%s", hint)
+	}
+	return err
+}
+
 // noKey makes no key where there is none.
 func noKey() (bool, error) { return false, nil }
 

@@ -39,11 +39,13 @@ func setSecret(t *testing.T, s *store.Secrets, name, value string) hearth.Secret
 }
 
 // fails checks the code and the text of an error.
-func fails(t *testing.T, err error, code hearth.Code, says string) {
+func fails(t *testing.T, err error, code hearth.Code, says ...string) {
 	t.Helper()
 	e := hearth.AsError(err)
-	if hearth.ErrorCode(err) != code || !strings.Contains(err.Error()+" "+e.Hint, says) {
-		t.Errorf("want %s with %q, got %v", code, says, err)
+	for _, text := range says {
+		if hearth.ErrorCode(err) != code || !strings.Contains(err.Error()+" "+e.Hint, text) {
+			t.Errorf("want %s with %q, got %v", code, text, err)
+		}
 	}
 }
 

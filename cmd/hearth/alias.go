@@ -69,11 +69,8 @@ is what /fn/NAME/ and the function's own routes lead to.`,
 		Example: `  hearth alias list hello
   hearth alias set hello beta 8
   hearth alias set hello live 7=90,8=10 --sticky cookie`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.aliasListCmd(), a.aliasSetCmd(), a.aliasDeleteCmd())
-	return cmd
+	return group(cmd, a.aliasListCmd(), a.aliasSetCmd(), a.aliasDeleteCmd())
 }
 
 func (a *app) aliasListCmd() *cobra.Command {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -71,7 +72,7 @@ it; the text of hearth.yaml does not count, only what it says.`,
 				return a.dryRun(changes, exitCode)
 			}
 			if what := deletions(changes, opts.Prune); what != "" && !yes {
-				if err := a.confirm("Delete " + what + ", and make the other changes?"); err != nil {
+				if err := a.confirm(cmd.Context(), "Delete "+what+", and make the other changes?"); err != nil {
 					return err
 				}
 			}
@@ -190,7 +191,7 @@ func (a *app) printChanges(changes []client.Change, prune bool) {
 		}
 		if ch.Action == client.ApplyCreate || ch.Action == client.ApplyUpdate {
 			for _, w := range ch.Plan.Warnings {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(ch.Function+": "+w))
+				a.printWarning(ch.Function + ": " + w)
 			}
 		}
 	}
@@ -204,7 +205,7 @@ func setting(s string) string {
 	if s == "" {
 		return "(none)"
 	}
-	return strings.ReplaceAll(printable(s), "\n", `\n`)
+	return oneLine(s)
 }
 
 // applied tells of a change that was made, or was not.
@@ -216,8 +217,14 @@ func (a *app) applied(ch client.Change) {
 	case ch.Err != nil:
 		a.printFailed(ch)
 	case ch.Action == client.ApplyDelete:
-		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), "deleted", printable(ch.Function))
+		fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), "deleted", printable(ch.Function)+canceled(ch.Deleted))
+		a.printWarnings(ch.Deleted.Warnings)
 	default:
+		for _, w := range ch.Live.Warnings {
+			if !slices.Contains(ch.Plan.Warnings, w) { // which were printed with the plan
+				a.printWarning(ch.Function + ": " + w)
+			}
+		}
 		fmt.Fprintf(a.stderr, "%s version %d of %s is live → %s\n", a.colour(a.stderr, dim, "•"), ch.Live.Live, printable(ch.Function), printable(ch.Live.URL))
 	}
 }

@@ -30,7 +30,7 @@ them again. A run takes about three minutes; let nothing else run meanwhile.`,
 		Example: `  hearth bench
   hearth bench --runtime nodejs --url http://127.0.0.1:8080
   hearth bench --rounds 1 --duration 1s -o json > report.json`,
-		Args: cobra.NoArgs,
+		Args: noOther,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.BaseURL = ""
 			if cmd.Flags().Changed("url") {
@@ -57,8 +57,8 @@ them again. A run takes about three minutes; let nothing else run meanwhile.`,
 	f.StringVar(&o.Runtime, "runtime", "python", "language: python or nodejs")
 	f.IntSliceVar(&o.Concurrencies, "concurrency", []int{1, 8, 64}, "numbers of connections")
 	f.IntVar(&o.Rounds, "rounds", 3, "how often each cell is measured")
-	f.DurationVar(&o.Warmup, "warmup", time.Second, "time before each measurement")
-	f.DurationVar(&o.Duration, "duration", 3*time.Second, "time of each measurement")
+	durationVar(f, &o.Warmup, "warmup", time.Second, "time before each measurement")
+	durationVar(f, &o.Duration, "duration", 3*time.Second, "time of each measurement")
 	f.IntVar(&o.ColdIterations, "cold", 20, "number of cold starts; -1 for none")
 	f.BoolVar(&check, "check", false, "exit with 1 if a target is missed")
 	cmd.AddCommand(a.benchCompareCmd(), a.benchPoolCmd(), a.benchStreamCmd(), a.benchQueueCmd())

@@ -78,7 +78,7 @@ Let nothing else run meanwhile.`,
 	f.StringSliceVar(&o.Drivers, "isolation", nil, "isolation technologies (default all that work here)")
 	f.StringSliceVar(&o.Languages, "runtimes", []string{"python", "nodejs"}, "languages: python, nodejs")
 	f.StringSliceVar(&o.Workloads, "workloads", nil, "functions (default all): empty, cpu, response, files, imports, syscalls")
-	f.DurationVar(&o.Duration, "duration", 3*time.Minute, "how long to measure in all, without deploying")
+	durationVar(f, &o.Duration, "duration", 3*time.Minute, "how long to measure in all, without deploying")
 	f.IntVar(&o.Instances, "instances", 20, "idle instances to weigh for each driver and language")
 	f.BoolVar(&quick, "quick", false, "a short run that shows that all works, with rough figures")
 	f.StringVar(&files.json, "json", "", "write the figures to this `FILE`")

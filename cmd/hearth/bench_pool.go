@@ -71,7 +71,7 @@ run takes about five minutes; let nothing else run meanwhile.`,
 	f := cmd.Flags()
 	f.StringSliceVar(&o.Drivers, "driver", []string{"native"}, "isolation technologies of cold starts; the first one is that of all else")
 	f.StringSliceVar(&o.Parts, "only", nil, "what to measure (default all): "+strings.Join(bench.PoolParts(), ", "))
-	f.DurationVar(&o.Duration, "duration", 10*time.Second, "time of each measurement under load")
+	durationVar(f, &o.Duration, "duration", 10*time.Second, "time of each measurement under load")
 	f.IntVar(&o.ColdIterations, "cold", 20, "number of cold starts of each kind")
 	f.IntVar(&o.Burst, "burst", 200, "number of calls at once")
 	f.IntVar(&o.Bursts, "bursts", 5, "how often they are made")

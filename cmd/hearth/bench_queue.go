@@ -58,7 +58,7 @@ temporary files (TMPDIR), and ends it afterwards. A run takes about half a minut
 		},
 	}
 	f := cmd.Flags()
-	f.DurationVar(&o.Duration, "duration", 10*time.Second, "time of each measurement under load, at most 30s")
+	durationVar(f, &o.Duration, "duration", 10*time.Second, "time of each measurement under load, at most 30s")
 	f.IntVar(&o.Callers, "callers", 64, "how many make calls at once")
 	f.IntVar(&o.Starts, "starts", 200, "how many calls are made one after the other")
 	f.BoolVar(&check, "check", false, "exit with 1 if a target is missed")

@@ -72,9 +72,7 @@ What .hearthignore lists is left out, by the rules of .gitignore; .git, .hg,
 			if err != nil {
 				return err
 			}
-			for _, w := range f.Warnings {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(w))
-			}
+			a.printWarnings(f.Warnings)
 			if a.json() {
 				return a.printJSON(f)
 			}
@@ -156,8 +154,6 @@ func (a *app) configCmd() *cobra.Command {
 		Short:   "Check a function's configuration",
 		Long:    `Config has commands about hearth.yaml, the file that describes a function.`,
 		Example: `  hearth config check hello`,
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	check := &cobra.Command{
 		Use:   "check [DIR|FILE]",
@@ -190,6 +186,5 @@ egress is by default, deploy settles. The keys are:
 			return a.printPairs(append([][2]string{{"name", m.Name}}, configPairs(m.WithDefaults())...))
 		},
 	}
-	cmd.AddCommand(a.prints(check))
-	return cmd
+	return group(cmd, a.prints(check))
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -109,25 +110,22 @@ func completeEvent(_ *cobra.Command, _ []string, typed string) ([]string, cobra.
 }
 
 // namedEvent opens the event of --event. The data is the body of an HTTP request.
-func (a *app) namedEvent(name string, data io.Reader, o hearth.ExampleOptions) (io.Reader, error) {
+func (a *app) namedEvent(ctx context.Context, name string, data io.Reader, o hearth.ExampleOptions) (io.Reader, error) {
 	key, ok := strings.CutPrefix(name, examplePrefix)
 	if !ok {
 		if data != nil || o.Method != "" || o.Path != "" {
 			return nil, &usageError{fmt.Errorf("--data, --method and --path belong to an example, not to a file\n\nwrite for example --event example:http --path /hello")}
 		}
-		if name == "-" {
-			return a.event(name, false)
-		}
 		examples := exampleNames(examplePrefix)
 		for i, e := range examples {
 			examples[i], _, _ = strings.Cut(e, "\t")
 		}
-		return openEvent(name, "give a file with JSON, - for standard input, or a typical event: "+strings.Join(examples, ", "))
+		return a.openInput(ctx, name, "give a file with JSON, - for standard input, or a typical event: "+strings.Join(examples, ", "))
 	}
 	if data != nil {
 		body, err := io.ReadAll(io.LimitReader(data, maxExampleBody+1))
 		if err != nil {
-			return nil, hearth.Errorf(hearth.CodeInvalid, "--data: %w", err)
+			return nil, fmt.Errorf("--data: %w", err)
 		}
 		if len(body) > maxExampleBody {
 			return nil, hearth.Errorf(hearth.CodeInvalid, "the body is larger than %s", hearth.Bytes(maxExampleBody)).

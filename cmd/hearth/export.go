@@ -67,7 +67,7 @@ only the names: set them on the other server before you apply.`,
 					return fmt.Errorf("export %s: %w", f.Name, err)
 				}
 				for _, l := range leftOut {
-					fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(f.Name+": these files do not bring back "+l))
+					a.printWarning(f.Name + ": these files do not bring back " + l)
 				}
 				if !a.json() {
 					fmt.Fprintln(a.stdout, printable(filepath.Join(dir, f.Name)))

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,10 +22,11 @@ import (
 
 func (a *app) listCmd() *cobra.Command {
 	return a.talks(a.prints(&cobra.Command{
-		Use:     "list",
-		Aliases: []string{"ls"},
-		Short:   "List the functions",
-		Long:    `List shows every function with its live version, runtime, isolation and URL.`,
+		Use:        "list",
+		Aliases:    []string{"ls"},
+		SuggestFor: []string{"function", "functions"},
+		Short:      "List the functions",
+		Long:       `List shows every function with its live version, runtime, isolation and URL.`,
 		Example: `  hearth list
   hearth list -o json | jq -r '.[].name'`,
 		Args: cobra.NoArgs,
@@ -81,8 +83,8 @@ func (a *app) getCmd() *cobra.Command {
 				{"url", f.URL},
 				{"version", liveVersions(f)},
 				{"artifact", f.Artifact},
-				{"created", f.CreatedAt.Local().Format(time.DateTime)},
-				{"updated", f.UpdatedAt.Local().Format(time.DateTime)},
+				{"created", stamp(f.CreatedAt)},
+				{"updated", stamp(f.UpdatedAt)},
 			}
 			pairs = append(pairs, configPairs(f.Config)...)
 			for _, w := range f.Warnings {
@@ -100,8 +102,9 @@ func (a *app) deleteCmd() *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Delete a function, or one version of it",
 		Long: `Delete removes a function with all its versions, or, as NAME@VERSION, one version
-to which no alias leads. Calls that are running end normally. On a terminal it
-asks first; otherwise it needs --yes.`,
+to which no alias leads. Calls that are running end normally; asynchronous ones that
+have not ended are canceled with their function, and it says how many. Messages of
+queues stay. On a terminal it asks first; otherwise it needs --yes.`,
 		Example: `  hearth delete hello
   hearth delete hello --yes
   hearth delete hello@3 --yes`,
@@ -117,7 +120,7 @@ asks first; otherwise it needs --yes.`,
 				if number > 0 {
 					question = fmt.Sprintf("Delete version %d of the function %s?", number, name)
 				}
-				if err := a.confirm(question); err != nil {
+				if err := a.confirm(cmd.Context(), question); err != nil {
 					return err
 				}
 			}
@@ -126,20 +129,30 @@ asks first; otherwise it needs --yes.`,
 				return err
 			}
 			defer c.Close()
+			var d hearth.Deleted
 			if number > 0 {
 				err = c.DeleteVersion(cmd.Context(), name, number)
 			} else {
-				err = c.DeleteFunction(cmd.Context(), name, 0)
+				d, err = c.Delete(cmd.Context(), name, 0)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "Deleted %s\n", args[0])
+			fmt.Fprintf(a.stderr, "Deleted %s%s\n", args[0], canceled(d))
+			a.printWarnings(d.Warnings)
 			return nil
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return a.talks(cmd)
+}
+
+// canceled says which calls a deletion ended, as the end of a line.
+func canceled(d hearth.Deleted) string {
+	if d.Canceled == 0 {
+		return ""
+	}
+	return " and canceled " + count(int(d.Canceled), "asynchronous call")
 }
 
 // versionOf reads NAME or NAME@VERSION; the number of the former is 0.
@@ -155,13 +168,13 @@ func versionOf(arg string) (name string, number int, err error) {
 }
 
 // confirm asks a question on the terminal; nil means yes.
-func (a *app) confirm(question string) error {
+func (a *app) confirm(ctx context.Context, question string) error {
 	in, ok := a.stdin.(io.Writer)
 	if !ok || !isTerminal(in) || !isTerminal(a.stderr) {
 		return &usageError{errors.New("this needs a confirmation\n\nsay --yes")}
 	}
 	fmt.Fprintf(a.stderr, "%s [y/N] ", question)
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
+	line, err := bufio.NewReader(a.input(ctx)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
@@ -266,7 +279,7 @@ func configPairs(c hearth.Config) [][2]string {
 func (a *app) printPairs(pairs [][2]string) error {
 	rows := make([][]string, len(pairs))
 	for i, p := range pairs {
-		rows[i] = []string{p[0], strings.ReplaceAll(p[1], "\n", `\n`)}
+		rows[i] = []string{p[0], p[1]}
 	}
 	return a.printTable(rows)
 }

@@ -26,11 +26,8 @@ server on this machine, which may be running: it sees at once what is built. A
 server with another --data-dir or HEARTH_DATA_DIR has others. No Docker is needed.`,
 		Example: `  hearth images build
   hearth images list`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.imagesBuildCmd(), a.imagesListCmd(), a.imagesPruneCmd(), a.imagesContextCmd())
-	return cmd
+	return group(cmd, a.imagesBuildCmd(), a.imagesListCmd(), a.imagesPruneCmd(), a.imagesContextCmd())
 }
 
 // imageFlags are those of hostFlags that say where images are.

@@ -2,12 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -53,7 +52,7 @@ It is tried again when it fails, and can run more than once.`,
 			if o.Delay < 0 {
 				return &usageError{fmt.Errorf("--delay %s is negative", o.Delay)}
 			}
-			event, err := a.event(data, cmd.Flags().Changed("event"))
+			event, err := a.event(cmd.Context(), data, cmd.Flags().Changed("event"))
 			if err != nil {
 				return err
 			}
@@ -62,7 +61,7 @@ It is tried again when it fails, and can run more than once.`,
 			}
 			if named != "" {
 				example.Function, example.Time = args[0], time.Now()
-				if event, err = a.namedEvent(named, event, example); err != nil {
+				if event, err = a.namedEvent(cmd.Context(), named, event, example); err != nil {
 					return err
 				}
 				if f, ok := event.(io.Closer); ok {
@@ -99,21 +98,21 @@ It is tried again when it fails, and can run more than once.`,
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print the invocation's id and timings on standard error")
 	cmd.Flags().BoolVar(&async, "async", false, "store the call and run it later")
 	cmd.Flags().BoolVar(&wait, "wait", false, "with --async: wait until it has ended, and write its answer")
-	cmd.Flags().DurationVar(&o.Delay, "delay", 0, "with --async: how long it waits at least, such as 30s")
+	durationVar(cmd.Flags(), &o.Delay, "delay", 0, "with --async: how long it waits at least, such as 30s")
 	cmd.Flags().StringVar(&o.DeduplicationKey, "dedup", "", "with --async: `KEY` under which it is accepted once only")
 	return a.talks(cmd)
 }
 
 // event opens what --data means; nil is no event. Unless text will do, data on the
 // command line must be JSON.
-func (a *app) event(data string, text bool) (io.Reader, error) {
+func (a *app) event(ctx context.Context, data string, text bool) (io.Reader, error) {
 	switch {
 	case data == "":
 		return nil, nil
 	case data == "-":
-		return io.NopCloser(a.stdin), nil
+		return a.input(ctx), nil
 	case strings.HasPrefix(data, "@"):
-		return openEvent(data[1:], "--data @FILE reads the event from a file")
+		return a.openInput(ctx, data[1:], "--data @FILE reads the event from a file")
 	}
 	var v any
 	if err := json.Unmarshal([]byte(data), &v); err != nil && !text {
@@ -121,19 +120,6 @@ func (a *app) event(data string, text bool) (io.Reader, error) {
 			WithHint(`write for example --data '{"name":"you"}', or @FILE, or - for standard input`)
 	}
 	return bytes.NewReader([]byte(data)), nil
-}
-
-// openEvent opens a file with an event; the hint says what else could have been
-// given.
-func openEvent(name, hint string) (io.Reader, error) {
-	f, err := os.Open(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, hearth.Errorf(hearth.CodeInvalid, "there is no file %s", name).WithHint("%s", hint)
-	case err != nil:
-		return nil, hearth.Errorf(hearth.CodeInvalid, "%w", err).WithHint("%s", hint)
-	}
-	return f, nil
 }
 
 // printCall prints what is known of a call besides its answer.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -85,7 +84,7 @@ func (a *app) printLine(l hearth.LogLine) error {
 		style = bold
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s %-8s %s %s\n",
-		a.colour(a.stdout, dim, l.Time.Local().Format("2006-01-02 15:04:05.000")), id,
-		a.colour(a.stdout, style, fmt.Sprintf("%-6s", l.Stream)), strings.ReplaceAll(printable(l.Text), "\n", "\uFFFD"))
+		a.colour(a.stdout, dim, stampMillis(l.Time)), id,
+		a.colour(a.stdout, style, fmt.Sprintf("%-6s", l.Stream)), oneLine(l.Text))
 	return err
 }

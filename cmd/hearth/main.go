@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // so that every machine knows the zones of schedules
 
 	"github.com/hearthrun/hearth/bench"
 )

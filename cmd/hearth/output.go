@@ -9,7 +9,10 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/hearthrun/hearth"
@@ -35,6 +38,34 @@ func (v *outputValue) Set(s string) error {
 	return nil
 }
 
+// durationValue is the value of a flag for a duration. A bare number is refused, as it is
+// not clear of what: in --keep-invocations-for 7 hardly of seconds.
+type durationValue time.Duration
+
+func (v *durationValue) String() string {
+	if *v == 0 {
+		return "0" // which help does not mention as a default
+	}
+	return time.Duration(*v).String()
+}
+
+func (v *durationValue) Type() string { return "duration" }
+
+func (v *durationValue) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return errors.New("it is no duration\n\ndurations need a unit: 500ms, 30s, 2m or 24h")
+	}
+	*v = durationValue(d)
+	return nil
+}
+
+// durationVar defines a flag for a duration.
+func durationVar(flags *pflag.FlagSet, d *time.Duration, name string, value time.Duration, usage string) {
+	*d = value
+	flags.Var((*durationValue)(d), name, usage)
+}
+
 // json tells whether the user wants JSON.
 func (a *app) json() bool { return a.output == "json" }
 
@@ -51,7 +82,7 @@ func (a *app) printTable(rows [][]string) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
 		for i, cell := range r {
-			r[i] = printable(cell)
+			r[i] = strings.ReplaceAll(oneLine(cell), "\t", " ")
 		}
 		fmt.Fprintln(w, strings.Join(r, "\t"))
 	}
@@ -92,6 +123,16 @@ func (a *app) printHint(hint string) {
 	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "hint:"), printable(hint))
 }
 
+func (a *app) printWarning(text string) {
+	fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable(text))
+}
+
+func (a *app) printWarnings(list []string) {
+	for _, w := range list {
+		a.printWarning(w)
+	}
+}
+
 // printFunctionError prints what the user's code raised, the stack below it.
 func (a *app) printFunctionError(f *hearth.FunctionError) {
 	text := f.Message
@@ -104,16 +145,35 @@ func (a *app) printFunctionError(f *hearth.FunctionError) {
 	}
 }
 
-// printable replaces control characters, so that text from a function or a
-// server cannot steer the terminal. Line ends and tabs stay.
+// printable replaces control characters, and characters that are invisible or change
+// the order of others, so that text from a function or a server can neither steer the
+// terminal nor look like what it is not. Line ends and tabs stay.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && (r < ' ' || r >= 0x7f && r < 0xa0) {
-			return '\uFFFD'
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || hidden(r)) {
+			return utf8.RuneError
 		}
 		return r
 	}, s)
 }
+
+// stamp writes a time so that it cannot be mistaken for that of another zone: the local
+// one with its offset from UTC, as RFC 3339 has it.
+func stamp(t time.Time) string { return t.Local().Format(time.RFC3339) }
+
+// stampMillis is stamp with milliseconds.
+func stampMillis(t time.Time) string { return t.Local().Format("2006-01-02T15:04:05.000Z07:00") }
+
+// hidden tells whether a terminal shows r not as itself. The joiners are needed to write
+// some languages, and for emoji; signs that span digits are seen.
+func hidden(r rune) bool {
+	const nonJoiner, joiner = 0x200c, 0x200d
+	return unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) && r != nonJoiner && r != joiner &&
+		!unicode.Is(unicode.Prepended_Concatenation_Mark, r)
+}
+
+// oneLine is printable for text that is to stay on its line.
+func oneLine(s string) string { return strings.ReplaceAll(printable(s), "\n", `\n`) }
 
 // ago writes how long t was before now, coarsely.
 func ago(t, now time.Time) string {

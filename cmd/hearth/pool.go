@@ -187,7 +187,7 @@ func (a *app) printNews(function string) func(client.PoolEvent) error {
 			return a.printChange(e.Instance.Time, string(e.Instance.From), e.Instance.Instance)
 		}
 		if !first {
-			fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), "changes were missed: there were too many; this is how it is now")
+			a.printWarning("changes were missed: there were too many; this is how it is now")
 		}
 		first = false
 		if _, err := fmt.Fprintln(a.stdout, totals(*e.Status, function)); err != nil {
@@ -220,7 +220,7 @@ func (a *app) printChange(t time.Time, from string, i hearth.Instance) error {
 		style = green
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s %s  %-20s  %s  %s\n",
-		a.colour(a.stdout, dim, t.Local().Format("15:04:05.000")), printable(i.ID), printable(what),
+		a.colour(a.stdout, dim, stampMillis(t)), printable(i.ID), printable(what),
 		a.colour(a.stdout, style, fmt.Sprintf("%-20s", printable(change))), printable(i.Why))
 	return err
 }

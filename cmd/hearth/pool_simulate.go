@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -87,15 +86,11 @@ func (a *app) simulate(ctx context.Context, s simulation) (err error) {
 	}
 	var trace policy.Trace
 	if s.trace != "" {
-		var in io.Reader = a.stdin
-		if s.trace != "-" {
-			file, err := os.Open(s.trace)
-			if err != nil {
-				return fmt.Errorf("cannot read the trace: %w", err)
-			}
-			defer file.Close() //nolint:errcheck // it was only read
-			in = file
+		in, err := a.openInput(ctx, s.trace, "--trace takes a file with calls, or - for standard input")
+		if err != nil {
+			return err
 		}
+		defer in.Close() //nolint:errcheck // it was only read
 		trace = policy.ReadTrace(bufio.NewReader(in))
 	} else {
 		s.generate.Duration = time.Duration(min(s.hours, maxHours) * float64(time.Hour))

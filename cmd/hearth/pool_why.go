@@ -183,7 +183,7 @@ func (w *coldStory) write(out io.Writer, now time.Time) {
 	line("%s", share(len(w.RecentCold), w.RecentCalls))
 	for _, call := range w.RecentCold[:min(shownCalls, len(w.RecentCold))] {
 		t := call.Timings
-		line("  %s  %-7s  queue %s, start %s, init %s  %s", call.StartedAt.Local().Format(time.DateTime), call.ColdReason, ms(t.Queue), ms(t.Start), ms(t.Init), call.ID)
+		line("  %s  %-7s  queue %s, start %s, init %s  %s", stamp(call.StartedAt), call.ColdReason, ms(t.Queue), ms(t.Start), ms(t.Init), call.ID)
 	}
 	if w.Pool != nil && len(w.Pool.ColdStarts) > 0 {
 		line("Cold starts since the server's start: %s.", coldCounts(w.Pool.ColdStarts))

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,7 +35,7 @@ Hearth-Invocation-Type: async. How it is retried is configured in hearth.yaml.`,
   hearth queue list hello --state dead
   hearth queue show 01a2189c-91b3-754e-a042-f286c28ce53a
   hearth queue redrive hello`,
-		Args: cobra.NoArgs,
+		Args: noOther,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 			st, err := c.Queue(ctx)
 			if err != nil {
@@ -198,7 +199,6 @@ and with dead letters.`,
 }
 
 func (a *app) printCallLong(c client.AsyncCall) error {
-	stamp := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
 	pairs := [][2]string{
 		{"id", c.ID},
 		{"function", orDash(c.Function)},
@@ -206,12 +206,12 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 		{"kind", string(c.Kind)},
 		{"state", callState(c.AsyncCall, time.Now())},
 		{"attempts", strconv.Itoa(c.Attempts)},
-		{"accepted", stamp(c.AcceptedAt)},
+		{"accepted", stampMillis(c.AcceptedAt)},
 	}
 	if c.State.Ended() {
-		pairs = append(pairs, [2]string{"ended", stamp(c.FinishedAt)})
+		pairs = append(pairs, [2]string{"ended", stampMillis(c.FinishedAt)})
 	} else {
-		pairs = append(pairs, [2]string{"due", stamp(c.DueAt)}, [2]string{"expires", stamp(c.ExpiresAt)})
+		pairs = append(pairs, [2]string{"due", stampMillis(c.DueAt)}, [2]string{"expires", stampMillis(c.ExpiresAt)})
 	}
 	if c.DeduplicationKey != "" {
 		pairs = append(pairs, [2]string{"deduplication key", c.DeduplicationKey})
@@ -235,7 +235,7 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 		case f.Attempt == 0:
 			when = "when canceled"
 		}
-		pairs = append(pairs, [2]string{when, fmt.Sprintf("%s after %s: %s", stamp(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text)})
+		pairs = append(pairs, [2]string{when, fmt.Sprintf("%s after %s: %s", stampMillis(f.EndedAt), ms(f.EndedAt.Sub(f.StartedAt)), text)})
 	}
 	if err := a.printPairs(pairs); err != nil || c.Result == nil {
 		return err
@@ -244,17 +244,19 @@ func (a *app) printCallLong(c client.AsyncCall) error {
 	if c.Result.Cut {
 		fmt.Fprint(a.stdout, ", cut to")
 	}
-	fmt.Fprintln(a.stdout, ":")
-	return a.printResult(c.Result)
+	_, err := fmt.Fprintf(a.stdout, ":\n%s\n", printable(strings.TrimSuffix(string(resultBody(c.Result)), "\n")))
+	return err
 }
 
-// printResult writes the body of a stored response.
+func resultBody(r *client.AsyncResult) []byte {
+	return slices.Concat(r.Value, []byte(r.Text), r.Base64)
+}
+
+// printResult writes the body of a stored response as it is.
 func (a *app) printResult(r *client.AsyncResult) error {
 	out := &lastByte{w: a.stdout}
-	for _, part := range [][]byte{r.Value, []byte(r.Text), r.Base64} {
-		if _, err := out.Write(part); err != nil {
-			return err
-		}
+	if _, err := out.Write(resultBody(r)); err != nil {
+		return err
 	}
 	if out.last != '\n' && out.last != 0 && isTerminal(a.stdout) {
 		fmt.Fprintln(a.stdout)
@@ -326,7 +328,7 @@ it asks first; otherwise it needs --yes.`,
 		ValidArgsFunction: a.completeName,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if !yes {
-				if err := a.confirm("Delete all dead letters of the function " + args[0] + "?"); err != nil {
+				if err := a.confirm(ctx, "Delete all dead letters of the function "+args[0]+"?"); err != nil {
 					return err
 				}
 			}

@@ -102,7 +102,7 @@ difference is above 10 ms.
 	f := cmd.Flags()
 	f.IntVar(&version, "version", 0, "version to make live (default the newest)")
 	f.StringVar(&canary, "canary", "", "`SHARE` of calls in each step, such as 10% or 10%,50%")
-	f.DurationVar(&step, "step", hearth.DefaultCanaryStep, "how long a step lasts at least")
+	durationVar(f, &step, "step", hearth.DefaultCanaryStep, "how long a step lasts at least")
 	f.StringVar(&rollbackOn, "rollback-on", hearth.DefaultRollbackOn, "conditions under which the old version gets all calls again")
 	f.IntVar(&minCalls, "min-calls", hearth.DefaultCanaryMinCalls, "how many calls of the new version a step needs")
 	f.BoolVar(&wait, "wait", false, "stay until the release has ended")
@@ -143,7 +143,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, r client.Release) (c
 	for said := -1; r.State == hearth.ReleaseRunning; {
 		if r.Step != said && !a.json() {
 			said = r.Step
-			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), releaseProgress(r))
+			fmt.Fprintln(a.stderr, a.colour(a.stderr, dim, "•"), printable(releaseProgress(r)))
 		}
 		select {
 		case <-ctx.Done():

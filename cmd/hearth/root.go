@@ -88,6 +88,26 @@ Exit codes: 0 success, 1 other errors, 2 wrong usage` + exitCodes() + `.`,
 	return root
 }
 
+// group makes cmd one that only has others: alone it prints its help.
+func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	cmd.Args = noOther
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// noOther accepts no argument: it would be a command that does not exist.
+func noOther(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	return fmt.Errorf("unknown command %q for %q\n\nit has %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
+}
+
 // exitCodes lists the exit codes for the help text.
 func exitCodes() string {
 	var b strings.Builder

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"time"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +21,12 @@ configured below schedules in hearth.yaml, and those of the live version count.`
 		Example: `  hearth schedules
   hearth schedules hello
   hearth schedules hello -o json | jq -r '.[].next[0]'`,
-		Args:              cobra.MaximumNArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return fmt.Errorf("%s takes one function at a time, not %d\n\nhearth schedule show %s %s shows one of its schedules", cmd.CommandPath(), len(args), args[0], args[1])
+			}
+			return nil
+		},
 		ValidArgsFunction: a.completeName,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			name := ""
@@ -49,8 +54,83 @@ configured below schedules in hearth.yaml, and those of the live version count.`
 	return a.talks(a.prints(cmd))
 }
 
+// scheduleListCmd is schedulesCmd in the place where one looks for it.
+func (a *app) scheduleListCmd() *cobra.Command {
+	cmd := a.schedulesCmd()
+	cmd.Use, cmd.Aliases = "list [NAME]", []string{"ls"}
+	cmd.Long = "List is the same as hearth schedules."
+	cmd.Example = "  hearth schedule list hello"
+	return cmd
+}
+
+func (a *app) scheduleShowCmd() *cobra.Command {
+	return a.talks(a.prints(&cobra.Command{
+		Use:   "show NAME SCHEDULE",
+		Short: "Show a schedule: its next times, and what became of the latest",
+		Long: `Show prints how a schedule is configured, its next times, its latest call, and the
+latest time for which there was no call, with the reason.`,
+		Example:           `  hearth schedule show hello nightly`,
+		Args:              oneSchedule,
+		ValidArgsFunction: a.completeName,
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			list, err := c.Schedules(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			i := slices.IndexFunc(list, func(s hearth.ScheduleStatus) bool { return s.Name == args[1] })
+			switch {
+			case i < 0:
+				return hearth.Errorf(hearth.CodeNotFound, "function %s has no schedule %q", args[0], args[1]).WithHint("hearth schedules %s shows them", args[0])
+			case a.json():
+				return a.printJSON(list[i])
+			}
+			return a.printPairs(schedulePairs(list[i]))
+		}),
+	}))
+}
+
+// schedulePairs is all that is known of a schedule.
+func schedulePairs(s hearth.ScheduleStatus) [][2]string {
+	pairs := [][2]string{
+		{"function", s.Function},
+		{"schedule", s.Name},
+		{"when", scheduleTime(s.Schedule)},
+		{"missed", s.Missed},
+		{"overlap", s.Overlap},
+		{"alias", s.Alias},
+	}
+	if s.Paused {
+		pairs = append(pairs, [2]string{"next", "paused: hearth schedule resume " + s.Function + " " + s.Name})
+	} else if len(s.Next) == 0 {
+		pairs = append(pairs, [2]string{"next", "never again"})
+	}
+	for _, t := range s.Next {
+		pairs = append(pairs, [2]string{"next", stamp(t)})
+	}
+	if !s.Waiting.IsZero() {
+		pairs = append(pairs, [2]string{"waiting", stamp(s.Waiting) + ": it is called when the call before has ended"})
+	}
+	if l := s.Last; l != nil {
+		pairs = append(pairs, [2]string{"last", fmt.Sprintf("%s: call %s, %s", stamp(l.Due), l.Invocation, lastState(*l))})
+	}
+	if k := s.Skipped; k != nil {
+		pairs = append(pairs, [2]string{"skipped", "no call at " + stamp(k.Due) + ": " + k.Reason})
+	}
+	return pairs
+}
+
+// lastState is the state of the latest call of a schedule.
+func lastState(l hearth.ScheduleLast) string {
+	switch l.State {
+	case "":
+		return "not kept any more"
+	case hearth.AsyncFailed:
+		return "dead"
+	}
+	return string(l.State)
+}
+
 func scheduleRow(s hearth.ScheduleStatus) []string {
-	stamp := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 	next, last, call, state, skipped := "-", "-", "-", "-", "-"
 	switch {
 	case s.Paused:
@@ -59,10 +139,7 @@ func scheduleRow(s hearth.ScheduleStatus) []string {
 		next = stamp(s.Next[0])
 	}
 	if l := s.Last; l != nil {
-		last, call, state = stamp(l.Due), l.Invocation, orDash(string(l.State))
-		if l.State == hearth.AsyncFailed {
-			state = "dead"
-		}
+		last, call, state = stamp(l.Due), l.Invocation, lastState(*l)
 	}
 	if k := s.Skipped; k != nil {
 		skipped = stamp(k.Due) + ": " + k.Reason
@@ -81,17 +158,18 @@ func scheduleTime(s hearth.Schedule) string {
 func (a *app) scheduleCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "schedule",
-		Short: "Run, pause or resume a schedule",
-		Long: `Schedule makes the call of a schedule now, or pauses it until it is resumed. hearth
-schedules lists them.`,
-		Example: `  hearth schedule run hello nightly
+		Short: "Show, run, pause or resume a schedule",
+		Long: `Schedule shows a schedule, makes its call now, or pauses it until it is resumed.
+hearth schedules lists them.`,
+		Example: `  hearth schedule show hello nightly
+  hearth schedule run hello nightly
   hearth schedule pause hello nightly`,
 	}
-	cmd.AddCommand(a.scheduleRunCmd(), a.schedulePauseCmd(true), a.schedulePauseCmd(false))
-	return cmd
+	return group(cmd, a.scheduleListCmd(), a.scheduleShowCmd(), a.scheduleRunCmd(), a.schedulePauseCmd(true), a.schedulePauseCmd(false))
 }
 
 func (a *app) scheduleRunCmd() *cobra.Command {
+	var key string
 	cmd := &cobra.Command{
 		Use:   "run NAME SCHEDULE",
 		Short: "Make the call of a schedule now",
@@ -101,7 +179,7 @@ and even if the schedule is paused; its times stay as they are.`,
 		Args:              oneSchedule,
 		ValidArgsFunction: a.completeName,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-			s, err := c.RunSchedule(ctx, args[0], args[1])
+			s, err := c.RunScheduleOnce(ctx, args[0], args[1], key)
 			switch {
 			case err != nil:
 				return err
@@ -112,6 +190,7 @@ and even if the schedule is paused; its times stay as they are.`,
 			return nil
 		}),
 	}
+	cmd.Flags().StringVar(&key, "dedup", "", "`KEY` under which the call is made once only")
 	return a.talks(a.prints(cmd))
 }
 

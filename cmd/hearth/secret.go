@@ -35,11 +35,8 @@ functions without a deploy.`,
 		Example: `  hearth secret set db-password
   hearth secret set tls-key --from-file key.pem
   hearth secret list`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretRekeyCmd(), a.secretDeleteCmd())
-	return cmd
+	return group(cmd, a.secretSetCmd(), a.secretListCmd(), a.secretRollbackCmd(), a.secretRekeyCmd(), a.secretDeleteCmd())
 }
 
 // oneSecret takes the name of a secret. A value beside it is refused without being
@@ -71,7 +68,7 @@ it, and those with the old one end after their calls.`,
 			if err := hearth.ValidateSecretName(args[0]); err != nil {
 				return err
 			}
-			value, err := a.readSecret(args[0], file)
+			value, err := a.readSecret(cmd.Context(), args[0], file)
 			if err != nil {
 				return err
 			}
@@ -92,19 +89,17 @@ it, and those with the old one end after their calls.`,
 }
 
 // readSecret reads a value.
-func (a *app) readSecret(name, file string) ([]byte, error) {
-	in, what := a.stdin, "standard input"
+func (a *app) readSecret(ctx context.Context, name, file string) ([]byte, error) {
+	in, what := a.input(ctx), "standard input"
 	if file != "" {
-		f, err := os.Open(file)
+		f, err := a.openInput(ctx, file, "give --from-file a file that you can read")
 		if err != nil {
-			return nil, (&hearth.Error{Code: hearth.CodeInvalid, Message: err.Error(), Err: err}).WithHint("give --from-file a file that you can read")
+			return nil, err
 		}
 		defer f.Close()
 		in, what = f, file
 	} else if f, ok := a.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		fmt.Fprintf(a.stderr, "Value of %s: ", name)
-		value, err := term.ReadPassword(int(f.Fd()))
-		fmt.Fprintln(a.stderr)
+		value, err := a.password(ctx, f, "Value of "+name+": ")
 		if err == nil && len(value) == 0 {
 			return nil, &usageError{errors.New("no value was given")}
 		}
@@ -112,7 +107,7 @@ func (a *app) readSecret(name, file string) ([]byte, error) {
 	}
 	value, err := io.ReadAll(io.LimitReader(in, hearth.MaxSecret+3)) // and a line end
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", what, err)
+		return nil, err
 	}
 	if file == "" {
 		value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
@@ -162,7 +157,7 @@ rollback, and which functions use it.`,
 				return a.printJSON(list)
 			}
 			rows := [][]string{{"NAME", "VERSION", "KEPT", "SET", "FUNCTIONS"}}
-			var locked []string
+			var locked, lost []string
 			for _, s := range list {
 				var kept []string
 				for _, n := range s.Versions {
@@ -172,12 +167,18 @@ rollback, and which functions use it.`,
 				if s.Locked {
 					locked = append(locked, s.Name)
 				}
+				if s.KeyLost {
+					lost = append(lost, s.Name)
+				}
 			}
 			if err := a.printTable(rows); err != nil {
 				return err
 			}
 			if len(locked) > 0 {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable("the server does not have the key of "+strings.Join(locked, ", ")+": restore its key file, or set them again"))
+				a.printWarning("the server does not have the key of " + strings.Join(locked, ", ") + ": restore its key file, or set them again")
+			}
+			if len(lost) > 0 {
+				a.printWarning("the key file does not hold the key of " + strings.Join(lost, ", ") + " any more, and the server only until it ends: restore the file before, or let hearth secret rekey write it with a new key")
 			}
 			return nil
 		},
@@ -237,7 +238,7 @@ values, too: who has it and an old copy of the database knows the values.`,
 				return a.printJSON(r)
 			}
 			if len(r.Unreadable) > 0 {
-				fmt.Fprintln(a.stderr, a.colour(a.stderr, yellow, "warning:"), printable("a value of "+strings.Join(r.Unreadable, ", ")+" could not be read before either and stays as it was"))
+				a.printWarning("a value of " + strings.Join(r.Unreadable, ", ") + " could not be read before either and stays as it was")
 			}
 			_, err = fmt.Fprintf(a.stdout, "%s of %s are encrypted with a new key; back up the key file\n", count(r.Values, "value"), count(r.Secrets, "secret"))
 			return err

@@ -54,7 +54,7 @@ queue:QUEUE" shows what became of the messages.`,
 			if lines && m.DeduplicationKey != "" {
 				return &usageError{errors.New("--dedup is for one message\n\nleave out --lines")}
 			}
-			in, err := a.event(data, true)
+			in, err := a.event(ctx, data, true)
 			if err != nil {
 				return err
 			}
@@ -82,7 +82,7 @@ queue:QUEUE" shows what became of the messages.`,
 	}
 	cmd.Flags().StringVarP(&data, "data", "d", "", "the message: text, `@FILE`, or - for standard input")
 	cmd.Flags().BoolVar(&lines, "lines", false, "each line is a message; without --data those of standard input")
-	cmd.Flags().DurationVar(&m.Delay, "delay", 0, "how long they wait at least, such as 30s")
+	durationVar(cmd.Flags(), &m.Delay, "delay", 0, "how long they wait at least, such as 30s")
 	cmd.Flags().StringVar(&m.DeduplicationKey, "dedup", "", "`KEY` under which the message is accepted once only")
 	return a.talks(cmd)
 }

@@ -89,10 +89,13 @@ func TestMessagesRefused(t *testing.T) {
 	} {
 		want(t, in.do("POST", "/v1/queues/"+c.queue+"/messages", c.body, "Content-Type", "application/json"), c.status, c.code)
 	}
+	if list, ok := in.do("GET", "/v1/queues/q/messages", nil).json(t)["messages"].([]any); !ok || len(list) != 0 {
+		t.Errorf("the messages are %v", list)
+	}
 	// All dead letters are queued anew without a body, too.
-	for _, path := range []string{"/v1/queues/q/redrive", "/v1/functions/take/queue/redrive"} {
+	for path, counted := range map[string]string{"/v1/queues/q/redrive": "messages", "/v1/functions/take/queue/redrive": "calls"} {
 		for _, body := range []any{nil, `{}`} {
-			if a := in.do("POST", path, body, "Content-Type", "application/json"); a.status != 200 || a.json(t)["calls"] != 0.0 {
+			if a := in.do("POST", path, body, "Content-Type", "application/json"); a.status != 200 || a.json(t)[counted] != 0.0 {
 				t.Errorf("%s %v: %v", path, body, a)
 			}
 		}
