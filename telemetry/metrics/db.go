@@ -183,8 +183,23 @@ func (db *DB) openTSDB(dir string) (*tsdb.DB, error) {
 	o.RetentionDuration, o.MaxBytes = db.opts.Retention.Milliseconds(), int64(db.opts.MaxBytes)
 	o.NoLockfile = true // the data directory has one
 	o.EnableMemorySnapshotOnShutdown = true
-	return tsdb.Open(dir, db.opts.Logger.With("part", "metrics"), nil, o, nil)
+	log := slog.New(warnings{db.opts.Logger.Handler()}).With("part", "metrics")
+	return tsdb.Open(dir, log, nil, o, nil)
 }
+
+// warnings leaves out what the database says of its everyday work.
+type warnings struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (w warnings) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && w.Handler.Enabled(ctx, l)
+}
+
+// WithAttrs implements slog.Handler.
+func (w warnings) WithAttrs(attrs []slog.Attr) slog.Handler { return warnings{w.Handler.WithAttrs(attrs)} }
+
+// WithGroup implements slog.Handler.
+func (w warnings) WithGroup(name string) slog.Handler { return warnings{w.Handler.WithGroup(name)} }
 
 // seriesOf returns what is known of value i of a version.
 func (n *counts) seriesOf(i int, v value) *series {
