@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -18,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/api"
+	promv1 "github.com/prometheus/client_golang/api/prometheus/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
@@ -329,4 +332,56 @@ func BenchmarkCount(b *testing.B) {
 			calls.Count(v)
 		}
 	})
+}
+
+// Prometheus' own client, which promtool uses, takes it for a Prometheus.
+func TestClientOfPrometheus(t *testing.T) {
+	var calls Calls
+	db := start(t, t.TempDir(), &calls)
+	defer db.Close() //nolint:errcheck // tested elsewhere
+	for range 10 {
+		calls.Count(call("f", time.Millisecond))
+	}
+	becomes(t, db, "sum(hearth_invocations_total)", 10)
+	s := httptest.NewServer(db.Handler())
+	defer s.Close()
+	c, err := api.NewClient(api.Config{Address: s.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, now, prom := t.Context(), time.Now(), promv1.NewAPI(c)
+	if v, _, _, err := prom.Query(ctx, `sum by (function) (hearth_invocations_total)`, now); err != nil || !strings.Contains(v.String(), `{function="f"} => 10`) {
+		t.Errorf("query: %v, %v", v, err)
+	}
+	if v, _, _, err := prom.Query(ctx, `hearth_invocation_duration_seconds`, now); err != nil || !strings.Contains(v.String(), "Count: 10.0") {
+		t.Errorf("a histogram: %v, %v", v, err)
+	}
+	if v, _, _, err := prom.Query(ctx, `scalar(vector(2)) > bool 1`, now); err != nil || v.Type().String() != "scalar" {
+		t.Errorf("a scalar: %v, %v", v, err)
+	}
+	if v, _, _, err := prom.QueryRange(ctx, `hearth_invocations_total`, promv1.Range{Start: now.Add(-time.Minute), End: now, Step: time.Second}); err != nil || v.Type().String() != "matrix" {
+		t.Errorf("a range: %v, %v", v, err)
+	}
+	if names, _, _, err := prom.LabelNames(ctx, []string{"hearth_cold_starts_total", "hearth_invocations_total"}, now.Add(-time.Hour), now); err != nil || len(names) != 5 {
+		t.Errorf("labels: %v, %v", names, err)
+	}
+	if values, _, _, err := prom.LabelValues(ctx, "__name__", nil, now.Add(-time.Hour), now); err != nil || len(values) != 5 {
+		t.Errorf("values: %v, %v", values, err)
+	}
+	if list, _, _, err := prom.Series(ctx, []string{`{function="f"}`}, now.Add(-time.Hour), now, promv1.WithLimit(3)); err != nil || len(list) != 3 {
+		t.Errorf("series: %v, %v", list, err)
+	}
+	if m, err := prom.Metadata(ctx, "hearth_invocations_total", ""); err != nil || len(m) != 1 || m["hearth_invocations_total"][0].Type != promv1.MetricTypeCounter {
+		t.Errorf("metadata: %v, %v", m, err)
+	}
+	if b, err := prom.Buildinfo(ctx); err != nil || b.Version == "" {
+		t.Errorf("build info: %v, %v", b, err)
+	}
+	if r, err := prom.Rules(ctx, nil); err != nil || len(r.Groups) != 0 {
+		t.Errorf("rules: %v, %v", r, err)
+	}
+	var bad *promv1.Error
+	if _, _, _, err := prom.Query(ctx, `x(`, now); !errors.As(err, &bad) || bad.Type != promv1.ErrBadData {
+		t.Errorf("a bad query: %v", err)
+	}
 }
