@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,6 +188,14 @@ var (
 	phaseFamily    = newFamily("hearth_invocation_phase_seconds", "histogram", "How long calls took in parts: they waited in queue, their instance was started and initialised, it ran.", "phase")
 
 	families = []*family{callsFamily, coldFamily, cachedFamily, inFamily, outFamily, durationFamily, phaseFamily}
+	// familyPattern is a regular expression for their names.
+	familyPattern = func() string {
+		var names []string
+		for _, f := range families {
+			names = append(names, f.name)
+		}
+		return strings.Join(names, "|")
+	}()
 )
 
 // valuesOf is how many values a version has.

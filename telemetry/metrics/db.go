@@ -62,6 +62,8 @@ const (
 	// journalEvery is after which time what was counted is in the journal: what a killed
 	// server loses is less than a second of it.
 	journalEvery = 500 * time.Millisecond
+	// flushEvery bounds how often samples are stored because somebody asks.
+	flushEvery = 100 * time.Millisecond
 	// repeatAfter is after which time a value is stored again though it is the same, so
 	// that queries, which look back for five minutes, still find it.
 	repeatAfter = 2 * time.Minute
@@ -74,6 +76,8 @@ type DB struct {
 	open    atomic.Pointer[tsdb.DB] // nil until it is open
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
+	flushes chan chan struct{}
+	started point // of startedMetric
 
 	// Of the goroutine.
 	journal    *journal
@@ -96,7 +100,8 @@ type series struct {
 func Start(opts Options) *DB {
 	ctx, cancel := context.WithCancel(context.Background())
 	now := time.Now() // all that is stored already is older
-	db := &DB{opts: opts.withDefaults(), cancel: cancel, done: make(chan struct{}), looked: now, sampled: now}
+	db := &DB{opts: opts.withDefaults(), cancel: cancel, done: make(chan struct{}), looked: now, sampled: now, flushes: make(chan chan struct{})}
+	db.started = point{labels: labels.FromStrings(labels.MetricName, startedMetric), n: float64(now.UnixMilli()) / 1000}
 	db.queries = newQueries(db, opts.Logger)
 	go db.run(ctx)
 	return db
@@ -135,6 +140,11 @@ func (db *DB) run(ctx context.Context) {
 			db.sample()
 		case <-note.C:
 			db.note()
+		case done := <-db.flushes:
+			if time.Since(db.sampled) > flushEvery {
+				db.sample()
+			}
+			close(done)
 		}
 	}
 }
@@ -271,6 +281,8 @@ func (db *DB) note() {
 	if len(points) == 0 {
 		return
 	}
+	db.started.t = now.UnixMilli()
+	points = append(points, db.started)
 	if err := db.journal.add(points); err != nil {
 		db.failed("noting what was counted", err)
 	}
@@ -305,8 +317,10 @@ func (db *DB) sample() {
 		})
 		stored = append(stored, func() { n.pending, n.stored = false, now })
 	}
-	failed = cmp.Or(failed, db.gather(a, now))
-	if err := a.Commit(); err != nil {
+	db.started.t = now.UnixMilli()
+	_, err := a.Append(0, db.started.labels, db.started.t, db.started.n)
+	failed = cmp.Or(failed, err, db.gather(a, now))
+	if err = a.Commit(); err != nil {
 		db.failed("storing metrics", err)
 		return
 	}

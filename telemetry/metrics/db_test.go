@@ -365,7 +365,7 @@ func TestClientOfPrometheus(t *testing.T) {
 	if names, _, _, err := prom.LabelNames(ctx, []string{"hearth_cold_starts_total", "hearth_invocations_total"}, now.Add(-time.Hour), now); err != nil || len(names) != 5 {
 		t.Errorf("labels: %v, %v", names, err)
 	}
-	if values, _, _, err := prom.LabelValues(ctx, "__name__", nil, now.Add(-time.Hour), now); err != nil || len(values) != 5 {
+	if values, _, _, err := prom.LabelValues(ctx, "__name__", nil, now.Add(-time.Hour), now); err != nil || len(values) != 6 {
 		t.Errorf("values: %v, %v", values, err)
 	}
 	if list, _, _, err := prom.Series(ctx, []string{`{function="f"}`}, now.Add(-time.Hour), now, promv1.WithLimit(3)); err != nil || len(list) != 3 {

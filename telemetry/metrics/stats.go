@@ -1,0 +1,309 @@
+package metrics
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/parser/posrange"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+
+	"github.com/hearthrun/hearth"
+)
+
+// This file sums up what calls did in a span of time, exactly: by what the counts were at
+// its ends. Since they begin at 0 with each process, it does so for each process apart.
+
+// startedMetric is when the process began that stored the other samples of its time.
+const startedMetric = "hearth_start_time_seconds"
+
+// life is a part of a span in which one process counted.
+type life struct {
+	from time.Time // its first sample, or the beginning of the span
+	to   time.Time // its last sample within the span
+	born bool      // it began within the span: all counts were 0 before
+}
+
+// Stats returns what the calls of a function did between two times, or those of all if it
+// is empty; and what they did in the span before. What ended until 0.1 s ago is in it.
+// Errors: CodeUnavailable if the database is not open.
+func (db *DB) Stats(ctx context.Context, function string, from, to time.Time) (hearth.Stats, error) {
+	db.flush(ctx)
+	out := hearth.Stats{Function: function, From: from, To: to, Versions: []hearth.VersionStats{}}
+	before, _, err := db.sum(ctx, function, from.Add(from.Sub(to)), from)
+	if err != nil {
+		return out, err
+	}
+	now, versions, err := db.sum(ctx, function, from, to)
+	if err != nil {
+		return out, err
+	}
+	seconds := to.Sub(from).Seconds()
+	out.StatsNumbers, out.Previous = now.numbers(seconds), before.numbers(seconds)
+	for v, s := range versions {
+		if n := s.numbers(seconds); n.Calls > 0 {
+			out.Versions = append(out.Versions, hearth.VersionStats{Function: v.function, Version: v.number, Isolation: v.isolation, StatsNumbers: n})
+		}
+	}
+	slices.SortFunc(out.Versions, func(a, b hearth.VersionStats) int {
+		return cmp.Or(cmp.Compare(b.Calls, a.Calls), cmp.Compare(a.Function, b.Function), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Isolation, b.Isolation))
+	})
+	return out, nil
+}
+
+// flush returns when what has been counted until now is stored, or ctx ends.
+func (db *DB) flush(ctx context.Context) {
+	done := make(chan struct{})
+	select {
+	case db.flushes <- done:
+	case <-db.done:
+		return
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-db.done:
+	case <-ctx.Done():
+	}
+}
+
+// margin is how old a sample may be and still be the latest of its series.
+func (db *DB) margin() time.Duration {
+	return max(repeatAfter, db.opts.Interval) + 2*db.opts.Interval + journalEvery
+}
+
+// sums are what was counted, of one version or of several.
+type sums struct {
+	codes, cold, phases map[string]*tally
+	plain               map[string]float64 // by the names of metrics
+	duration            tally
+}
+
+// tally is a number or a histogram.
+type tally struct {
+	n float64
+	h *histogram.FloatHistogram
+}
+
+func newSums() *sums {
+	return &sums{codes: map[string]*tally{}, cold: map[string]*tally{}, phases: map[string]*tally{}, plain: map[string]float64{}}
+}
+
+func (t *tally) add(n float64, h *histogram.FloatHistogram) {
+	t.n += n
+	switch {
+	case h == nil:
+	case t.h == nil:
+		t.h = h.Copy()
+	default:
+		if sum, _, _, err := t.h.Add(h); err == nil { // the schemas are the same
+			t.h = sum
+		}
+	}
+}
+
+// add adds what a series counted.
+func (s *sums) add(l labels.Labels, n float64, h *histogram.FloatHistogram) {
+	of := func(m map[string]*tally, label string) {
+		key := l.Get(label)
+		if m[key] == nil {
+			m[key] = &tally{}
+		}
+		m[key].add(n, h)
+	}
+	switch name := l.Get(labels.MetricName); name {
+	case callsFamily.name:
+		of(s.codes, "code")
+	case coldFamily.name:
+		of(s.cold, "reason")
+	case phaseFamily.name:
+		of(s.phases, "phase")
+	case durationFamily.name:
+		s.duration.add(n, h)
+	default:
+		s.plain[name] += n
+	}
+}
+
+// sum returns what was counted between two times, of all and of each version.
+func (db *DB) sum(ctx context.Context, function string, from, to time.Time) (*sums, map[version]*sums, error) {
+	t := db.open.Load()
+	if t == nil {
+		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics is not open").WithHint("it is being opened, or could not be: see the server's log")
+	}
+	q, err := t.Querier(from.Add(-db.margin()).UnixMilli(), to.UnixMilli())
+	if err != nil {
+		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics cannot be read: %w", err)
+	}
+	defer q.Close() //nolint:errcheck // it was only read
+	all, versions := newSums(), map[version]*sums{}
+	lives, err := livesOf(ctx, q, from, to)
+	if err != nil || len(lives) == 0 {
+		return all, versions, err
+	}
+	matchers := []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, familyPattern)}
+	if function != "" {
+		matchers = append(matchers, labels.MustNewMatcher(labels.MatchEqual, "function", function))
+	}
+	set := q.Select(ctx, false, nil, matchers...)
+	var it chunkenc.Iterator
+	for set.Next() {
+		series := set.At()
+		it = series.Iterator(it)
+		n, h, err := grew(it, lives, db.margin())
+		if err != nil {
+			return nil, nil, err
+		}
+		if n == 0 {
+			continue
+		}
+		l := series.Labels()
+		number, _ := strconv.Atoi(l.Get("version")) //nolint:errcheck // it was written from one
+		v := version{l.Get("function"), number, l.Get("isolation")}
+		if versions[v] == nil {
+			versions[v] = newSums()
+		}
+		versions[v].add(l, n, h)
+		all.add(l, n, h)
+	}
+	return all, versions, set.Err()
+}
+
+// livesOf returns the parts of a span in which processes counted, in their order.
+func livesOf(ctx context.Context, q storage.Querier, from, to time.Time) ([]life, error) {
+	set := q.Select(ctx, false, nil, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, startedMetric))
+	var lives []life
+	for set.Next() {
+		started := math.NaN()
+		it := set.At().Iterator(nil)
+		for it.Next() == chunkenc.ValFloat {
+			t, v := it.At()
+			at := time.UnixMilli(t)
+			if v != started {
+				begin := time.UnixMilli(int64(v * 1000))
+				lives = append(lives, life{from: begin, born: !begin.Before(from)})
+				started = v
+			}
+			lives[len(lives)-1].to = at
+		}
+		if err := it.Err(); err != nil {
+			return nil, err
+		}
+	}
+	lives = slices.DeleteFunc(lives, func(l life) bool { return l.to.Before(from) || l.from.After(to) })
+	for i := range lives {
+		if !lives[i].born {
+			lives[i].from = from
+		}
+	}
+	return lives, set.Err()
+}
+
+// grew returns by how much a series has grown in parts of a span; a sample may be older
+// than the beginning of one by margin and still be the latest then.
+func grew(it chunkenc.Iterator, lives []life, margin time.Duration) (n float64, h *histogram.FloatHistogram, err error) {
+	var total tally
+	c := cursor{it: it}
+	for _, l := range lives {
+		var before tally // 0 if there is no sample
+		if !l.born {
+			before, _ = c.latest(l.from.Add(-margin), l.from)
+		}
+		after, ok := c.latest(l.to.Add(-margin), l.to)
+		if !ok {
+			continue // it has not changed
+		}
+		grown := after.h
+		if grown != nil && before.h != nil {
+			if grown, _, _, err = grown.Sub(before.h); err != nil {
+				return 0, nil, err
+			}
+		}
+		total.add(after.n-before.n, grown)
+	}
+	return total.n, total.h, it.Err()
+}
+
+// cursor goes through the samples of a series.
+type cursor struct {
+	it    chunkenc.Iterator
+	ended bool // then a Seek would find the last sample again
+}
+
+// latest returns the latest sample from a time on and until another; ok is false if there
+// is none but such that an earlier call has returned.
+func (c *cursor) latest(from, to time.Time) (out tally, ok bool) {
+	if c.ended {
+		return out, false
+	}
+	kind := c.it.Seek(from.UnixMilli())
+	for ; kind != chunkenc.ValNone && c.it.AtT() <= to.UnixMilli(); kind = c.it.Next() {
+		if kind == chunkenc.ValFloat {
+			_, out.n = c.it.At()
+		} else {
+			_, out.h = c.it.AtFloatHistogram(out.h)
+			out.n = out.h.Count
+		}
+		ok = true
+	}
+	c.ended = kind == chunkenc.ValNone
+	return out, ok
+}
+
+// numbers returns the sums as they are told, of a span of so many seconds.
+func (s *sums) numbers(seconds float64) hearth.StatsNumbers {
+	out := hearth.StatsNumbers{
+		Errors: map[string]int64{}, Codes: map[string]int64{}, Cold: map[hearth.ColdReason]int64{}, Phases: map[string]hearth.Durations{},
+		Cached: int64(s.plain[cachedFamily.name]), BytesIn: int64(s.plain[inFamily.name]), BytesOut: int64(s.plain[outFamily.name]),
+		Duration: s.duration.durations(),
+	}
+	for _, o := range outcomes {
+		t := s.codes[string(o.code)]
+		if t == nil {
+			continue
+		}
+		n := int64(t.n)
+		out.Calls += n
+		out.Codes[string(o.code)] = n
+		if o.fault != "" {
+			out.Errors[o.fault] += n
+		}
+	}
+	for reason, t := range s.cold {
+		out.Cold[hearth.ColdReason(reason)] = int64(t.n)
+		out.ColdStarts += int64(t.n)
+	}
+	for phase, t := range s.phases {
+		out.Phases[phase] = t.durations()
+	}
+	ratio := func(a, b int64) float64 {
+		if b == 0 {
+			return 0
+		}
+		return float64(a) / float64(b)
+	}
+	out.ErrorRatio = ratio(out.Errors["function"]+out.Errors["hearth"], out.Calls)
+	out.ColdRatio = ratio(out.ColdStarts, out.Duration.Count)
+	out.PerSecond = float64(out.Calls) / seconds
+	return out
+}
+
+// durations returns the mean and the percentiles of a histogram.
+func (t *tally) durations() (d hearth.Durations) {
+	if t.h == nil || t.h.Count == 0 {
+		return d
+	}
+	d.Count, d.Mean = int64(t.h.Count), t.h.Sum/t.h.Count
+	for q, p := range map[float64]*float64{0.5: &d.P50, 0.9: &d.P90, 0.95: &d.P95, 0.99: &d.P99} {
+		*p, _ = promql.HistogramQuantile(q, t.h, "", posrange.PositionRange{})
+	}
+	return d
+}
