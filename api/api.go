@@ -152,6 +152,7 @@ type Deps struct {
 	Secrets     Secrets
 	Health      Health
 	Traffic     Traffic
+	Stats       Stats
 	// Metrics serves /metrics, and Query what is below it: /metrics/api/v1/….
 	Metrics, Query http.Handler
 	Logger         *slog.Logger
@@ -234,6 +235,7 @@ func New(d Deps) *API {
 	s.registerQueue()
 	s.registerQueues()
 	s.registerSchedules()
+	s.registerStats()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()

@@ -305,6 +305,7 @@ func (s *Server) handler() http.Handler {
 		Invocations: recorded{s.store, s.recorder},
 		Drivers:     s.probes,
 		Secrets:     s.secrets,
+		Stats:       s.metrics,
 		Metrics:     metrics.Exposition(&s.calls, s.state),
 		Query:       s.metrics.Handler(),
 		Health:      health{s},
