@@ -107,9 +107,12 @@ func (c stateCollector) pool(put putter) {
 	for d, n := range count {
 		put(instancesDesc, float64(n), d.function, d.version, d.isolation, string(d.state))
 	}
-	for k := range memory {
-		put(memoryDesc, float64(memory[k]), k.function, k.version, k.isolation)
-		put(pssDesc, float64(pss[k]), k.function, k.version, k.isolation)
+	for d, of := range map[*prometheus.Desc]map[key]int64{memoryDesc: memory, pssDesc: pss} {
+		for k, n := range of {
+			if n > 0 { // else it is not known yet
+				put(d, float64(n), k.function, k.version, k.isolation)
+			}
+		}
 	}
 	type stock struct{ isolation, runtime, state string }
 	stems := map[stock]int{} // stocks differ in limits, too
