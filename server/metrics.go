@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +23,15 @@ func (s *Server) startMetrics() {
 		Dir: filepath.Join(s.store.Dir(), "metrics"), Calls: &s.calls, Gatherer: s.state, Logger: s.cfg.Logger,
 		Interval: s.cfg.MetricsInterval, Retention: s.cfg.KeepMetricsFor, MaxBytes: s.cfg.MetricsSize,
 	})
+}
+
+// pruneCalls lets the counts of versions go that do not exist any more.
+func (s *Server) pruneCalls(ctx context.Context) error {
+	numbers, err := s.store.VersionNumbers(ctx)
+	if err == nil {
+		s.calls.Prune(func(function string, version int) bool { return slices.Contains(numbers[function], version) })
+	}
+	return err
 }
 
 // stateCollector tells how the parts of a server are when they are asked.

@@ -540,6 +540,9 @@ func (s *Server) maintain(ctx context.Context) {
 		if _, err := s.store.PruneInvocations(ctx, now.Add(-s.cfg.KeepInvocationsFor), s.cfg.KeepInvocations); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Error("pruning invocation records", "err", err)
 		}
+		if err := s.pruneCalls(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Error("pruning counts of calls", "err", err)
+		}
 		if _, err := s.store.PruneArtifacts(ctx, now.Add(-24*time.Hour)); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Error("pruning artifacts", "err", err)
 		}

@@ -37,6 +37,7 @@ type counts struct {
 	phases   [len(phases)]Histogram
 
 	touched atomic.Bool // something was counted
+	gone    atomic.Bool // the version is no more
 
 	// Of the goroutine that stores them.
 	series  []series
@@ -94,7 +95,20 @@ func outcomeOf(v *hearth.Invocation) int {
 
 // Count counts a call that has ended.
 func (c *Calls) Count(v *hearth.Invocation) {
-	n := c.of(version{v.Function, v.Version, v.Isolation}, v.StartedAt)
+	key := version{v.Function, v.Version, v.Isolation}
+	c.mu.RLock()
+	n := c.list[key]
+	for n == nil {
+		c.mu.RUnlock()
+		c.begin(key, v.StartedAt)
+		c.mu.RLock()
+		n = c.list[key]
+	}
+	n.count(v)
+	c.mu.RUnlock() // not sooner: forget must not come between
+}
+
+func (n *counts) count(v *hearth.Invocation) {
 	defer n.touch()
 	n.calls[outcomeOf(v)].Add(1)
 	n.in.Add(uint64(max(v.BytesIn, 0)))
@@ -127,24 +141,33 @@ func (n *counts) touch() {
 	}
 }
 
-// of returns the counts of a version, which begin with a call of a time if there are none.
-func (c *Calls) of(v version, began time.Time) *counts {
-	c.mu.RLock()
-	n := c.list[v]
-	c.mu.RUnlock()
-	if n != nil {
-		return n
-	}
+// begin makes counts of a version, which begin with a call of a time, if there are none.
+func (c *Calls) begin(v version, began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n = c.list[v]; n == nil {
-		n = &counts{version: v, since: began}
-		if c.list == nil {
-			c.list = map[version]*counts{}
-		}
-		c.list[v] = n
+	if c.list[v] != nil {
+		return
 	}
-	return n
+	if c.list == nil {
+		c.list = map[version]*counts{}
+	}
+	c.list[v] = &counts{version: v, since: began}
+}
+
+// Prune lets the counts of versions go that do not exist any more, once they are stored.
+func (c *Calls) Prune(exists func(function string, version int) bool) {
+	for _, n := range c.all() {
+		n.gone.Store(!exists(n.function, n.number))
+	}
+}
+
+// forget takes the counts away of a version that is gone, unless there are newer ones.
+func (c *Calls) forget(n *counts) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !n.touched.Load() {
+		delete(c.list, n.version)
+	}
 }
 
 // all returns what there is, in no order.

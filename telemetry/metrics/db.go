@@ -298,6 +298,10 @@ func (db *DB) sample() {
 		if n.touched.Swap(false) {
 			n.pending = true
 		}
+		if n.gone.Load() && !n.pending {
+			db.opts.Calls.forget(n)
+			continue
+		}
 		if !n.pending && now.Sub(n.stored) < repeatAfter {
 			continue
 		}

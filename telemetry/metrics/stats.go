@@ -111,13 +111,13 @@ func (t *tally) add(n float64, h *histogram.FloatHistogram) {
 }
 
 // add adds what a series counted.
-func (s *sums) add(l labels.Labels, n float64, h *histogram.FloatHistogram) {
+func (s *sums) add(l labels.Labels, grown tally) {
 	of := func(m map[string]*tally, label string) {
 		key := l.Get(label)
 		if m[key] == nil {
 			m[key] = &tally{}
 		}
-		m[key].add(n, h)
+		m[key].add(grown.n, grown.h)
 	}
 	switch name := l.Get(labels.MetricName); name {
 	case callsFamily.name:
@@ -127,9 +127,9 @@ func (s *sums) add(l labels.Labels, n float64, h *histogram.FloatHistogram) {
 	case phaseFamily.name:
 		of(s.phases, "phase")
 	case durationFamily.name:
-		s.duration.add(n, h)
+		s.duration.add(grown.n, grown.h)
 	default:
-		s.plain[name] += n
+		s.plain[name] += grown.n
 	}
 }
 
@@ -158,11 +158,11 @@ func (db *DB) sum(ctx context.Context, function string, from, to time.Time) (*su
 	for set.Next() {
 		series := set.At()
 		it = series.Iterator(it)
-		n, h, err := grew(it, lives, db.margin())
+		grown, err := grew(series, it, lives, db.margin())
 		if err != nil {
 			return nil, nil, err
 		}
-		if n == 0 {
+		if grown.n == 0 {
 			continue
 		}
 		l := series.Labels()
@@ -171,8 +171,8 @@ func (db *DB) sum(ctx context.Context, function string, from, to time.Time) (*su
 		if versions[v] == nil {
 			versions[v] = newSums()
 		}
-		versions[v].add(l, n, h)
-		all.add(l, n, h)
+		versions[v].add(l, grown)
+		all.add(l, grown)
 	}
 	return all, versions, set.Err()
 }
@@ -209,8 +209,7 @@ func livesOf(ctx context.Context, q storage.Querier, from, to time.Time) ([]life
 
 // grew returns by how much a series has grown in parts of a span; a sample may be older
 // than the beginning of one by margin and still be the latest then.
-func grew(it chunkenc.Iterator, lives []life, margin time.Duration) (n float64, h *histogram.FloatHistogram, err error) {
-	var total tally
+func grew(series storage.Series, it chunkenc.Iterator, lives []life, margin time.Duration) (total tally, err error) {
 	c := cursor{it: it}
 	for _, l := range lives {
 		var before tally // 0 if there is no sample
@@ -218,18 +217,57 @@ func grew(it chunkenc.Iterator, lives []life, margin time.Duration) (n float64, 
 			before, _ = c.latest(l.from.Add(-margin), l.from)
 		}
 		after, ok := c.latest(l.to.Add(-margin), l.to)
-		if !ok {
-			continue // it has not changed
-		}
-		grown := after.h
-		if grown != nil && before.h != nil {
-			if grown, _, _, err = grown.Sub(before.h); err != nil {
-				return 0, nil, err
+		if !ok || after.n < before.n {
+			// It ended sooner, or has begun anew: its version is no more.
+			if err := total.addAll(series.Iterator(nil), before, l); err != nil {
+				return total, err
 			}
+			continue
 		}
-		total.add(after.n-before.n, grown)
+		if err := total.addGrowth(before, after); err != nil {
+			return total, err
+		}
 	}
-	return total.n, total.h, it.Err()
+	return total, it.Err()
+}
+
+// addGrowth adds by how much a series grew from one sample to a later one.
+func (t *tally) addGrowth(before, after tally) (err error) {
+	grown := after.h
+	if after.n < before.n { // it has begun anew
+		before = tally{}
+	}
+	if grown != nil && before.h != nil {
+		if grown, _, _, err = grown.Copy().Sub(before.h); err != nil {
+			return err
+		}
+	}
+	t.add(after.n-before.n, grown)
+	return nil
+}
+
+// addAll adds by how much a series grew from sample to sample in a part of a span.
+func (t *tally) addAll(it chunkenc.Iterator, before tally, l life) error {
+	for kind := it.Seek(l.from.UnixMilli()); kind != chunkenc.ValNone && it.AtT() <= l.to.UnixMilli(); kind = it.Next() {
+		after := sampleAt(it, kind, nil)
+		if err := t.addGrowth(before, after); err != nil {
+			return err
+		}
+		before = after
+	}
+	return it.Err()
+}
+
+// sampleAt returns the sample that an iterator is at, in the memory of h if that is a
+// histogram.
+func sampleAt(it chunkenc.Iterator, kind chunkenc.ValueType, h *histogram.FloatHistogram) (out tally) {
+	if kind == chunkenc.ValFloat {
+		_, out.n = it.At()
+		return out
+	}
+	_, out.h = it.AtFloatHistogram(h)
+	out.n = out.h.Count
+	return out
 }
 
 // cursor goes through the samples of a series.
@@ -246,13 +284,7 @@ func (c *cursor) latest(from, to time.Time) (out tally, ok bool) {
 	}
 	kind := c.it.Seek(from.UnixMilli())
 	for ; kind != chunkenc.ValNone && c.it.AtT() <= to.UnixMilli(); kind = c.it.Next() {
-		if kind == chunkenc.ValFloat {
-			_, out.n = c.it.At()
-		} else {
-			_, out.h = c.it.AtFloatHistogram(out.h)
-			out.n = out.h.Count
-		}
-		ok = true
+		out, ok = sampleAt(c.it, kind, out.h), true
 	}
 	c.ended = kind == chunkenc.ValNone
 	return out, ok

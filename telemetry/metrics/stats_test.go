@@ -86,3 +86,43 @@ func TestStats(t *testing.T) {
 		t.Errorf("in the future: %+v", s.StatsNumbers)
 	}
 }
+
+// The counts of versions that are no more are let go once they are stored.
+func TestPrune(t *testing.T) {
+	var calls Calls
+	db := start(t, t.TempDir(), &calls)
+	defer db.Close() //nolint:errcheck // tested elsewhere
+	begin := time.Now()
+	for range 5 {
+		calls.Count(call("f", time.Second))
+		calls.Count(call("g", time.Second))
+	}
+	calls.Prune(func(function string, _ int) bool { return function == "g" })
+	for deadline := time.Now().Add(10 * time.Second); len(calls.all()) != 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d versions are in memory", len(calls.all()))
+		}
+	}
+	if n := calls.all()[0]; n.function != "g" {
+		t.Errorf("%s is left", n.function)
+	}
+	stats := func(from time.Time) int64 {
+		t.Helper()
+		s, err := db.Stats(t.Context(), "f", from, time.Now())
+		if err != nil || s.Duration.Count != s.Calls {
+			t.Errorf("%+v, %v", s.StatsNumbers, err)
+		}
+		return s.Calls
+	}
+	if n := stats(begin); n != 5 {
+		t.Errorf("%d calls are known of what is no more, want 5", n)
+	}
+	// Whoever calls it all the same begins anew.
+	middle := time.Now()
+	calls.Count(call("f", time.Second))
+	becomes(t, db, `hearth_invocations_total{function="f"}`, 1)
+	becomes(t, db, `hearth_invocations_total{function="g"}`, 5)
+	if n := stats(middle); n != 1 {
+		t.Errorf("%d calls since then, want 1", n)
+	}
+}
