@@ -98,12 +98,19 @@ type series struct {
 // Start opens the database, behind the caller's back since that can take seconds, and
 // begins to store. Close must be called.
 func Start(opts Options) *DB {
+	db := newDB(opts, time.Now())
 	ctx, cancel := context.WithCancel(context.Background())
-	now := time.Now() // all that is stored already is older
-	db := &DB{opts: opts.withDefaults(), cancel: cancel, done: make(chan struct{}), looked: now, sampled: now, flushes: make(chan chan struct{})}
+	db.cancel = cancel
+	go db.run(ctx)
+	return db
+}
+
+// newDB returns a database that is not open and stores nothing by itself. All that is
+// stored already is older than now.
+func newDB(opts Options, now time.Time) *DB {
+	db := &DB{opts: opts.withDefaults(), done: make(chan struct{}), looked: now, sampled: now, flushes: make(chan chan struct{})}
 	db.started = point{labels: labels.FromStrings(labels.MetricName, startedMetric), n: float64(now.UnixMilli()) / 1000}
 	db.queries = newQueries(db, opts.Logger)
-	go db.run(ctx)
 	return db
 }
 
@@ -134,15 +141,15 @@ func (db *DB) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			db.sample()
+			db.sample(time.Now())
 			return
 		case <-sample.C:
-			db.sample()
+			db.sample(time.Now())
 		case <-note.C:
 			db.note()
 		case done := <-db.flushes:
 			if time.Since(db.sampled) > flushEvery {
-				db.sample()
+				db.sample(time.Now())
 			}
 			close(done)
 		}
@@ -288,9 +295,8 @@ func (db *DB) note() {
 	}
 }
 
-// sample stores what has changed, and what else there is.
-func (db *DB) sample() {
-	now := time.Now()
+// sample stores what has changed, and what else there is, as that of a time.
+func (db *DB) sample(now time.Time) {
 	a := db.open.Load().Appender(context.Background())
 	var failed error
 	var stored []func()

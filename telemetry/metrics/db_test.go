@@ -68,7 +68,7 @@ func start(t *testing.T, dir string, calls *Calls, change ...func(*Options)) *DB
 }
 
 // ask sends a query and returns its status and data.
-func ask(t *testing.T, db *DB, path string, form url.Values) (status int, data json.RawMessage) {
+func ask(t testing.TB, db *DB, path string, form url.Values) (status int, data json.RawMessage) {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/v1/"+path, strings.NewReader(form.Encode()))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")

@@ -26,9 +26,9 @@ const startedMetric = "hearth_start_time_seconds"
 
 // life is a part of a span in which one process counted.
 type life struct {
-	from time.Time // its first sample, or the beginning of the span
-	to   time.Time // its last sample within the span
-	born bool      // it began within the span: all counts were 0 before
+	begin time.Time // of the process; all counts were 0 then
+	from  time.Time // the beginning of the span, or begin
+	to    time.Time // its last sample within the span
 }
 
 // Stats returns what the calls of a function did between two times, or those of all if it
@@ -139,96 +139,142 @@ func (db *DB) sum(ctx context.Context, function string, from, to time.Time) (*su
 	if t == nil {
 		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics is not open").WithHint("it is being opened, or could not be: see the server's log")
 	}
-	q, err := t.Querier(from.Add(-db.margin()).UnixMilli(), to.UnixMilli())
+	r := reader{ctx: ctx, db: t, margin: db.margin(), matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, familyPattern)}}
+	if function != "" {
+		r.matchers = append(r.matchers, labels.MustNewMatcher(labels.MatchEqual, "function", function))
+	}
+	all, versions := newSums(), map[version]*sums{}
+	lives, err := r.lives(from, to)
+	for _, l := range lives {
+		if err == nil {
+			err = r.grown(l, func(l labels.Labels, grown tally) {
+				number, _ := strconv.Atoi(l.Get("version")) //nolint:errcheck // it was written from one
+				v := version{l.Get("function"), number, l.Get("isolation")}
+				if versions[v] == nil {
+					versions[v] = newSums()
+				}
+				versions[v].add(l, grown)
+				all.add(l, grown)
+			})
+		}
+	}
 	if err != nil {
 		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics cannot be read: %w", err)
 	}
-	defer q.Close() //nolint:errcheck // it was only read
-	all, versions := newSums(), map[version]*sums{}
-	lives, err := livesOf(ctx, q, from, to)
-	if err != nil || len(lives) == 0 {
-		return all, versions, err
-	}
-	matchers := []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, familyPattern)}
-	if function != "" {
-		matchers = append(matchers, labels.MustNewMatcher(labels.MatchEqual, "function", function))
-	}
-	set := q.Select(ctx, false, nil, matchers...)
-	var it chunkenc.Iterator
-	for set.Next() {
-		series := set.At()
-		it = series.Iterator(it)
-		grown, err := grew(series, it, lives, db.margin())
-		if err != nil {
-			return nil, nil, err
-		}
-		if grown.n == 0 {
-			continue
-		}
-		l := series.Labels()
-		number, _ := strconv.Atoi(l.Get("version")) //nolint:errcheck // it was written from one
-		v := version{l.Get("function"), number, l.Get("isolation")}
-		if versions[v] == nil {
-			versions[v] = newSums()
-		}
-		versions[v].add(l, grown)
-		all.add(l, grown)
-	}
-	return all, versions, set.Err()
+	return all, versions, nil
 }
 
-// livesOf returns the parts of a span in which processes counted, in their order.
-func livesOf(ctx context.Context, q storage.Querier, from, to time.Time) ([]life, error) {
-	set := q.Select(ctx, false, nil, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, startedMetric))
-	var lives []life
+// reader reads the series that some matchers choose.
+type reader struct {
+	ctx      context.Context
+	db       storage.Queryable
+	margin   time.Duration // how old a sample may be and still be the latest of its series
+	matchers []*labels.Matcher
+}
+
+// each calls fn for each series that has samples between two times.
+func (r *reader) each(from, to time.Time, hints *storage.SelectHints, fn func(storage.Series) error, matchers ...*labels.Matcher) error {
+	q, err := r.db.Querier(from.UnixMilli(), to.UnixMilli())
+	if err != nil {
+		return err
+	}
+	defer q.Close() //nolint:errcheck // it was only read
+	set := q.Select(r.ctx, false, hints, matchers...)
 	for set.Next() {
+		if err := fn(set.At()); err != nil {
+			return err
+		}
+	}
+	return set.Err()
+}
+
+// lives returns the parts of a span in which processes counted, in their order.
+func (r *reader) lives(from, to time.Time) (lives []life, err error) {
+	err = r.each(from.Add(-r.margin), to, nil, func(s storage.Series) error {
 		started := math.NaN()
-		it := set.At().Iterator(nil)
+		it := s.Iterator(nil)
 		for it.Next() == chunkenc.ValFloat {
 			t, v := it.At()
-			at := time.UnixMilli(t)
 			if v != started {
-				begin := time.UnixMilli(int64(v * 1000))
-				lives = append(lives, life{from: begin, born: !begin.Before(from)})
+				begin := time.UnixMilli(int64(math.Round(v * 1000)))
+				lives = append(lives, life{begin: begin, from: later(begin, from)})
 				started = v
 			}
-			lives[len(lives)-1].to = at
+			lives[len(lives)-1].to = time.UnixMilli(t)
 		}
-		if err := it.Err(); err != nil {
-			return nil, err
-		}
-	}
-	lives = slices.DeleteFunc(lives, func(l life) bool { return l.to.Before(from) || l.from.After(to) })
-	for i := range lives {
-		if !lives[i].born {
-			lives[i].from = from
-		}
-	}
-	return lives, set.Err()
+		return it.Err()
+	}, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, startedMetric))
+	return slices.DeleteFunc(lives, func(l life) bool { return l.to.Before(from) }), err
 }
 
-// grew returns by how much a series has grown in parts of a span; a sample may be older
-// than the beginning of one by margin and still be the latest then.
-func grew(series storage.Series, it chunkenc.Iterator, lives []life, margin time.Duration) (total tally, err error) {
-	c := cursor{it: it}
-	for _, l := range lives {
-		var before tally // 0 if there is no sample
-		if !l.born {
-			before, _ = c.latest(l.from.Add(-margin), l.from)
-		}
-		after, ok := c.latest(l.to.Add(-margin), l.to)
-		if !ok || after.n < before.n {
-			// It ended sooner, or has begun anew: its version is no more.
-			if err := total.addAll(series.Iterator(nil), before, l); err != nil {
-				return total, err
-			}
-			continue
-		}
-		if err := total.addGrowth(before, after); err != nil {
-			return total, err
+// grown calls fn with each series that grew in a part of a span, and by how much.
+//
+// What it was at the ends tells, which is all that is read, but for series that end
+// sooner or have begun anew: those of versions that were no more.
+func (r *reader) grown(l life, fn func(labels.Labels, tally)) error {
+	before, scan := map[uint64]tally{}, map[uint64]bool{}
+	if l.begin.Before(l.from) {
+		err := r.each(later(l.begin, l.from.Add(-r.margin)), l.from, nil, func(s storage.Series) (err error) {
+			before[s.Labels().Hash()], err = latest(s)
+			return err
+		}, r.matchers...)
+		if err != nil {
+			return err
 		}
 	}
-	return total, it.Err()
+	// The names are read of all, the samples only when they are asked for.
+	err := r.each(l.from, l.to, &storage.SelectHints{Start: l.from.UnixMilli(), End: l.to.UnixMilli(), Func: "series"}, func(s storage.Series) error {
+		scan[s.Labels().Hash()] = true
+		return nil
+	}, r.matchers...)
+	if err != nil {
+		return err
+	}
+	add := func(s storage.Series, grown tally, err error) error {
+		if err == nil && grown.n > 0 {
+			fn(s.Labels(), grown)
+		}
+		return err
+	}
+	err = r.each(later(l.from, l.to.Add(-r.margin)), l.to, nil, func(s storage.Series) error {
+		hash := s.Labels().Hash()
+		after, err := latest(s)
+		if err != nil || after.n < before[hash].n {
+			return err
+		}
+		delete(scan, hash)
+		var grown tally
+		err = grown.addGrowth(before[hash], after)
+		return add(s, grown, err)
+	}, r.matchers...)
+	if err != nil || len(scan) == 0 {
+		return err
+	}
+	return r.each(l.from, l.to, nil, func(s storage.Series) error {
+		hash := s.Labels().Hash()
+		if !scan[hash] {
+			return nil
+		}
+		grown, last := tally{}, before[hash]
+		it := s.Iterator(nil)
+		for kind := it.Next(); kind != chunkenc.ValNone; kind = it.Next() {
+			next := sampleAt(it, kind, nil)
+			if err := grown.addGrowth(last, next); err != nil {
+				return err
+			}
+			last = next
+		}
+		return add(s, grown, it.Err())
+	}, r.matchers...)
+}
+
+// latest returns the last sample of a series.
+func latest(s storage.Series) (out tally, err error) {
+	it := s.Iterator(nil)
+	for kind := it.Next(); kind != chunkenc.ValNone; kind = it.Next() {
+		out = sampleAt(it, kind, out.h)
+	}
+	return out, it.Err()
 }
 
 // addGrowth adds by how much a series grew from one sample to a later one.
@@ -246,18 +292,6 @@ func (t *tally) addGrowth(before, after tally) (err error) {
 	return nil
 }
 
-// addAll adds by how much a series grew from sample to sample in a part of a span.
-func (t *tally) addAll(it chunkenc.Iterator, before tally, l life) error {
-	for kind := it.Seek(l.from.UnixMilli()); kind != chunkenc.ValNone && it.AtT() <= l.to.UnixMilli(); kind = it.Next() {
-		after := sampleAt(it, kind, nil)
-		if err := t.addGrowth(before, after); err != nil {
-			return err
-		}
-		before = after
-	}
-	return it.Err()
-}
-
 // sampleAt returns the sample that an iterator is at, in the memory of h if that is a
 // histogram.
 func sampleAt(it chunkenc.Iterator, kind chunkenc.ValueType, h *histogram.FloatHistogram) (out tally) {
@@ -268,26 +302,6 @@ func sampleAt(it chunkenc.Iterator, kind chunkenc.ValueType, h *histogram.FloatH
 	_, out.h = it.AtFloatHistogram(h)
 	out.n = out.h.Count
 	return out
-}
-
-// cursor goes through the samples of a series.
-type cursor struct {
-	it    chunkenc.Iterator
-	ended bool // then a Seek would find the last sample again
-}
-
-// latest returns the latest sample from a time on and until another; ok is false if there
-// is none but such that an earlier call has returned.
-func (c *cursor) latest(from, to time.Time) (out tally, ok bool) {
-	if c.ended {
-		return out, false
-	}
-	kind := c.it.Seek(from.UnixMilli())
-	for ; kind != chunkenc.ValNone && c.it.AtT() <= to.UnixMilli(); kind = c.it.Next() {
-		out, ok = sampleAt(c.it, kind, out.h), true
-	}
-	c.ended = kind == chunkenc.ValNone
-	return out, ok
 }
 
 // numbers returns the sums as they are told, of a span of so many seconds.
