@@ -140,7 +140,9 @@ type Invocation struct {
 	Cached bool `json:"cached,omitempty"`
 	// Alias is through which it came, Live for most; empty for a version that was
 	// called by its number. It is not kept.
-	Alias     string    `json:"-"`
+	Alias string `json:"-"`
+	// Isolation is the technology of the version. It is not kept.
+	Isolation string    `json:"-"`
 	StartedAt time.Time `json:"started_at"`
 	Timings   Timings   `json:"timings"`
 	BytesIn   int64     `json:"bytes_in"`

@@ -152,7 +152,10 @@ type Deps struct {
 	Secrets     Secrets
 	Health      Health
 	Traffic     Traffic
-	Logger      *slog.Logger
+	Stats       Stats
+	// Metrics serves /metrics, and Query what is below it: /metrics/api/v1/….
+	Metrics, Query http.Handler
+	Logger         *slog.Logger
 	// Version is that of Hearth, for the OpenAPI document; default "dev".
 	Version string
 	// Limits bound uploaded code; see build.Limits for the defaults.
@@ -232,9 +235,12 @@ func New(d Deps) *API {
 	s.registerQueue()
 	s.registerQueues()
 	s.registerSchedules()
+	s.registerStats()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()
+	s.mux.Handle("GET /metrics", s.Metrics)
+	s.mux.Handle("/metrics/api/v1/", http.StripPrefix("/metrics", s.Query))
 	s.http = s.guard(http.HandlerFunc(s.route))
 	return s
 }

@@ -102,7 +102,7 @@ func newHost(t testing.TB, change ...func(*api.Deps)) *host {
 	}
 	calls := queue.New(queue.Config{Store: h.store.Queue(store.QueueLimits{}), Logger: logger})
 	d := api.Deps{
-		Catalog: h.store, Aliases: h.store, Versions: h.store, Traffic: &h.traffic, Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
+		Catalog: h.store, Aliases: h.store, Versions: h.store, Traffic: &h.traffic, Metrics: http.NotFoundHandler(), Query: http.NotFoundHandler(), Artifacts: artifacts{h.store}, Builder: (*builder)(h), Invocations: h.store, Logs: h.logs,
 		Verifier: (*pool)(h), Instances: (*pool)(h), Pool: (*pool)(h), Router: (*gateway)(h), Invoker: (*gateway)(h), Drivers: (*drivers)(h), Health: (*health)(h),
 		Secrets: h.store.Secrets(filepath.Join(t.TempDir(), "secrets.key")),
 		Queue:   calls, Schedules: calls, Webhooks: webhooks{},

@@ -51,6 +51,7 @@ func newHuma(s *API) huma.API {
 				{Name: "Queue", Description: "Asynchronous calls, which run later: what waits, what failed, and what became of them. Each function has a queue of its own. For queues of messages see Queues."},
 				{Name: "Queues", Description: "Queues of messages, by a name of their own: one function takes them in batches. For calls that run later see Queue."},
 				{Name: "Schedules", Description: "When functions are called by themselves."},
+				{Name: "Metrics", Description: "What calls did, summed up. The series themselves are at /metrics/api/v1, as Prometheus has them."},
 				{Name: "Logs", Description: "What functions wrote."},
 				{Name: "Host", Description: "What this server can do and how it is."},
 			},

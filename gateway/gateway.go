@@ -262,6 +262,7 @@ func (g *Gateway) newRecord(a *alias, v *hearth.Version, kind hearth.Kind, now t
 		Function:  v.Function,
 		Version:   v.Number,
 		Kind:      kind,
+		Isolation: v.Config.Isolation,
 		StartedAt: now,
 	}
 	if a != nil {

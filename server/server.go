@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/api"
@@ -28,6 +29,7 @@ import (
 	"github.com/hearthrun/hearth/queue"
 	"github.com/hearthrun/hearth/store"
 	"github.com/hearthrun/hearth/telemetry"
+	"github.com/hearthrun/hearth/telemetry/metrics"
 )
 
 // Config of a Server. DataDir and Logger are required.
@@ -56,6 +58,11 @@ type Config struct {
 	// defaults 1,000,000 and 7 days.
 	KeepInvocations    int
 	KeepInvocationsFor time.Duration
+	// KeepMetricsFor and MetricsSize bound what is stored of metrics; defaults 15 days
+	// and 2 GiB. MetricsInterval is between two samples; default 15 s.
+	KeepMetricsFor  time.Duration
+	MetricsSize     hearth.Bytes
+	MetricsInterval time.Duration
 	// KeepVersions is how many of the newest versions of a function are kept besides
 	// those that aliases and releases need; default 20.
 	KeepVersions int
@@ -165,6 +172,9 @@ type Server struct {
 	secrets  *store.Secrets
 	logs     *telemetry.Logs
 	recorder *telemetry.Recorder
+	calls    metrics.Calls
+	state    *prometheus.Registry // what else there is of metrics
+	metrics  *metrics.DB
 	drivers  map[string]driver.Driver
 	left     []*leftovers // the same drivers
 	builder  *build.Builder
@@ -212,7 +222,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), telemetry.LogOptions{Logger: log}); err != nil {
 		return nil, err
 	}
-	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{}, log)
+	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{Counter: &s.calls}, log)
 	if s.drivers, err = newDrivers(s.cfg.drivers(s.store.Dir(), s.store.Owner())); err != nil {
 		return nil, err
 	}
@@ -246,6 +256,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
 		Managed: func(host string) bool { return api.ManagementHost(host, s.cfg.AllowedHosts) },
 	})
+	s.startMetrics()
 	s.http = &http.Server{
 		Handler:           lastAnswers(readOut(s.handler()), s.draining),
 		ConnState:         connState,
@@ -294,6 +305,9 @@ func (s *Server) handler() http.Handler {
 		Invocations: recorded{s.store, s.recorder},
 		Drivers:     s.probes,
 		Secrets:     s.secrets,
+		Stats:       s.metrics,
+		Metrics:     metrics.Exposition(&s.calls, s.state),
+		Query:       s.metrics.Handler(),
 		Health:      health{s},
 		Logger:      s.cfg.Logger,
 		Version:     s.cfg.Version,
@@ -435,6 +449,9 @@ func (s *Server) Close() error {
 	for _, d := range s.drivers {
 		errs = append(errs, d.Close())
 	}
+	if s.metrics != nil { // it asks the others
+		errs = append(errs, s.metrics.Close())
+	}
 	if s.recorder != nil {
 		errs = append(errs, s.recorder.Close())
 	}
@@ -522,6 +539,9 @@ func (s *Server) maintain(ctx context.Context) {
 		now := time.Now()
 		if _, err := s.store.PruneInvocations(ctx, now.Add(-s.cfg.KeepInvocationsFor), s.cfg.KeepInvocations); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Error("pruning invocation records", "err", err)
+		}
+		if err := s.pruneCalls(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Error("pruning counts of calls", "err", err)
 		}
 		if _, err := s.store.PruneArtifacts(ctx, now.Add(-24*time.Hour)); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Error("pruning artifacts", "err", err)

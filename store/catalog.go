@@ -249,6 +249,23 @@ func (s *Store) Version(ctx context.Context, name string, number int) (hearth.Ve
 	return list[0], err
 }
 
+// VersionNumbers returns the numbers of all versions there are, by function.
+func (s *Store) VersionNumbers(ctx context.Context) (out map[string][]int, err error) {
+	out = map[string][]int{}
+	err = s.catalog.view(ctx, "list all versions", func(tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, `SELECT function, number FROM versions`)
+		list, err := collect(ctx, rows, err, "list all versions", func(r row) (v hearth.Version, err error) {
+			err = r.Scan(&v.Function, &v.Number)
+			return v, err
+		})
+		for _, v := range list {
+			out[v.Function] = append(out[v.Function], v.Number)
+		}
+		return err
+	})
+	return out, err
+}
+
 // Versions returns a function's versions, newest first, at most limit of them
 // (1 to 1000; 0 means 1000), those below before only unless before is 0.
 // Errors: CodeNotFound if there is no such function.

@@ -31,6 +31,13 @@ type RecorderOptions struct {
 	Interval time.Duration
 	// SinkTimeout bounds one call of the sink. Default 10 s.
 	SinkTimeout time.Duration
+	// Counter counts all calls, whatever becomes of their records; nil counts none.
+	Counter Counter
+}
+
+// Counter counts calls that have ended; package metrics has one.
+type Counter interface {
+	Count(v *hearth.Invocation)
 }
 
 func (o RecorderOptions) withDefaults() RecorderOptions {
@@ -109,6 +116,7 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 	r.mu.Unlock()
 	if many {
 		r.skipped.Add(1)
+		r.count(&v)
 		return false
 	}
 	r.Record(v)
@@ -119,6 +127,7 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 // sink. After Close it drops the record.
 func (r *Recorder) Record(v hearth.Invocation) {
 	r.Traffic.count(&v)
+	r.count(&v)
 	failed := v.ErrorCode != ""
 	if !failed && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
 		r.skipped.Add(1)
@@ -143,6 +152,12 @@ func (r *Recorder) Record(v hearth.Invocation) {
 	r.mu.Unlock()
 	if n == 0 || n == r.opts.Batch-1 {
 		r.wake()
+	}
+}
+
+func (r *Recorder) count(v *hearth.Invocation) {
+	if r.opts.Counter != nil {
+		r.opts.Counter.Count(v)
 	}
 }
 

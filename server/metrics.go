@@ -1,0 +1,157 @@
+package server
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/telemetry/metrics"
+)
+
+// startMetrics begins to store what the parts of the server tell of themselves, besides
+// the calls.
+func (s *Server) startMetrics() {
+	s.state = prometheus.NewRegistry()
+	s.state.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{s})
+	s.metrics = metrics.Start(metrics.Options{
+		Dir: filepath.Join(s.store.Dir(), "metrics"), Calls: &s.calls, Gatherer: s.state, Logger: s.cfg.Logger,
+		Interval: s.cfg.MetricsInterval, Retention: s.cfg.KeepMetricsFor, MaxBytes: s.cfg.MetricsSize,
+	})
+}
+
+// pruneCalls lets the counts of versions go that do not exist any more.
+func (s *Server) pruneCalls(ctx context.Context) error {
+	numbers, err := s.store.VersionNumbers(ctx)
+	if err == nil {
+		s.calls.Prune(func(function string, version int) bool { return slices.Contains(numbers[function], version) })
+	}
+	return err
+}
+
+// stateCollector tells how the parts of a server are when they are asked.
+type stateCollector struct{ s *Server }
+
+// stateTimeout bounds how long the parts may take together.
+const stateTimeout = 5 * time.Second
+
+func gauge(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("hearth_"+name, help, labels, nil)
+}
+
+var (
+	infoDesc          = gauge("info", "1, for the version of Hearth.", "version")
+	instancesDesc     = gauge("instances", "Instances and stem cells, by what they do; stem cells have no function.", "function", "version", "isolation", "state")
+	memoryDesc        = gauge("instance_memory_bytes", "What instances used when they were last weighed, all of a version together.", "function", "version", "isolation")
+	pssDesc           = gauge("instance_pss_bytes", "The same with what they share with others counted in parts.", "function", "version", "isolation")
+	inFlightDesc      = gauge("invocations_in_flight", "Calls that have an instance.", "function", "version")
+	waitingDesc       = gauge("invocations_waiting", "Calls that wait for an instance.", "function", "version")
+	poolUsedDesc      = gauge("pool_memory_used_bytes", "What all instances are expected to use.")
+	poolBudgetDesc    = gauge("pool_memory_budget_bytes", "Bound of hearth_pool_memory_used_bytes; 0 means none.")
+	stemsDesc         = gauge("stem_cells", "Started sandboxes without a function, by whether they are ready or starting.", "isolation", "runtime", "state")
+	queueCallsDesc    = gauge("queue_calls", "Calls, or messages, that are stored to run later, by state; a queue of messages is queue:NAME.", "function", "state")
+	queueBytesDesc    = gauge("queue_bytes", "Size of what is stored of them.", "function")
+	queueLagDesc      = gauge("queue_lag_seconds", "For how long the oldest of them has been due.", "function")
+	recordsLostDesc   = gauge("records_dropped_total", "Records of calls that were lost because the store was too slow or failed.")
+	recordsSampleDesc = gauge("records_skipped_total", "Records of successful and refused calls that were left out because there were too many.")
+)
+
+// Describe implements prometheus.Collector.
+func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		infoDesc, instancesDesc, memoryDesc, pssDesc, inFlightDesc, waitingDesc, poolUsedDesc, poolBudgetDesc, stemsDesc,
+		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
+	put := func(d *prometheus.Desc, n float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, n, labels...)
+	}
+	put(infoDesc, 1, c.s.cfg.Version)
+	c.pool(put)
+	ctx, cancel := context.WithTimeout(context.Background(), stateTimeout)
+	defer cancel()
+	if err := c.queue(ctx, put); err != nil {
+		ch <- prometheus.NewInvalidMetric(queueCallsDesc, err)
+	}
+	for d, n := range map[*prometheus.Desc]int64{recordsLostDesc: c.s.recorder.Dropped(), recordsSampleDesc: c.s.recorder.Skipped()} {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))
+	}
+}
+
+type putter func(d *prometheus.Desc, n float64, labels ...string)
+
+func (c stateCollector) pool(put putter) {
+	st := c.s.pool.Status()
+	put(poolUsedDesc, float64(st.MemoryUsed))
+	put(poolBudgetDesc, float64(st.MemoryBudget))
+	for _, f := range st.Functions {
+		version := strconv.Itoa(f.Version)
+		put(inFlightDesc, float64(f.InFlight), f.Function, version)
+		put(waitingDesc, float64(f.Queued), f.Function, version)
+	}
+	type key struct{ function, version, isolation string }
+	type doing struct {
+		key
+		state hearth.InstanceState
+	}
+	count, memory, pss := map[doing]int{}, map[key]int64{}, map[key]int64{}
+	for _, i := range st.Instances {
+		k := key{isolation: i.Isolation, function: i.Function}
+		if i.Function != "" {
+			k.version = strconv.Itoa(i.Version)
+		}
+		count[doing{k, i.State}]++
+		memory[k] += i.Memory
+		pss[k] += i.PSS
+	}
+	for d, n := range count {
+		put(instancesDesc, float64(n), d.function, d.version, d.isolation, string(d.state))
+	}
+	for d, of := range map[*prometheus.Desc]map[key]int64{memoryDesc: memory, pssDesc: pss} {
+		for k, n := range of {
+			if n > 0 { // else it is not known yet
+				put(d, float64(n), k.function, k.version, k.isolation)
+			}
+		}
+	}
+	type stock struct{ isolation, runtime, state string }
+	stems := map[stock]int{} // stocks differ in limits, too
+	for _, s := range st.Stems {
+		stems[stock{s.Isolation, s.Runtime, "ready"}] += s.Ready
+		stems[stock{s.Isolation, s.Runtime, "starting"}] += s.Starting
+	}
+	for s, n := range stems {
+		put(stemsDesc, float64(n), s.isolation, s.runtime, s.state)
+	}
+}
+
+func (c stateCollector) queue(ctx context.Context, put putter) error {
+	st, err := c.s.queue.Status(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, f := range st.Functions {
+		for state, n := range map[hearth.AsyncState]int64{
+			hearth.AsyncQueued: f.Queued, hearth.AsyncRunning: f.Running, hearth.AsyncSucceeded: f.Succeeded, hearth.AsyncFailed: f.Dead, hearth.AsyncCanceled: f.Canceled,
+		} {
+			put(queueCallsDesc, float64(n), f.Function, string(state))
+		}
+		put(queueBytesDesc, float64(f.Bytes), f.Function)
+		lag := 0.0
+		if !f.OldestDue.IsZero() {
+			lag = max(0, st.Time.Sub(f.OldestDue).Seconds())
+		}
+		put(queueLagDesc, lag, f.Function)
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+package hearth
+
+import "time"
+
+// Stats are what calls did in a span of time, of one function or of all.
+type Stats struct {
+	// Function is empty for all.
+	Function string    `json:"function,omitempty" doc:"Function that it is about; missing for all" example:"hello"`
+	From     time.Time `json:"from" doc:"Beginning of the span"`
+	To       time.Time `json:"to" doc:"End of the span"`
+	StatsNumbers
+	// Previous is the same of the span before, of the same length.
+	Previous StatsNumbers `json:"previous" doc:"The same of the span before, which is as long"`
+	// Versions are the parts of the versions that were called, those with most calls
+	// first.
+	Versions []VersionStats `json:"versions" doc:"Those of each version that was called, the one with most calls first"`
+}
+
+// VersionStats are those of one version.
+type VersionStats struct {
+	Function  string `json:"function" doc:"Name of the function" example:"hello"`
+	Version   int    `json:"version" doc:"Number of the version"`
+	Isolation string `json:"isolation" doc:"Isolation technology it ran under" example:"native"`
+	StatsNumbers
+}
+
+// StatsNumbers are counts of calls that have ended.
+type StatsNumbers struct {
+	Calls int64 `json:"calls" doc:"Calls that have ended"`
+	// Errors are those that failed, by whose fault it was: function, hearth, caller or
+	// limit.
+	Errors map[string]int64 `json:"errors" doc:"Calls that failed, by whose fault it was: function, hearth, caller or limit"`
+	// Codes are all calls by how they ended: ok, http_5xx or the code of the error.
+	Codes map[string]int64 `json:"codes" doc:"Calls by how they ended: ok, http_5xx or the code of the error"`
+	// ErrorRatio is the part of calls that failed by the fault of the function or of
+	// Hearth, from 0 to 1.
+	ErrorRatio float64 `json:"error_ratio" doc:"Part of the calls that failed by the fault of the function or of Hearth, from 0 to 1"`
+	// PerSecond is the mean rate.
+	PerSecond  float64 `json:"per_second" doc:"Mean rate of calls"`
+	Cached     int64   `json:"cached" doc:"Calls that a kept response answered"`
+	ColdStarts int64   `json:"cold_starts" doc:"Calls that waited for an instance that was made for them"`
+	// ColdRatio is their part of the calls that an instance had, from 0 to 1.
+	ColdRatio float64              `json:"cold_ratio" doc:"Their part of the calls that an instance had, from 0 to 1"`
+	Cold      map[ColdReason]int64 `json:"cold" doc:"Cold starts by reason"`
+	BytesIn   int64                `json:"bytes_in" doc:"Bytes of the bodies of requests and events"`
+	BytesOut  int64                `json:"bytes_out" doc:"Bytes of the bodies of responses"`
+	Duration  Durations            `json:"duration" doc:"How long calls took that an instance had, from when they came"`
+	Phases    map[string]Durations `json:"phases" doc:"The same in parts: queue, start, init and run; start and init of cold starts only"`
+}
+
+// Durations are how long something took, in seconds. Percentiles are exact to 5 %.
+type Durations struct {
+	Count int64   `json:"count" doc:"How often it happened"`
+	Mean  float64 `json:"mean" doc:"Mean in seconds"`
+	P50   float64 `json:"p50" doc:"Median in seconds"`
+	P90   float64 `json:"p90" doc:"90th percentile in seconds"`
+	P95   float64 `json:"p95" doc:"95th percentile in seconds"`
+	P99   float64 `json:"p99" doc:"99th percentile in seconds"`
+}

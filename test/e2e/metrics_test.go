@@ -1,0 +1,82 @@
+package e2e
+
+import (
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hearthrun/hearth/server"
+)
+
+// metric returns the value of a PromQL query that has one; ok is false if it has none.
+func (in *installation) metric(query string) (n float64, ok bool) {
+	in.t.Helper()
+	var v struct {
+		Status string
+		Data   struct {
+			Result []struct{ Value [2]any }
+		}
+	}
+	decode(in.t, in.do("GET", "/metrics/api/v1/query?query="+url.QueryEscape(query), nil), &v)
+	if v.Status != "success" || len(v.Data.Result) > 1 {
+		in.t.Fatalf("%s: %+v", query, v)
+	}
+	if len(v.Data.Result) == 0 {
+		return 0, false
+	}
+	n, err := strconv.ParseFloat(v.Data.Result[0].Value[1].(string), 64)
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	return n, true
+}
+
+// TestMetrics: what calls did is counted, stored, and there after a restart.
+func TestMetrics(t *testing.T) {
+	often := func(c *server.Config) { c.MetricsInterval = 200 * time.Millisecond }
+	in := start(t, "", often)
+	in.deploy("counted", "python", `def handler(event, context):
+    if event and event.get("fail"):
+        raise ValueError("no")
+    return "done"
+`, nil)
+	for i := range 5 {
+		in.do("POST", "/v1/functions/counted/invocations", fields{"n": i})
+	}
+	in.do("POST", "/v1/functions/counted/invocations", fields{"fail": true})
+	in.ended(in.later("counted", nil))
+	is := func(query string, want float64) {
+		t.Helper()
+		eventually(t, query, func() bool {
+			n, ok := in.metric(query)
+			return ok && n == want
+		})
+	}
+	is(`hearth_invocations_total{function="counted",version="1",isolation="native",code="ok"}`, 6)
+	is(`sum(hearth_invocations_total{fault="function"})`, 1)
+	is(`histogram_count(hearth_invocation_duration_seconds{function="counted"})`, 7)
+	is(`sum(hearth_instances{function="counted",state=~"idle|paused"})`, 1)
+	is(`hearth_queue_calls{function="counted",state="succeeded"}`, 1)
+	is(`hearth_invocations_in_flight{function="counted"}`, 0)
+	a := in.do("GET", "/metrics", nil)
+	for _, want := range []string{
+		"# TYPE hearth_invocation_phase_seconds histogram",
+		`hearth_invocations_total{code="function_error",fault="function",function="counted",isolation="native",version="1"} 1`,
+		"process_resident_memory_bytes ",
+	} {
+		if a.status != 200 || !strings.Contains(string(a.body), want) {
+			t.Errorf("%d: /metrics lacks %s", a.status, want)
+		}
+	}
+	in.stop()
+	in = start(t, in.dir, often)
+	in.do("POST", "/v1/functions/counted/invocations", nil)
+	is(`hearth_invocations_total{function="counted",code="ok"}`, 1)
+	is(`resets(hearth_invocations_total{function="counted",code="ok"}[10m])`, 1)
+	is(`sum(max_over_time(hearth_invocations_total{function="counted"}[10m]))`, 7)
+	if a := in.do("GET", "/metrics/api/v1/query?query=x(", nil); a.status != 400 || !strings.Contains(string(a.body), `"errorType":"bad_data"`) {
+		t.Errorf("a bad query: %v", a)
+	}
+}
