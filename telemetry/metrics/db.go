@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
@@ -109,7 +110,7 @@ func Start(opts Options) *DB {
 // stored already is older than now.
 func newDB(opts Options, now time.Time) *DB {
 	db := &DB{opts: opts.withDefaults(), done: make(chan struct{}), looked: now, sampled: now, flushes: make(chan chan struct{})}
-	db.started = point{labels: labels.FromStrings(labels.MetricName, startedMetric), n: float64(now.UnixMilli()) / 1000}
+	db.started = point{labels: labels.FromStrings(model.MetricNameLabel, startedMetric), n: float64(now.UnixMilli()) / 1000}
 	db.queries = newQueries(db, opts.Logger)
 	return db
 }
@@ -227,7 +228,7 @@ func (n *counts) seriesOf(i int, v value) *series {
 	}
 	s := &n.series[i]
 	if s.labels.IsEmpty() {
-		pairs := []string{labels.MetricName, v.name, "function", n.function, "version", strconv.Itoa(n.number), "isolation", n.isolation}
+		pairs := []string{model.MetricNameLabel, v.name, "function", n.function, "version", strconv.Itoa(n.number), "isolation", n.isolation}
 		for k, name := range v.family.labels {
 			pairs = append(pairs, name, v.labels[k])
 		}
@@ -367,7 +368,7 @@ func (db *DB) gather(a storage.Appender, now time.Time) error {
 		for _, m := range f.GetMetric() {
 			put := func(suffix string, n float64) {
 				builder.Reset()
-				builder.Add(labels.MetricName, f.GetName()+suffix)
+				builder.Add(model.MetricNameLabel, f.GetName()+suffix)
 				for _, l := range m.GetLabel() {
 					builder.Add(l.GetName(), l.GetValue())
 				}

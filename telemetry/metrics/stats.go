@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
@@ -119,7 +120,7 @@ func (s *sums) add(l labels.Labels, grown tally) {
 		}
 		m[key].add(grown.n, grown.h)
 	}
-	switch name := l.Get(labels.MetricName); name {
+	switch name := l.Get(model.MetricNameLabel); name {
 	case callsFamily.name:
 		of(s.codes, "code")
 	case coldFamily.name:
@@ -139,7 +140,7 @@ func (db *DB) sum(ctx context.Context, function string, from, to time.Time) (*su
 	if t == nil {
 		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics is not open").WithHint("it is being opened, or could not be: see the server's log")
 	}
-	r := reader{ctx: ctx, db: t, margin: db.margin(), matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, familyPattern)}}
+	r := reader{ctx: ctx, db: t, margin: db.margin(), matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, familyPattern)}}
 	if function != "" {
 		r.matchers = append(r.matchers, labels.MustNewMatcher(labels.MatchEqual, "function", function))
 	}
@@ -203,7 +204,7 @@ func (r *reader) lives(from, to time.Time) (lives []life, err error) {
 			lives[len(lives)-1].to = time.UnixMilli(t)
 		}
 		return it.Err()
-	}, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, startedMetric))
+	}, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, startedMetric))
 	return slices.DeleteFunc(lives, func(l life) bool { return l.to.Before(from) }), err
 }
 
