@@ -164,7 +164,7 @@ func TestCachedAnswerIsComplete(t *testing.T) {
 		synctest.Wait()
 		rec := s.records.last()
 		want := hearth.Invocation{
-			ID: id, Function: "f", Version: 1, Alias: hearth.Live, Kind: hearth.KindHTTP, Method: "GET", Path: "/fn/f/a",
+			ID: id, Function: "f", Version: 1, Alias: hearth.Live, Isolation: "native", Kind: hearth.KindHTTP, Method: "GET", Path: "/fn/f/a",
 			Status: 200, Cached: true, BytesOut: 400_000, StartedAt: rec.StartedAt,
 		}
 		if rec != want {
