@@ -21,6 +21,14 @@ func oneName(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("%s takes one function at a time, not %d", cmd.CommandPath(), len(args))
 }
 
+// oneFunctionAtMost accepts no argument or the name of one function.
+func oneFunctionAtMost(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("%s takes one function at a time, not %d", cmd.CommandPath(), len(args))
+	}
+	return nil
+}
+
 // oneAtMost accepts no argument or one directory or file.
 func oneAtMost(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {

@@ -36,12 +36,7 @@ Ctrl-C or until the server ends; -o json then prints one object a line.`,
   hearth pool why hello
   hearth pool simulate
   hearth pool -o json | jq '.instances[] | select(.state == "idle") | .id'`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return fmt.Errorf("%s takes one function at a time, not %d", cmd.CommandPath(), len(args))
-			}
-			return nil
-		},
+		Args:              oneFunctionAtMost,
 		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()

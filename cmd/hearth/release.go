@@ -281,11 +281,3 @@ func functionName(args []string) (string, error) {
 	}
 	return m.Name, nil
 }
-
-// oneFunctionAtMost accepts no argument or the name of one function.
-func oneFunctionAtMost(cmd *cobra.Command, args []string) error {
-	if len(args) > 1 {
-		return fmt.Errorf("%s takes one function at a time, not %d", cmd.CommandPath(), len(args))
-	}
-	return nil
-}

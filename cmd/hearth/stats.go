@@ -31,12 +31,7 @@ told apart. Durations are from when a call came until it ended.`,
 		Example: `  hearth stats
   hearth stats hello --range 24h
   hearth stats hello -o json | jq .duration.p99`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return fmt.Errorf("%s takes one function at a time, not %d", cmd.CommandPath(), len(args))
-			}
-			return nil
-		},
+		Args:              oneFunctionAtMost,
 		ValidArgsFunction: a.completeName,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			st, err := c.Stats(ctx, strings.Join(args, ""), span)
