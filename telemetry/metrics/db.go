@@ -199,7 +199,8 @@ func (db *DB) openTSDB(dir string) (*tsdb.DB, error) {
 	}
 	o := tsdb.DefaultOptions()
 	o.RetentionDuration, o.MaxBytes = db.opts.Retention.Milliseconds(), int64(db.opts.MaxBytes)
-	o.NoLockfile = true // the data directory has one
+	o.NoLockfile = true                               // the data directory has one
+	o.OutOfOrderTimeWindow = time.Hour.Milliseconds() // by which the clock may be set back
 	o.EnableMemorySnapshotOnShutdown = true
 	log := slog.New(warnings{db.opts.Logger.Handler()}).With("part", "metrics")
 	return tsdb.Open(dir, log, nil, o, nil)
@@ -237,13 +238,22 @@ func (n *counts) seriesOf(i int, v value) *series {
 	return s
 }
 
-// later returns the later of two times. A value that has been looked at for the first
-// time was 0 when the others were looked at last.
+// later returns the later of two times.
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
 	}
 	return b
+}
+
+// zeroAt returns when a value was 0 that is not now: when the others were looked at last,
+// or its version had not been called yet.
+func (n *counts) zeroAt(looked, now time.Time) time.Time {
+	t, latest := later(n.since, looked), now.Add(-time.Millisecond)
+	if t.After(latest) { // the clock was set back, perhaps
+		return latest
+	}
+	return t
 }
 
 // point returns the value as it is at a time.
@@ -279,8 +289,8 @@ func (db *DB) note() {
 			if s.noted == v.n {
 				return
 			}
-			if t := later(n.since, db.looked); s.noted == 0 && t.Before(now) {
-				points = append(points, v.zero(s.labels, t))
+			if s.noted == 0 {
+				points = append(points, v.zero(s.labels, n.zeroAt(db.looked, now)))
 			}
 			s.noted = v.n
 			points = append(points, v.point(s.labels, now))
@@ -317,8 +327,8 @@ func (db *DB) sample(now time.Time) {
 			if s.stored == v.n && now.Sub(s.at) < repeatAfter {
 				return
 			}
-			if t := later(n.since, db.sampled); s.stored == 0 && t.Before(now) {
-				failed = cmp.Or(failed, add(a, s, v.zero(s.labels, t)))
+			if s.stored == 0 {
+				failed = cmp.Or(failed, add(a, s, v.zero(s.labels, n.zeroAt(db.sampled, now))))
 			}
 			if err := add(a, s, v.point(s.labels, now)); err != nil {
 				failed = cmp.Or(failed, err)

@@ -1,6 +1,8 @@
 package metrics
 
 import (
+	"fmt"
+	"log/slog"
 	"math"
 	"testing"
 	"time"
@@ -124,5 +126,30 @@ func TestPrune(t *testing.T) {
 	becomes(t, db, `hearth_invocations_total{function="g"}`, 5)
 	if n := stats(middle); n != 1 {
 		t.Errorf("%d calls since then, want 1", n)
+	}
+}
+
+// What is counted after the clock was set back is stored.
+func TestClockSetBack(t *testing.T) {
+	var calls Calls
+	now := time.Now()
+	db := newDB(Options{Dir: t.TempDir(), Calls: &calls, Logger: slog.New(slog.DiscardHandler)}, now.Add(-time.Second))
+	close(db.done) // nobody stores but this test
+	if err := db.openAll(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		db.open.Load().Close() //nolint:errcheck // the end of the test
+		db.journal.close()     //nolint:errcheck // as above
+	}()
+	for _, at := range []time.Duration{0, time.Minute, -30 * time.Minute, -29 * time.Minute} {
+		calls.Count(call("f", time.Millisecond))
+		db.sample(now.Add(at))
+		if db.complained != (time.Time{}) {
+			t.Fatalf("a sample at %s is refused", at)
+		}
+	}
+	if n := number(t, db, fmt.Sprintf("max(max_over_time(hearth_invocations_total[2h] @ %d))", now.Unix()+60)); n != 4 {
+		t.Errorf("%v calls are stored", n)
 	}
 }
