@@ -2,11 +2,16 @@ package server
 
 import (
 	"context"
+	"fmt"
+	"net/http"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -15,14 +20,58 @@ import (
 )
 
 // startMetrics begins to store what the parts of the server tell of themselves, besides
-// the calls.
-func (s *Server) startMetrics() {
+// the calls. Errors: CodeInvalid for a file with rules or the URL of a receiver.
+func (s *Server) startMetrics() error {
+	if err := metrics.CheckRules(s.cfg.Rules); err != nil {
+		return err
+	}
+	for _, address := range s.cfg.AlertURLs {
+		if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return hearth.Errorf(hearth.CodeInvalid, "alerts cannot be sent to %q", address).WithHint("give a URL such as https://alerts.example.com/hook")
+		}
+	}
 	s.state = prometheus.NewRegistry()
 	s.state.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{s})
 	s.metrics = metrics.Start(metrics.Options{
 		Dir: filepath.Join(s.store.Dir(), "metrics"), Calls: &s.calls, Gatherer: s.state, Logger: s.cfg.Logger,
 		Interval: s.cfg.MetricsInterval, Retention: s.cfg.KeepMetricsFor, MaxBytes: s.cfg.MetricsSize,
+		Rules: s.cfg.Rules, Notify: s.tellOfAlerts,
 	})
+	return nil
+}
+
+// alertTimeout bounds how long a receiver of alerts may take.
+const alertTimeout = 10 * time.Second
+
+// tellOfAlerts tells all receivers at the same time. Whoever does not hear is told again.
+func (s *Server) tellOfAlerts(ctx context.Context, body []byte) {
+	bounded, cancel := context.WithTimeout(ctx, alertTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, address := range s.cfg.AlertURLs {
+		wg.Go(func() {
+			if err := s.tellOne(bounded, address, body); err != nil && ctx.Err() == nil {
+				s.cfg.Logger.Warn("a receiver of alerts was not told", "url", address, "err", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (s *Server) tellOne(ctx context.Context, address string, body []byte) error {
+	req, err := s.webhooks.request(ctx, address, uuid.Must(uuid.NewV7()).String(), "application/json", body)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("its answer is %s", resp.Status)
+	}
+	return nil
 }
 
 // pruneCalls lets the counts of versions go that do not exist any more.

@@ -63,6 +63,10 @@ type Config struct {
 	KeepMetricsFor  time.Duration
 	MetricsSize     hearth.Bytes
 	MetricsInterval time.Duration
+	// Rules are files with rules of Prometheus, which sum up or raise alerts. AlertURLs
+	// are told of the alerts; they may be anywhere.
+	Rules     []string
+	AlertURLs []string
 	// KeepVersions is how many of the newest versions of a function are kept besides
 	// those that aliases and releases need; default 20.
 	KeepVersions int
@@ -256,7 +260,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
 		Managed: func(host string) bool { return api.ManagementHost(host, s.cfg.AllowedHosts) },
 	})
-	s.startMetrics()
+	if err := s.startMetrics(); err != nil {
+		return nil, err
+	}
 	s.http = &http.Server{
 		Handler:           lastAnswers(readOut(s.handler()), s.draining),
 		ConnState:         connState,

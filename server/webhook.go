@@ -82,16 +82,10 @@ func newWebhooks(secret string, allow []string, version string) (*webhooks, erro
 
 // Deliver implements queue.Deliverer.
 func (w *webhooks) Deliver(ctx context.Context, address, id string, body []byte) (status int, pause time.Duration, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
+	req, err := w.request(ctx, address, id, "application/cloudevents+json", body)
 	if err != nil {
-		return 0, 0, hearth.Errorf(hearth.CodeInvalid, "the URL cannot be used: %w", err)
+		return 0, 0, err
 	}
-	at := strconv.FormatInt(time.Now().Unix(), 10)
-	req.Header.Set("Content-Type", "application/cloudevents+json")
-	req.Header.Set("User-Agent", w.agent)
-	req.Header.Set("Webhook-Id", id)
-	req.Header.Set("Webhook-Timestamp", at)
-	req.Header.Set("Webhook-Signature", "v1,"+w.sign(id, at, body))
 	resp, err := w.client.Do(req)
 	switch {
 	case err == nil:
@@ -108,6 +102,21 @@ func (w *webhooks) Deliver(ctx context.Context, address, id string, body []byte)
 		pause = time.Duration(s) * time.Second
 	}
 	return resp.StatusCode, pause, nil
+}
+
+// request makes a signed request.
+func (w *webhooks) request(ctx context.Context, address, id, kind string, body []byte) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
+	if err != nil {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the URL cannot be used: %w", err)
+	}
+	at := strconv.FormatInt(time.Now().Unix(), 10)
+	req.Header.Set("Content-Type", kind)
+	req.Header.Set("User-Agent", w.agent)
+	req.Header.Set("Webhook-Id", id)
+	req.Header.Set("Webhook-Timestamp", at)
+	req.Header.Set("Webhook-Signature", "v1,"+w.sign(id, at, body))
+	return req, nil
 }
 
 func notPublic(err error, endpoint string) error {

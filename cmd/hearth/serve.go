@@ -80,6 +80,8 @@ machine, under any --listen address; functions are served to everyone.`,
 	durationVar(f, &cfg.KeepMetricsFor, "keep-metrics-for", 15*24*time.Hour, "how long metrics are kept")
 	f.TextVar(&cfg.MetricsSize, "metrics-size", hearth.Bytes(2<<30), "`SIZE` of the metrics that are kept at most")
 	durationVar(f, &cfg.MetricsInterval, "metrics-interval", 15*time.Second, "between two samples of metrics that are kept")
+	f.StringSliceVar(&cfg.Rules, "rules", nil, "`FILE` with rules of Prometheus, which sum up metrics or raise alerts (repeatable)")
+	f.StringSliceVar(&cfg.AlertURLs, "alert-webhook", nil, "`URL` that is told of alerts, as Alertmanager tells its webhooks (repeatable)")
 	f.IntVar(&cfg.KeepVersions, "keep-versions", 20, "how many of the newest versions of a function are kept besides those that are needed")
 	f.StringVar(&cfg.SecretsKeyFile, "secrets-key-file", "", "file with the key that secrets are encrypted with, made with the first secret (default secrets.key in the data directory)")
 	f.StringSliceVar(&cfg.BuildAllow, "build-allow", nil, "`HOST:PORT` that dependency builds may reach though its address is not public, such as a registry of your network (repeatable)")
@@ -92,7 +94,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "loopback address to serve profiles on, under /debug/pprof/ (default none)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "keep-versions", "keep-metrics-for", "metrics-size", "metrics-interval", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "keep-versions", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
 	return cmd
 }
 

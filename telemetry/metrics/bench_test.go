@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/prometheus/rules"
+
 	"github.com/hearthrun/hearth"
 )
 
@@ -32,6 +34,12 @@ func history(b *testing.B, functions int, span time.Duration) (db *DB, calls *Ca
 		db.journal.close()     //nolint:errcheck // as above
 	})
 	random := rand.New(rand.NewPCG(1, 2))
+	m, err := db.newRules(context.Background(), db.open.Load())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(m.Stop)
+	last := map[*rules.Group]time.Time{}
 	for compact := at.Add(2 * time.Hour); at.Before(end); {
 		at = at.Add(db.opts.Interval)
 		for f := range functions {
@@ -39,6 +47,12 @@ func history(b *testing.B, functions int, span time.Duration) (db *DB, calls *Ca
 			calls.Count(call(fmt.Sprintf("f%d", f), took, func(v *hearth.Invocation) { v.StartedAt = at.Add(-took) }))
 		}
 		db.sample(at)
+		for _, g := range m.RuleGroups() {
+			if at.Sub(last[g]) >= g.Interval() {
+				last[g] = at
+				g.Eval(context.Background(), at)
+			}
+		}
 		if at.After(compact) {
 			compact = at.Add(2 * time.Hour)
 			if err := db.open.Load().Compact(context.Background()); err != nil {
@@ -72,6 +86,9 @@ func BenchmarkDay(b *testing.B) {
 		`sum by (function) (rate(hearth_invocations_total{fault=~"function|hearth"}[5m]))`,
 		"histogram_quantile(0.99, sum(rate(hearth_invocation_duration_seconds[5m])))",
 		"histogram_quantile(0.99, sum by (function) (rate(hearth_invocation_duration_seconds[5m])))",
+		"histogram_quantile(0.99, hearth_invocation_duration_seconds:rate5m)",
+		"histogram_quantile(0.99, function:hearth_invocation_duration_seconds:rate5m)",
+		"function_fault:hearth_invocations:rate5m",
 		`histogram_quantile(0.99, rate(hearth_invocation_duration_seconds{function="f7"}[5m]))`,
 	} {
 		b.Run(query, func(b *testing.B) {

@@ -23,6 +23,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/rules"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 
@@ -44,6 +45,10 @@ type Options struct {
 	// the disk they may take, default 2 GiB.
 	Retention time.Duration
 	MaxBytes  hearth.Bytes
+	// Rules are files with rules of Prometheus, which CheckRules accepts, besides those
+	// that are shipped. Notify is told of the alerts that they raise; nil tells nobody.
+	Rules  []string
+	Notify Notify
 }
 
 func (o Options) withDefaults() Options {
@@ -75,6 +80,7 @@ type DB struct {
 	opts    Options
 	queries *queries
 	open    atomic.Pointer[tsdb.DB] // nil until it is open
+	manager atomic.Pointer[rules.Manager]
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
 	flushes chan chan struct{}
@@ -135,6 +141,13 @@ func (db *DB) run(ctx context.Context) {
 		return
 	}
 	defer db.journal.close() //nolint:errcheck // what it has is stored
+	if m, err := db.newRules(ctx, db.open.Load()); err != nil {
+		db.opts.Logger.Error("rules are not evaluated", "err", err)
+	} else {
+		db.manager.Store(m)
+		go m.Run()
+		defer m.Stop()
+	}
 	note := time.NewTicker(journalEvery)
 	defer note.Stop()
 	sample := time.NewTicker(db.opts.Interval)

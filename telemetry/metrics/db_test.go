@@ -377,7 +377,7 @@ func TestClientOfPrometheus(t *testing.T) {
 	if b, err := prom.Buildinfo(ctx); err != nil || b.Version == "" {
 		t.Errorf("build info: %v, %v", b, err)
 	}
-	if r, err := prom.Rules(ctx, nil); err != nil || len(r.Groups) != 0 {
+	if r, err := prom.Rules(ctx, nil); err != nil || len(r.Groups) != 2 {
 		t.Errorf("rules: %v, %v", r, err)
 	}
 	var bad *promv1.Error

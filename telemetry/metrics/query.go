@@ -62,11 +62,10 @@ func (db *DB) Handler() http.Handler {
 		"label/{name}/values": db.queries.values,
 		"metadata":            db.queries.metadata,
 		"query_exemplars":     none,
-		"rules": func(*http.Request) (any, annotations.Annotations, error) {
-			return map[string]any{"groups": []any{}}, nil, nil
-		},
-		"status/buildinfo":   buildInfo,
-		"status/runtimeinfo": func(*http.Request) (any, annotations.Annotations, error) { return map[string]any{}, nil, nil },
+		"rules":               db.queries.rules,
+		"alerts":              db.queries.alerts,
+		"status/buildinfo":    buildInfo,
+		"status/runtimeinfo":  func(*http.Request) (any, annotations.Annotations, error) { return map[string]any{}, nil, nil },
 	} {
 		mux.HandleFunc("GET /api/v1/"+path, answer(fn))
 		mux.HandleFunc("POST /api/v1/"+path, answer(fn))

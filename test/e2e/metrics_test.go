@@ -1,7 +1,13 @@
 package e2e
 
 import (
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -78,5 +84,45 @@ func TestMetrics(t *testing.T) {
 	is(`sum(max_over_time(hearth_invocations_total{function="counted"}[10m]))`, 7)
 	if a := in.do("GET", "/metrics/api/v1/query?query=x(", nil); a.status != 400 || !strings.Contains(string(a.body), `"errorType":"bad_data"`) {
 		t.Errorf("a bad query: %v", a)
+	}
+}
+
+// TestAlerts: a rule of the operator raises an alert, and a receiver is told.
+func TestAlerts(t *testing.T) {
+	told := make(chan *http.Request, 100)
+	bodies := make(chan string, 100)
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) //nolint:errcheck // the test sees what is missing
+		told <- r
+		bodies <- string(body)
+	}))
+	defer receiver.Close()
+	rules := filepath.Join(t.TempDir(), "rules.yaml")
+	err := os.WriteFile(rules, []byte(`groups: [{name: mine, interval: 200ms, rules: [
+  {alert: Failing, expr: 'sum by (function) (hearth_invocations_total{code="function_error"}) > 0', labels: {severity: page}}]}]`), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := start(t, "", func(c *server.Config) {
+		c.MetricsInterval, c.Rules, c.AlertURLs = 200*time.Millisecond, []string{rules}, []string{receiver.URL + "/hook"}
+	})
+	in.deploy("failing", "python", "def handler(event, context):\n    raise ValueError('no')\n", nil)
+	in.do("POST", "/v1/functions/failing/invocations", nil)
+	select {
+	case r := <-told:
+		if r.URL.Path != "/hook" || r.Header.Get("Content-Type") != "application/json" || !strings.HasPrefix(r.Header.Get("Webhook-Signature"), "v1,") {
+			t.Errorf("%s %v", r.URL, r.Header)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("nobody was told")
+	}
+	if body := <-bodies; !strings.Contains(body, `"status":"firing"`) || !strings.Contains(body, `"alertname":"Failing","function":"failing","severity":"page"`) {
+		t.Error(body)
+	}
+	if _, err := server.New(t.Context(), server.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler), Rules: []string{"nosuch"}}); err == nil {
+		t.Error("a server began without its rules")
+	}
+	if _, err := server.New(t.Context(), server.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler), AlertURLs: []string{"example"}}); err == nil {
+		t.Error("a server began with a receiver that is none")
 	}
 }
