@@ -124,6 +124,7 @@ func (f cronField) parse(text string) (set uint64, wrong, hint string) {
 			if by, err = strconv.Atoi(step); err != nil || by < 1 {
 				return 0, strconv.Quote(clip(part)) + " has no step", "the step is a number from 1 on, as in */2"
 			}
+			by = min(by, f.max+1) // it comes to the same
 		}
 		low, high, ranged := strings.Cut(span, "-")
 		from, to, known := f.min, f.max, true

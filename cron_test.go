@@ -158,3 +158,11 @@ func TestCronAsLibrary(t *testing.T) {
 		}
 	}
 }
+
+func TestCronSteps(t *testing.T) {
+	for _, expression := range []string{"1/9223372036854775807 * * * *", "0 */24 * * *", "*/60 * * * *"} {
+		if _, err := hearth.ParseCron(expression, time.UTC); err != nil {
+			t.Errorf("%s: %v", expression, err)
+		}
+	}
+}

@@ -83,7 +83,7 @@ func (g *Gateway) publicRequest(r *http.Request, t *target, now time.Time) (req 
 	if g.cfg.Queue == nil {
 		return req, hearth.Errorf(hearth.CodeUnsupported, "this server has no queue")
 	}
-	policy := t.version.Config.AsyncOrDefault()
+	policy := g.publicPolicy(t)
 	if policy.APIOnly {
 		return req, hearth.Errorf(hearth.CodeDenied, "%s takes no calls over HTTP that run later", t.version.Function).
 			WithHint("its configuration says async.api_only; POST /v1/functions/%s/invocations takes them", t.version.Function)
@@ -102,6 +102,18 @@ func (g *Gateway) publicRequest(r *http.Request, t *target, now time.Time) (req 
 		req.KeyScope = hex.EncodeToString(scope.Sum(nil))
 	}
 	return req, nil
+}
+
+// publicPolicy returns what the version of a target lets callers over HTTP do, no more than
+// the live one does: an old version must not be a way around that.
+func (g *Gateway) publicPolicy(t *target) hearth.Async {
+	policy := t.version.Config.AsyncOrDefault()
+	if f := g.table.Load().functions[t.version.Function]; f != nil && f.err == nil && f.live != nil {
+		live := f.live.main().Config.AsyncOrDefault()
+		policy.APIOnly = policy.APIOnly || live.APIOnly
+		policy.MaxDelay = min(policy.MaxDelay, live.MaxDelay)
+	}
+	return policy
 }
 
 // AcceptEvent stores a call with an event, as the headers of its request say.

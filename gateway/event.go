@@ -173,7 +173,7 @@ func clientAddress(r *http.Request) string {
 }
 
 // clientNetwork returns what stands for the client's address where clients share: the
-// network in which IPv6 clients choose their addresses.
+// network that providers give to IPv6 clients at most.
 func clientNetwork(r *http.Request) string {
 	addr, err := netip.ParseAddr(clientAddress(r))
 	if err != nil {
@@ -182,7 +182,7 @@ func clientNetwork(r *http.Request) string {
 	if addr = addr.Unmap().WithZone(""); addr.Is4() {
 		return addr.String()
 	}
-	return netip.PrefixFrom(addr, 64).Masked().String()
+	return netip.PrefixFrom(addr, 48).Masked().String()
 }
 
 // firstForwarded returns the address the proxy on this host saw, and the

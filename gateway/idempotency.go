@@ -154,11 +154,32 @@ func addAttributes(h hash.Hash, header http.Header) {
 // addCaller adds what callers usually identify themselves with.
 func addCaller(h hash.Hash, header http.Header) {
 	for _, name := range identifying {
-		addTo(h, []byte(strconv.Itoa(len(header[name]))))
-		for _, value := range header[name] {
+		values := header[name]
+		if name == "Cookie" {
+			values = foreignCookies(values)
+		}
+		addTo(h, []byte(strconv.Itoa(len(values))))
+		for _, value := range values {
 			addTo(h, []byte(value))
 		}
 	}
+}
+
+// foreignCookies returns Cookie headers without the cookies of Hearth, which come and go
+// as a caller calls other functions.
+func foreignCookies(headers []string) (out []string) {
+	for _, value := range headers {
+		var kept []string
+		for part := range strings.SplitSeq(value, ";") {
+			if part = strings.TrimSpace(part); part != "" && !strings.HasPrefix(part, stickyPrefix) {
+				kept = append(kept, part)
+			}
+		}
+		if len(kept) > 0 {
+			out = append(out, strings.Join(kept, "; "))
+		}
+	}
+	return out
 }
 
 // identifying are the headers by which callers are told apart.

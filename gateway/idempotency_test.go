@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"net/http"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -120,4 +122,30 @@ func TestWaitingForAKeyIsBounded(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// Callers are told apart by what they identify themselves with, and not by what Hearth sets.
+func TestCallersAreToldApart(t *testing.T) {
+	of := func(header http.Header) string {
+		h := sha256.New()
+		addCaller(h, header)
+		return string(h.Sum(nil))
+	}
+	nobody := of(http.Header{})
+	for name, c := range map[string]struct {
+		header http.Header
+		same   http.Header
+	}{
+		"only a cookie of Hearth":  {http.Header{"Cookie": {"hearth_f_live=1"}}, http.Header{}},
+		"another cookie of Hearth": {http.Header{"Cookie": {"session=a; hearth_g_live=7"}}, http.Header{"Cookie": {"session=a"}}},
+	} {
+		if of(c.header) != of(c.same) {
+			t.Errorf("%s makes another caller", name)
+		}
+	}
+	for _, header := range []http.Header{{"Cookie": {"session=a"}}, {"Authorization": {"a"}}, {"Cookie": {"session=a", "b=c"}}, {"X-Api-Key": {"a"}}} {
+		if of(header) == nobody {
+			t.Errorf("%v is nobody", header)
+		}
+	}
 }

@@ -7,11 +7,9 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/gobwas/ws"
-	"golang.org/x/sys/unix"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/guest"
@@ -83,21 +81,6 @@ func (s *socket) open(nc net.Conn, r *bufio.Reader, in *guest.Socket) {
 		s.sendClose(code, reason)
 	}
 	go s.read()
-}
-
-// setUserTimeout has the kernel give a connection up whose client acknowledges nothing for
-// as long as it may be stalled: who waits for the function reads nothing, and would learn
-// nothing of a client that is gone.
-func setUserTimeout(nc net.Conn) {
-	c, ok := nc.(syscall.Conn)
-	if !ok {
-		return
-	}
-	if raw, err := c.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { //nolint:errcheck // it is closed
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stalled.Milliseconds())) //nolint:errcheck // no TCP
-		})
-	}
 }
 
 // Message implements guest.SocketSink.
@@ -245,7 +228,8 @@ func (s *socket) look() {
 	s.mu.Lock()
 	pinged := s.pinged
 	s.mu.Unlock()
-	heard, waits := s.heard.Load(), s.waits.Load()
+	waits := s.waits.Load() // first: heard is set when it has waited
+	heard := s.heard.Load()
 	silent := now.UnixNano() - max(heard, pinged)
 	switch {
 	case s.isClosed():

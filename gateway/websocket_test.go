@@ -327,7 +327,7 @@ func maskedFrame(length int) []byte {
 
 // A client that goes away while its message waits for the function leaves nothing behind.
 func TestGoneWhileMessageWaits(t *testing.T) {
-	g, url, records := echo(t, Config{Ping: 20 * time.Millisecond, Pool: &echoPool{deaf: true}})
+	g, url, records := echo(t, Config{Ping: time.Second, Pool: &echoPool{deaf: true}})
 	nc := rawSocket(t, url)
 	nc.Write(maskedFrame(1 << 20)) //nolint:errcheck // with its head more than the window
 	nc.Write(make([]byte, 1<<20))  //nolint:errcheck // as above
@@ -353,7 +353,7 @@ func TestGoneWhileMessageWaits(t *testing.T) {
 
 // A client whose message comes slowly is alive.
 func TestSlowMessage(t *testing.T) {
-	_, url, _ := echo(t, Config{Ping: 50 * time.Millisecond})
+	_, url, _ := echo(t, Config{Ping: 500 * time.Millisecond})
 	nc := rawSocket(t, url)
 	const size = 70_000
 	if _, err := nc.Write(maskedFrame(size)); err != nil {
@@ -362,7 +362,7 @@ func TestSlowMessage(t *testing.T) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	begun, sent := time.Now(), 0
-	for ; time.Since(begun) < 300*time.Millisecond; sent++ { // as long as six pings
+	for ; time.Since(begun) < 2*time.Second; sent++ { // as long as four pings
 		if _, err := nc.Write([]byte{0}); err != nil {
 			t.Fatal(err)
 		}

@@ -207,15 +207,17 @@ func (q *Queue) room(tx *queueTx, payer string, n, bytes int64, part share) erro
 	if !fits(own.calls+n, all.calls+n, q.limits.Calls) || !fits(own.bytes+bytes, all.bytes+bytes, q.limits.Bytes) {
 		return queueFull(payer, own, all, q.limits)
 	}
-	if over := all.bytes + all.kept + bytes - q.limits.Bytes; over > 0 {
-		if err := q.dropKept(tx, queueBatch, "bytes"); err != nil {
-			return err
+	// What is kept only as long as there is room takes none from it.
+	for all.bytes+all.kept+bytes > q.limits.Bytes {
+		n, err := q.dropKept(tx, queueBatch, "bytes")
+		if err == nil && n == 0 {
+			err = queueFull(payer, own, all, q.limits)
 		}
-		if err := tx.row(`SELECT kept_bytes FROM usage WHERE payer = ''`).Scan(&all.kept); err != nil {
-			return err
+		if err == nil {
+			err = tx.row(`SELECT kept_bytes FROM usage WHERE payer = ''`).Scan(&all.kept)
 		}
-		if all.bytes+all.kept+bytes > q.limits.Bytes {
-			return queueFull(payer, own, all, q.limits)
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -233,12 +235,11 @@ func queueFull(payer string, own, all usage, limits QueueLimits) error {
 	return e
 }
 
-// dropKept deletes at most n of the oldest calls that are kept as long as there is room:
-// of the function that has most of them, by "calls" or "bytes".
-func (q *Queue) dropKept(tx *queueTx, n int64, by string) error {
-	_, err := tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE (function, state) =
+// dropKept deletes at most n of the oldest calls that are kept as long as there is room,
+// of the function that has most of them, by "calls" or "bytes", and returns how many.
+func (q *Queue) dropKept(tx *queueTx, n int64, by string) (int64, error) {
+	return tx.exec(`DELETE FROM calls WHERE seq IN (SELECT seq FROM calls WHERE (function, state) =
 		(SELECT function, state FROM totals WHERE state IN (2, 4) ORDER BY `+by+` DESC LIMIT 1) ORDER BY seq LIMIT ?)`, n)
-	return err
 }
 
 func (q *Queue) insert(tx *queueTx, e hearth.AsyncEntry) error {
@@ -410,7 +411,7 @@ func (q *Queue) Forget(ctx context.Context, function string, reason hearth.Async
 		if _, err := tx.exec(`DELETE FROM payloads`+some, function, queueBatch); err != nil {
 			return 0, err
 		}
-		return tx.exec(`UPDATE calls SET function = '', dedup = NULL,
+		return tx.exec(`UPDATE calls SET function = '', payer = '', dedup = NULL,
 			bytes = (SELECT COALESCE(SUM(LENGTH(body) + LENGTH(headers)), 0) FROM results WHERE results.seq = calls.seq),
 			failures = CASE WHEN state < 2 THEN ?3 ELSE failures END,
 			finished_at = CASE WHEN state < 2 THEN ?4 ELSE finished_at END,
@@ -482,27 +483,28 @@ func (q *Queue) Prune(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	var all, kept, keptBytes int64
-	err = q.db.read.QueryRowContext(ctx, `SELECT bytes + kept_bytes, kept, kept_bytes FROM usage WHERE payer = ''`).Scan(&all, &kept, &keptBytes)
-	if err != nil {
-		return dbError(ctx, err, "count old calls")
-	}
-	drop := func(over int64, by string) error {
-		for ; over > 0; over -= queueBatch {
-			err := q.w.do(ctx, "delete old calls", func(tx *queueTx) error { return q.dropKept(tx, min(over, queueBatch), by) })
-			if err != nil {
-				return err
-			}
+	for {
+		var all, kept, keptBytes int64
+		err := q.db.read.QueryRowContext(ctx, `SELECT bytes + kept_bytes, kept, kept_bytes FROM usage WHERE payer = ''`).Scan(&all, &kept, &keptBytes)
+		if err != nil {
+			return dbError(ctx, err, "count old calls")
 		}
-		return nil
+		over, by := kept-q.limits.Finished, "calls"
+		if roomy := q.limits.Bytes / 4 * 3; over <= 0 && all > roomy && keptBytes > 0 {
+			over, by = (all-roomy)*kept/keptBytes+1, "bytes" // by their mean size
+		}
+		if over <= 0 {
+			return nil
+		}
+		var dropped int64
+		err = q.w.do(ctx, "delete old calls", func(tx *queueTx) (err error) {
+			dropped, err = q.dropKept(tx, min(over, queueBatch), by)
+			return err
+		})
+		if err != nil || dropped == 0 {
+			return err
+		}
 	}
-	if err := drop(kept-q.limits.Finished, "calls"); err != nil {
-		return err
-	}
-	if roomy := q.limits.Bytes / 4 * 3; all > roomy && keptBytes > 0 {
-		return drop((all-roomy)*kept/keptBytes+1, "bytes") // by their mean size
-	}
-	return nil
 }
 
 // batches repeats a change of at most queueBatch rows until it has no more to do.

@@ -298,6 +298,86 @@ func TestQueueRoomComesBack(t *testing.T) {
 	}
 }
 
+// A call is told of although much that is kept must go for it, and a refusal takes nothing.
+func TestQueueKeptGivesWay(t *testing.T) {
+	ctx, now := t.Context(), time.Now()
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{Bytes: 1 << 20})
+	keep := func(n, size int) {
+		t.Helper()
+		for range n {
+			c := end(accept(t, q, queued("a", "x")), hearth.AsyncSucceeded)
+			c.Result = &hearth.AsyncResult{Body: make([]byte, size)}
+			if _, _, err := q.Finish(ctx, c, now.Add(time.Hour), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	keep(600, 1)
+	keep(9, 100<<10)
+	before := status(t, q, "a").Succeeded
+	if _, _, err := acceptOne(ctx, q, queued("b", strings.Repeat("x", 600<<10))); hearth.ErrorCode(err) != hearth.CodeExhausted {
+		t.Errorf("more than half: %v", err)
+	}
+	if after := status(t, q, "a").Succeeded; after != before {
+		t.Errorf("a refusal took %d results", before-after)
+	}
+	b := accept(t, q, queued("b", "x"))
+	told := queued("c", strings.Repeat("x", 200<<10))
+	told.Payer = "b"
+	if _, refused, err := q.Finish(ctx, end(b, hearth.AsyncSucceeded), now.Add(time.Hour), []hearth.AsyncEntry{told}); err != nil || len(refused) > 0 {
+		t.Errorf("%d were not told, %v", len(refused), err)
+	}
+}
+
+// Pruning ends, also when what takes room must stay.
+func TestQueuePruneEnds(t *testing.T) {
+	ctx, now := t.Context(), time.Now()
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{Bytes: 100_000})
+	for i := range 10 { // a backlog of 80 %
+		accept(t, q, queued(fmt.Sprint("f", i), strings.Repeat("x", 8000)))
+	}
+	for range 600 {
+		c := accept(t, q, queued("gone", ""))
+		if _, _, err := q.Cancel(ctx, c.ID, hearth.AsyncFailure{EndedAt: now}, now.Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := end(accept(t, q, queued("a", "")), hearth.AsyncSucceeded)
+	c.Result = &hearth.AsyncResult{Body: []byte("xx")}
+	if _, _, err := q.Finish(ctx, c, now.Add(time.Hour), nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if err := q.Prune(ctx, now); err != nil {
+		t.Error(err)
+	}
+	if n := status(t, q, "f0").Queued; n != 1 {
+		t.Errorf("%d calls of the backlog are left", n)
+	}
+}
+
+// A function that gets the name of a deleted one begins with nothing, whatever that left.
+func TestQueueForgetFreesRoom(t *testing.T) {
+	ctx, now := t.Context(), time.Now()
+	q := open(t, t.TempDir()).Queue(store.QueueLimits{Calls: 12})
+	for _, c := range fill(t, q, queued("a", "x")) {
+		if _, _, err := q.Finish(ctx, end(c, hearth.AsyncFailed), now.Add(time.Hour), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Forget(ctx, "a", hearth.AsyncFailure{EndedAt: now}, now.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	accept(t, q, queued("a", "x"))
+	if err := q.Prune(ctx, now.Add(2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(fill(t, q, queued("a", "x"))); n != 5 {
+		t.Errorf("%d more calls of a, want half together", n)
+	}
+}
+
 func TestQueueDeadLetters(t *testing.T) {
 	q := open(t, t.TempDir()).Queue(store.QueueLimits{})
 	now := time.Now()

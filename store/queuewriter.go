@@ -254,6 +254,7 @@ func (s *Store) openQueue(ctx context.Context, path string) (err error) {
 		`UPDATE kept SET state = 'unknown' WHERE state = 'running'`,
 		`DELETE FROM totals WHERE calls = 0`,
 		`DELETE FROM kept_totals WHERE calls = 0`,
+		`DELETE FROM usage WHERE payer <> '' AND calls = 0 AND kept = 0`,
 		fmt.Sprintf(`INSERT INTO settings (key, value) VALUES ('webhook_secret', '%s') ON CONFLICT DO NOTHING`, secret),
 	} {
 		if _, err := conn.ExecContext(ctx, q); err != nil {

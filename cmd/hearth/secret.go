@@ -91,6 +91,9 @@ it, and those with the old one end after their calls.`,
 // readSecret reads a value.
 func (a *app) readSecret(ctx context.Context, name, file string) ([]byte, error) {
 	in, what := a.input(ctx), "standard input"
+	if file == "-" {
+		file = ""
+	}
 	if file != "" {
 		f, err := a.openInput(ctx, file, "give --from-file a file that you can read")
 		if err != nil {

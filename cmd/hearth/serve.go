@@ -89,7 +89,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	durationVar(f, &cfg.BuildTimeout, "build-timeout", 10*time.Minute, "how long one dependency build may take")
 	f.TextVar(&cfg.MemoryBudget, "memory-budget", hearth.Bytes(0), "`SIZE` that all instances together are expected to use at most, such as 4GiB; 0B means three quarters of the memory there is")
 	f.IntVar(&cfg.StemCells, "stem-cells", 8, "how many sandboxes of each kind are started ahead of any function at most; -1 for none")
-	f.TextVar(&cfg.QueueSize, "queue-size", hearth.Bytes(1<<30), "`SIZE` of the payloads and results of asynchronous calls that are stored at most; one function alone can use half of it")
+	f.TextVar(&cfg.QueueSize, "queue-size", hearth.Bytes(1<<30), "`SIZE` of the payloads and results of asynchronous calls that are stored at most; one function can use a part of what others leave free")
 	f.StringSliceVar(&cfg.WebhookAllow, "webhook-allow", nil, "`HOST:PORT` that webhooks of functions may reach though its address is not public (repeatable)")
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "loopback address to serve profiles on, under /debug/pprof/ (default none)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")

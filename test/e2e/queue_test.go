@@ -129,6 +129,10 @@ func TestAsyncOverHTTP(t *testing.T) {
 	}
 	const batch = `[{"specversion":"1.0","id":"1","source":"/","type":"t"}]`
 	want(t, later("/fn/closed/", "{}"), 403, "denied")
+	in.deploy("closed", "python", code+"# again\n", fields{"async": fields{"api_only": true}, "cloudevents": true})
+	in.deploy("shut", "python", code, nil)
+	in.deploy("shut", "python", code, fields{"async": fields{"api_only": true}})
+	want(t, later("/fn/shut@1/", "{}"), 403, "denied") // an old version is no way around it
 	want(t, in.do("POST", "/fn/closed/", []byte(batch), "Content-Type", "application/cloudevents-batch+json"), 403, "denied")
 	if a := in.do("POST", "/fn/closed/", []byte("{}")); a.status != 200 {
 		t.Errorf("a call that does not wait: %v", a)

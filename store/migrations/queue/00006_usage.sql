@@ -1,6 +1,6 @@
 -- +goose Up
--- Whose room a call takes: the function that the first call of its chain was for. And
--- how many calls can still come of it.
+-- Whose room a call takes: the function that the first call of its chain was for, '' once
+-- that was deleted. And how many calls can still come of it.
 ALTER TABLE calls ADD COLUMN payer TEXT NOT NULL DEFAULT '';
 ALTER TABLE calls ADD COLUMN budget INTEGER NOT NULL DEFAULT 16;
 
@@ -34,12 +34,13 @@ END;
 -- +goose StatementEnd
 
 -- +goose StatementBegin
-CREATE TRIGGER calls_changed AFTER UPDATE OF state, bytes ON calls
-    WHEN OLD.bytes <> NEW.bytes OR (OLD.state IN (2, 4)) <> (NEW.state IN (2, 4)) BEGIN
-    UPDATE usage SET calls = calls - (OLD.state NOT IN (2, 4)) + (NEW.state NOT IN (2, 4)),
-        bytes = bytes - IIF(OLD.state IN (2, 4), 0, OLD.bytes) + IIF(NEW.state IN (2, 4), 0, NEW.bytes),
-        kept = kept - (OLD.state IN (2, 4)) + (NEW.state IN (2, 4)),
-        kept_bytes = kept_bytes - IIF(OLD.state IN (2, 4), OLD.bytes, 0) + IIF(NEW.state IN (2, 4), NEW.bytes, 0)
+CREATE TRIGGER calls_changed AFTER UPDATE OF state, bytes, payer ON calls
+    WHEN OLD.bytes <> NEW.bytes OR (OLD.state IN (2, 4)) <> (NEW.state IN (2, 4)) OR OLD.payer <> NEW.payer BEGIN
+    UPDATE usage SET calls = calls - (OLD.state NOT IN (2, 4)), bytes = bytes - IIF(OLD.state IN (2, 4), 0, OLD.bytes),
+        kept = kept - (OLD.state IN (2, 4)), kept_bytes = kept_bytes - IIF(OLD.state IN (2, 4), OLD.bytes, 0)
+        WHERE payer IN (OLD.payer, '');
+    UPDATE usage SET calls = calls + (NEW.state NOT IN (2, 4)), bytes = bytes + IIF(NEW.state IN (2, 4), 0, NEW.bytes),
+        kept = kept + (NEW.state IN (2, 4)), kept_bytes = kept_bytes + IIF(NEW.state IN (2, 4), NEW.bytes, 0)
         WHERE payer IN (NEW.payer, '');
 END;
 -- +goose StatementEnd
