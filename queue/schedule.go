@@ -332,6 +332,9 @@ func (s *schedules) find(function, name string) (*schedule, error) {
 // paused; its times stay as they are. If the same was asked for before under the key,
 // which may be empty, no other is made. Errors: CodeNotFound, CodeExhausted.
 func (q *Queue) RunSchedule(_ context.Context, function, name, key string) (hearth.ScheduleStatus, error) {
+	if err := checkKey(key); err != nil {
+		return hearth.ScheduleStatus{}, err
+	}
 	return q.schedules.change(function, name, func(e *schedule) (hearth.ScheduleState, error) {
 		now := wallClock()
 		return q.schedules.fire(e, hearth.ScheduleState{}, hearth.ScheduleFiring{Due: now.Truncate(time.Microsecond), Manual: true, Key: key}, now)

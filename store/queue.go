@@ -228,7 +228,7 @@ func (q *Queue) room(tx *queueTx, payer string, n, bytes int64, part share) erro
 type usage struct{ calls, bytes, kept int64 }
 
 func queueFull(payer string, own, all usage, limits QueueLimits) error {
-	e := hearth.Errorf(hearth.CodeExhausted, "the queue has no room for more of %s: it has %d of its calls with %s, and of %d calls and %s all use %d and %s",
+	e := hearth.Errorf(hearth.CodeExhausted, "the queue has no room for more of %s: its calls, with all that came of them by destinations, are %d with %s; of %d calls and %s all use %d and %s",
 		payer, own.calls, hearth.Bytes(own.bytes), limits.Calls, hearth.Bytes(limits.Bytes), all.calls, hearth.Bytes(all.bytes+all.kept)).
 		WithHint("try again later; hearth queue shows what is in it, and hearth queue purge removes dead letters")
 	e.RetryAfter = 5 * time.Second
