@@ -230,7 +230,7 @@ type AsyncCall struct {
 	Source string `json:"source,omitempty" doc:"Call whose destination this is"`
 	Depth  int    `json:"depth,omitempty" doc:"How many calls are before this one in a chain of destinations"`
 	// Payer is whose room it takes in the queue: the function, or queue:NAME, that the
-	// first call of the chain was for.
+	// first call of the chain was for; apart from others if anybody could make that.
 	Payer string `json:"-"`
 	// Budget is how many calls may still come of it, of all that follow together.
 	Budget int `json:"-"`

@@ -96,7 +96,7 @@ func (g *Gateway) publicRequest(r *http.Request, t *target, now time.Time) (req 
 			WithHint("the longest delay over HTTP is %s, the async.max_delay of the function", policy.MaxDelay)
 	}
 	req.Public, req.Target = true, string(t.name)
-	if req.DeduplicationKey != "" { // no caller answers for the key of another
+	if req.DeduplicationKey != "" { // no caller who can be told apart answers for the key of another
 		scope := sha256.New()
 		addCaller(scope, r.Header)
 		req.KeyScope = hex.EncodeToString(scope.Sum(nil))

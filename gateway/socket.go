@@ -130,9 +130,11 @@ func (s *socket) write(op ws.OpCode, fin bool, p []byte) error {
 }
 
 func (s *socket) writeLocked(op ws.OpCode, fin bool, p []byte) error {
-	if !s.isClosed() { // else the deadline is that of the close
+	s.mu.Lock()
+	if !s.closed { // else the deadline is that of the close
 		s.nc.SetWriteDeadline(time.Now().Add(stalled)) //nolint:errcheck // Write tells
 	}
+	s.mu.Unlock()
 	b := frames.Get().(*[4 << 10]byte)
 	defer frames.Put(b)
 	out := b[:2]

@@ -53,6 +53,9 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]he
 			return nil, err
 		}
 		entries[i] = entry(r.ID, function, target, r.Kind, now, due, cfg.AsyncOrDefault().MaxAge, r.AsyncPayload)
+		if r.Public {
+			entries[i].Payer = function + publicPayer
+		}
 		entries[i].DeduplicationKey, entries[i].KeyScope, entries[i].Fingerprint, entries[i].Public = r.DeduplicationKey, r.KeyScope, r.Fingerprint, r.Public
 	}
 	calls, err := q.cfg.Store.Accept(ctx, entries)
@@ -70,6 +73,10 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]he
 	q.addLocked(added...)
 	return calls, nil
 }
+
+// publicPayer is what is added to the name of a function where anybody's calls of it take
+// room, and all that comes of them: they must not take that of its own.
+const publicPayer = "/public"
 
 // configOf returns the configuration of what a request names. Errors: CodeNotFound.
 func (q *Queue) configOf(r hearth.AsyncRequest) (hearth.Config, error) {

@@ -24,6 +24,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type functions struct {
 	mu      sync.Mutex
 	configs map[string]hearth.Config
+	// limits are those of the store.
+	limits store.QueueLimits
 	// schedules are those of hello from the start.
 	schedules map[string]hearth.Schedule
 	run       func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error)
@@ -99,7 +101,7 @@ func newBed(t *testing.T, dir string, f *functions, change ...func(*queue.Config
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := queue.Config{Store: s.Queue(store.QueueLimits{}), Logger: log}
+	cfg := queue.Config{Store: s.Queue(f.limits), Logger: log}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -605,5 +607,25 @@ func TestRedriveAtOnce(t *testing.T) {
 				t.Fatalf("%+v", c)
 			}
 		}
+	})
+}
+
+// What anybody sends, and what comes of it, does not keep out other calls of a function.
+func TestPublicCallsCountApart(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		f := &functions{run: failing, limits: store.QueueLimits{Calls: 60}, configs: map[string]hearth.Config{
+			"hello": config(hearth.Async{MaxAttempts: 1, OnFailure: []hearth.Destination{"function:a", "function:b", "function:c"}}),
+		}}
+		b := newBed(t, dir, f)
+		defer b.close()
+		for range 60 {
+			r := hearth.AsyncRequest{ID: queue.NewID(), Target: "hello", Kind: hearth.KindEvent, AsyncPayload: hearth.AsyncPayload{Body: []byte("1")}, Public: true, NotBefore: time.Now().Add(time.Minute)}
+			if _, _, err := b.Accept(context.Background(), r); err != nil && hearth.ErrorCode(err) != hearth.CodeExhausted {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(10 * time.Minute) // they fail, and as many are told as there is room for
+		b.accept("hello", "2")
 	})
 }

@@ -398,8 +398,9 @@ func (q *Queue) Cancel(ctx context.Context, id string, reason hearth.AsyncFailur
 	return call, canceled, err
 }
 
-// Forget takes all calls and kept responses from a function that was deleted: those that have not
-// ended are canceled, for the reason. They can still be read by their id.
+// Forget takes all calls and kept responses from a function that was deleted: those that
+// have not ended are canceled, for the reason, and so are dead letters, which nobody could
+// redrive. They can still be read by their id, as long as there is room.
 func (q *Queue) Forget(ctx context.Context, function string, reason hearth.AsyncFailure, purge time.Time) error {
 	failures, err := marshalFailures([]hearth.AsyncFailure{reason})
 	if err != nil {
@@ -416,7 +417,7 @@ func (q *Queue) Forget(ctx context.Context, function string, reason hearth.Async
 			failures = CASE WHEN state < 2 THEN ?3 ELSE failures END,
 			finished_at = CASE WHEN state < 2 THEN ?4 ELSE finished_at END,
 			purge_at = MIN(COALESCE(purge_at, ?5), ?5),
-			state = CASE WHEN state < 2 THEN 4 ELSE state END`+
+			state = CASE WHEN state = 2 THEN 2 ELSE 4 END`+
 			` WHERE seq IN (SELECT seq FROM calls WHERE function = ?1 LIMIT ?2)`,
 			function, queueBatch, failures, reason.EndedAt.UnixMicro(), purge.UnixMicro())
 	})
@@ -490,8 +491,10 @@ func (q *Queue) Prune(ctx context.Context, now time.Time) error {
 			return dbError(ctx, err, "count old calls")
 		}
 		over, by := kept-q.limits.Finished, "calls"
-		if roomy := q.limits.Bytes / 4 * 3; over <= 0 && all > roomy && keptBytes > 0 {
-			over, by = (all-roomy)*kept/keptBytes+1, "bytes" // by their mean size
+		// Half of what others leave is theirs while the queue is nearly full.
+		half := (q.limits.Bytes - (all - keptBytes)) / 2
+		if over <= 0 && all > q.limits.Bytes/4*3 && keptBytes > max(half, 0) {
+			over, by = (keptBytes-max(half, 0))*kept/keptBytes+1, "bytes" // by their mean size
 		}
 		if over <= 0 {
 			return nil
