@@ -111,9 +111,7 @@ func TestKill(t *testing.T) {
 	acknowledged := map[string]int{}
 	for round := range 5 {
 		in, cmd := spawn(t, dir)
-		if left := sandboxProcesses(dir); len(left) != 0 {
-			t.Fatalf("round %d: sandboxes of the killed server live: %q", round, left)
-		}
+		waitFor(t, "the sandboxes of the killed server to end", func() bool { return len(sandboxProcesses(dir)) == 0 })
 		for name, number := range acknowledged {
 			a := in.invoke(name, nil)
 			if got := strings.TrimSpace(string(a.body)); a.status != 200 || got < fmt.Sprint(number) {
