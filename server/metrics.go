@@ -89,25 +89,26 @@ type stateCollector struct{ s *Server }
 // stateTimeout bounds how long the parts may take together.
 const stateTimeout = 5 * time.Second
 
-func gauge(name, help string, labels ...string) *prometheus.Desc {
+// described is the description of a metric of Hearth.
+func described(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("hearth_"+name, help, labels, nil)
 }
 
 var (
-	infoDesc          = gauge("info", "1, for the version of Hearth.", "version")
-	instancesDesc     = gauge("instances", "Instances and stem cells, by what they do; stem cells have no function.", "function", "version", "isolation", "state")
-	memoryDesc        = gauge("instance_memory_bytes", "What instances used when they were last weighed, all of a version together.", "function", "version", "isolation")
-	pssDesc           = gauge("instance_pss_bytes", "The same with what they share with others counted in parts.", "function", "version", "isolation")
-	inFlightDesc      = gauge("invocations_in_flight", "Calls that have an instance.", "function", "version")
-	waitingDesc       = gauge("invocations_waiting", "Calls that wait for an instance.", "function", "version")
-	poolUsedDesc      = gauge("pool_memory_used_bytes", "What all instances are expected to use.")
-	poolBudgetDesc    = gauge("pool_memory_budget_bytes", "Bound of hearth_pool_memory_used_bytes; 0 means none.")
-	stemsDesc         = gauge("stem_cells", "Started sandboxes without a function, by whether they are ready or starting.", "isolation", "runtime", "state")
-	queueCallsDesc    = gauge("queue_calls", "Calls, or messages, that are stored to run later, by state; a queue of messages is queue:NAME.", "function", "state")
-	queueBytesDesc    = gauge("queue_bytes", "Size of what is stored of them.", "function")
-	queueLagDesc      = gauge("queue_lag_seconds", "For how long the oldest of them has been due.", "function")
-	recordsLostDesc   = gauge("records_dropped_total", "Records of calls that were lost because the store was too slow or failed.")
-	recordsSampleDesc = gauge("records_skipped_total", "Records of successful and refused calls that were left out because there were too many.")
+	infoDesc          = described("info", "1, for the version of Hearth.", "version")
+	instancesDesc     = described("instances", "Instances and stem cells, by what they do; stem cells have no function.", "function", "version", "isolation", "state")
+	memoryDesc        = described("instance_memory_bytes", "What instances used when they were last weighed, all of a version together.", "function", "version", "isolation")
+	pssDesc           = described("instance_pss_bytes", "The same with what they share with others counted in parts.", "function", "version", "isolation")
+	inFlightDesc      = described("invocations_in_flight", "Calls that have an instance.", "function", "version")
+	waitingDesc       = described("invocations_waiting", "Calls that wait for an instance.", "function", "version")
+	poolUsedDesc      = described("pool_memory_used_bytes", "What all instances are expected to use.")
+	poolBudgetDesc    = described("pool_memory_budget_bytes", "Bound of hearth_pool_memory_used_bytes; 0 means none.")
+	stemsDesc         = described("stem_cells", "Started sandboxes without a function, by whether they are ready or starting.", "isolation", "runtime", "state")
+	queueCallsDesc    = described("queue_calls", "Calls, or messages, that are stored to run later, by state; a queue of messages is queue:NAME.", "function", "state")
+	queueBytesDesc    = described("queue_bytes", "Size of what is stored of them.", "function")
+	queueLagDesc      = described("queue_lag_seconds", "For how long the oldest of them has been due.", "function")
+	recordsLostDesc   = described("records_dropped_total", "Records of calls that were lost because the store was too slow or failed.")
+	recordsSampleDesc = described("records_skipped_total", "Records of successful and refused calls that were left out because there were too many.")
 )
 
 // Describe implements prometheus.Collector.

@@ -104,13 +104,17 @@ func number(t *testing.T, db *DB, query string) float64 {
 // becomes waits until a query has a value.
 func becomes(t *testing.T, db *DB, query string, want float64) {
 	t.Helper()
-	var got float64
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if got = number(t, db, query); got == want {
-			return
+	eventually(t, fmt.Sprintf("%s is %v", query, want), func() bool { return number(t, db, query) == want })
+}
+
+// eventually waits until something is so.
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !so(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it did not come that %s", what)
 		}
 	}
-	t.Errorf("%s is %v, want %v", query, got, want)
 }
 
 func TestCallsAreStored(t *testing.T) {

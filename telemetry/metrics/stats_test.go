@@ -28,13 +28,7 @@ func TestStats(t *testing.T) {
 	begin := time.Now().Add(-time.Millisecond)
 	stored := func(want int64) time.Time {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-			if n := stats("f", begin, time.Now()).Calls; n == want {
-				break
-			} else if time.Now().After(deadline) {
-				t.Fatalf("%d calls, want %d", n, want)
-			}
-		}
+		eventually(t, fmt.Sprintf("%d calls are known", want), func() bool { return stats("f", begin, time.Now()).Calls == want })
 		return time.Now().Truncate(time.Millisecond)
 	}
 	for i := range 5 {
@@ -100,11 +94,7 @@ func TestPrune(t *testing.T) {
 		calls.Count(call("g", time.Second))
 	}
 	calls.Prune(func(function string, _ int) bool { return function == "g" })
-	for deadline := time.Now().Add(10 * time.Second); len(calls.all()) != 1; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d versions are in memory", len(calls.all()))
-		}
-	}
+	eventually(t, "one version is in memory", func() bool { return len(calls.all()) == 1 })
 	if n := calls.all()[0]; n.function != "g" {
 		t.Errorf("%s is left", n.function)
 	}
