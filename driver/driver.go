@@ -79,11 +79,13 @@ type Pauser interface {
 }
 
 // Meter is implemented by sandboxes that know at little cost (Stats may take
-// long) how much of the host's cores they have used since they were created.
+// long) what they use.
 type Meter interface {
-	// CPU returns the time used, by all that belongs to the sandbox; 0 where it
-	// cannot be told.
+	// CPU returns Usage.CPU alone.
 	CPU() time.Duration
+	// Usage returns what all that belongs to the sandbox uses; known is false where
+	// Stats alone can tell, and after Destroy.
+	Usage() (u Usage, known bool)
 }
 
 // Mounter is implemented by sandboxes whose slots (Spec.Slots) can be filled
@@ -274,11 +276,21 @@ type Exit struct {
 	Destroyed bool
 }
 
-// Stats is what a sandbox uses.
+// Usage is what a sandbox uses and, but for Memory, has used since it was created. What
+// cannot be known on a host is 0.
+type Usage struct {
+	CPU        time.Duration
+	Memory     int64 // bytes charged now
+	MemoryPeak int64 // greatest ever
+	// NetworkIn and NetworkOut are bytes of packets from and to outside, DiskRead and
+	// DiskWritten bytes from and to devices, which the host's cache may make fewer; in
+	// groups of version 1 most writes are not known.
+	NetworkIn, NetworkOut, DiskRead, DiskWritten int64
+}
+
+// Stats is what a sandbox uses, with what takes longer to find out.
 type Stats struct {
-	Memory     int64         // bytes charged now
-	MemoryPeak int64         // greatest ever, 0 where unknown
-	PSS        int64         // proportional set size of its processes, 0 where unknown
-	CPU        time.Duration // used so far
-	PIDs       int           // processes and threads
+	Usage
+	PSS  int64 // proportional set size of its processes, 0 where unknown
+	PIDs int   // processes and threads
 }

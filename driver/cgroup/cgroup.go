@@ -59,7 +59,10 @@ type Group interface {
 	Resize(l driver.Limits) error
 	// OOMKilled tells whether the kernel killed a process for the memory limit.
 	OOMKilled() bool
-	Stats() (memory, peak int64, cpu time.Duration, pids int)
+	// Usage is what the group uses, but for the network.
+	Usage() driver.Usage
+	// PIDs is how many processes and threads there are.
+	PIDs() int
 	// CPU is the time used alone, 0 where unknown.
 	CPU() time.Duration
 	Procs() []int
@@ -245,12 +248,11 @@ func (noGroup) Kill()                                                  {}
 func (noGroup) Freeze(context.Context, bool) error                     { return errors.ErrUnsupported }
 func (noGroup) Resize(driver.Limits) error                             { return nil }
 func (noGroup) OOMKilled() bool                                        { return false }
-func (noGroup) Stats() (memory, peak int64, cpu time.Duration, pids int) {
-	return 0, 0, 0, 0
-}
-func (noGroup) CPU() time.Duration           { return 0 }
-func (noGroup) Procs() []int                 { return nil }
-func (noGroup) Remove(context.Context) error { return nil }
+func (noGroup) Usage() driver.Usage                                    { return driver.Usage{} }
+func (noGroup) PIDs() int                                              { return 0 }
+func (noGroup) CPU() time.Duration                                     { return 0 }
+func (noGroup) Procs() []int                                           { return nil }
+func (noGroup) Remove(context.Context) error                           { return nil }
 
 // PSS is the proportional set size of a process in bytes, 0 where unknown.
 func PSS(pid int) int64 {

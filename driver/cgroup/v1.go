@@ -22,7 +22,7 @@ import (
 )
 
 // v1Controllers are the controllers a sandbox is put into, where they exist.
-var v1Controllers = []string{"memory", "cpu", "cpuacct", "pids", "freezer"}
+var v1Controllers = []string{"memory", "cpu", "cpuacct", "pids", "freezer", "blkio"}
 
 // v1 are control groups of version 1, each controller in a hierarchy of
 // its own or shared with another.
@@ -301,16 +301,37 @@ func (g *group1) OOMKilled() bool {
 	return dir != "" && readKey(dir, "memory.oom_control", "oom_kill") > 0
 }
 
-func (g *group1) Stats() (memory, peak int64, cpu time.Duration, pids int) {
+func (g *group1) Usage() driver.Usage {
+	u := driver.Usage{CPU: g.CPU()}
 	if dir := g.dir["memory"]; dir != "" {
-		memory, peak = readInt(dir, "memory.usage_in_bytes"), readInt(dir, "memory.max_usage_in_bytes")
+		u.Memory, u.MemoryPeak = readInt(dir, "memory.usage_in_bytes"), readInt(dir, "memory.max_usage_in_bytes")
 	}
+	if dir := g.dir["blkio"]; dir != "" {
+		for line := range strings.Lines(read(dir, "blkio.throttle.io_service_bytes_recursive")) {
+			f := strings.Fields(line) // 8:0 Read 4096
+			if len(f) != 3 {
+				continue
+			}
+			n, _ := strconv.ParseInt(f[2], 10, 64) //nolint:errcheck // 0 is not known
+			switch f[1] {
+			case "Read":
+				u.DiskRead += n
+			case "Write":
+				u.DiskWritten += n
+			}
+		}
+	}
+	return u
+}
+
+func (g *group1) PIDs() int {
 	if dir := g.dir["pids"]; dir != "" {
-		pids = int(readInt(dir, "pids.current"))
-	} else if len(g.dirs) > 0 {
-		pids = len(strings.Fields(read(g.dirs[0], "tasks")))
+		return int(readInt(dir, "pids.current"))
 	}
-	return memory, peak, g.CPU(), pids
+	if len(g.dirs) > 0 {
+		return len(strings.Fields(read(g.dirs[0], "tasks")))
+	}
+	return 0
 }
 
 func (g *group1) CPU() time.Duration {

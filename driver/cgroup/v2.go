@@ -19,7 +19,7 @@ import (
 	"github.com/hearthrun/hearth/driver"
 )
 
-var v2Controllers = []string{"memory", "cpu", "pids"}
+var v2Controllers = []string{"memory", "cpu", "pids", "io"}
 
 // v2 are control groups of version 2.
 type v2 struct {
@@ -277,12 +277,27 @@ func (g *group2) Freeze(ctx context.Context, on bool) error {
 
 func (g *group2) OOMKilled() bool { return readKey(g.dir, "memory.events", "oom_kill") > 0 }
 
-func (g *group2) Stats() (memory, peak int64, cpu time.Duration, pids int) {
-	pids = int(readInt(g.dir, "pids.current"))
-	if pids == 0 {
-		pids = len(strings.Fields(read(g.dir, "cgroup.threads")))
+func (g *group2) Usage() driver.Usage {
+	u := driver.Usage{CPU: g.CPU(), Memory: readInt(g.dir, "memory.current"), MemoryPeak: readInt(g.dir, "memory.peak")}
+	// 8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0
+	for _, field := range strings.Fields(read(g.dir, "io.stat")) {
+		key, value, _ := strings.Cut(field, "=")
+		n, _ := strconv.ParseInt(value, 10, 64) //nolint:errcheck // 0 is not known
+		switch key {
+		case "rbytes":
+			u.DiskRead += n
+		case "wbytes":
+			u.DiskWritten += n
+		}
 	}
-	return readInt(g.dir, "memory.current"), readInt(g.dir, "memory.peak"), g.CPU(), pids
+	return u
+}
+
+func (g *group2) PIDs() int {
+	if n := int(readInt(g.dir, "pids.current")); n > 0 {
+		return n
+	}
+	return len(strings.Fields(read(g.dir, "cgroup.threads")))
 }
 
 func (g *group2) CPU() time.Duration {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -314,16 +315,29 @@ func (s *sandbox) CPU() time.Duration {
 	return s.group.CPU()
 }
 
+// Usage implements driver.Meter.
+func (s *sandbox) Usage() (driver.Usage, bool) {
+	s.mu.Lock()
+	destroying, stack := s.destroying, s.egress
+	s.mu.Unlock()
+	if destroying || !s.grouped {
+		return driver.Usage{}, false
+	}
+	u := s.group.Usage()
+	u.NetworkIn, u.NetworkOut = stack.Traffic()
+	return u, true
+}
+
 // Stats implements driver.Sandbox.
 func (s *sandbox) Stats(ctx context.Context) (driver.Stats, error) {
 	if s.isDestroying() {
 		return driver.Stats{}, errDestroyed(s.id)
 	}
-	var st driver.Stats
 	if !s.grouped {
 		return s.engineStats(ctx)
 	}
-	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.Stats()
+	st := driver.Stats{PIDs: s.group.PIDs()}
+	st.Usage, _ = s.Usage()
 	tasks, _ := os.ReadDir("/proc/" + strconv.Itoa(s.pid) + "/task")
 	st.PIDs = min(max(st.PIDs-len(tasks), 0), s.limits.PIDs) // the helper's threads are not the guest's
 	for _, pid := range s.group.Procs() {
@@ -353,10 +367,22 @@ func (s *sandbox) engineStats(ctx context.Context) (driver.Stats, error) {
 	if err := json.NewDecoder(r.Body).Decode(&v); err != nil {
 		return driver.Stats{}, s.driver.explain("ask what sandbox "+s.id+" uses", err)
 	}
-	return driver.Stats{
-		Memory: int64(v.MemoryStats.Usage), MemoryPeak: int64(v.MemoryStats.MaxUsage),
-		CPU: time.Duration(v.CPUStats.CPUUsage.TotalUsage), PIDs: int(v.PidsStats.Current),
-	}, nil
+	u := driver.Usage{
+		CPU: time.Duration(v.CPUStats.CPUUsage.TotalUsage), Memory: int64(v.MemoryStats.Usage), MemoryPeak: int64(v.MemoryStats.MaxUsage),
+	}
+	s.mu.Lock()
+	stack := s.egress
+	s.mu.Unlock()
+	u.NetworkIn, u.NetworkOut = stack.Traffic()
+	for _, e := range v.BlkioStats.IoServiceBytesRecursive {
+		switch strings.ToLower(e.Op) {
+		case "read":
+			u.DiskRead += int64(e.Value)
+		case "write":
+			u.DiskWritten += int64(e.Value)
+		}
+	}
+	return driver.Stats{Usage: u, PIDs: int(v.PidsStats.Current)}, nil
 }
 
 func (s *sandbox) isDestroying() bool {

@@ -155,10 +155,17 @@ func egressNameServer(t *testing.T, e *env) {
 	if host, _ := os.ReadFile("/etc/resolv.conf"); string(host) == conf && net.ParseIP(server).IsLoopback() {
 		t.Error("the guest has the host's resolv.conf, whose loopback is not the guest's")
 	}
+	before, err := g.Stats(e.context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
 	// A question that the relay itself refuses: nothing is asked outside.
 	r := g.ask(t, request{Op: "resolve", Path: net.JoinHostPort(server, "53"), Text: "invalid", Timeout: 5 * time.Second})
 	if r.Err != "" {
 		t.Errorf("the guest's name server does not answer: %s", r.Err)
+	}
+	if s, err := g.Stats(e.context(t)); err != nil || s.NetworkIn <= before.NetworkIn || s.NetworkOut <= before.NetworkOut {
+		t.Errorf("a question and its answer made the traffic %+v of %+v, %v", s.Usage, before.Usage, err)
 	}
 }
 

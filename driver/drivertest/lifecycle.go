@@ -372,6 +372,12 @@ func statsArePlausible(t *testing.T, e *env) {
 	if second.CPU <= first.CPU {
 		t.Errorf("CPU did not grow: %v, then %v", first.CPU, second.CPU)
 	}
+	if m, ok := g.Sandbox.(driver.Meter); ok {
+		// Where it is not known, Stats may be.
+		if u, known := m.Usage(); known && (u.CPU < second.CPU || u.Memory < second.Memory/2 || u.MemoryPeak < second.MemoryPeak) {
+			t.Errorf("Usage is %+v, after Stats were %+v", u, second.Usage)
+		}
+	}
 	// It is added up over processes that come and go meanwhile.
 	for end := time.Now().Add(5 * time.Second); second.PSS != 0 && second.PSS < 48<<20 && time.Now().Before(end); {
 		second = stats()

@@ -268,7 +268,7 @@ func (p *process) Stats(context.Context) (driver.Stats, error) {
 		return driver.Stats{}, hearth.Errorf(hearth.CodeNotFound, "sandbox %s is destroyed", p.id)
 	}
 	if p.d.broken == "stats are made up" {
-		return driver.Stats{Memory: 1 << 20, CPU: time.Millisecond, PIDs: 1}, nil
+		return driver.Stats{Usage: driver.Usage{Memory: 1 << 20, CPU: time.Millisecond}, PIDs: 1}, nil
 	}
 	var s driver.Stats
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/stat")

@@ -111,10 +111,22 @@ type Stack struct {
 	wg     sync.WaitGroup
 	conns  atomic.Int64 // TCP connections
 	flows  atomic.Int64 // UDP flows
+	traffic
 	opened bucket
 	dns    chan struct{} // one token for each name query under way
 	allow  allowed
 	bufs   sync.Pool // *[]byte of copyBuffer bytes
+}
+
+// traffic is bytes of packets.
+type traffic struct{ in, out atomic.Int64 }
+
+// Traffic returns the bytes of all packets to the sandbox and from it. A nil Stack has none.
+func (s *Stack) Traffic() (in, out int64) {
+	if s == nil {
+		return 0, 0
+	}
+	return s.in.Load(), s.out.Load()
 }
 
 // Start serves the TUN device until Close is called or the device disappears.

@@ -46,7 +46,7 @@ type network struct {
 
 func (s *Stack) newNetwork() (*network, error) {
 	n := &network{
-		link: &link{tun: s.tun},
+		link: &link{tun: s.tun, traffic: &s.traffic},
 		stack: stack.New(stack.Options{
 			NetworkProtocols: []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocolWithOptions(ipv6.Options{})},
 			TransportProtocols: []stack.TransportProtocolFactory{
@@ -98,6 +98,7 @@ func (n *network) deliver(packet []byte) {
 	if packet[0]>>4 == 6 {
 		proto = header.IPv6ProtocolNumber
 	}
+	n.link.traffic.out.Add(int64(len(packet)))
 	if d := n.link.dispatcher.Load(); d != nil {
 		p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(buffer.NewViewWithData(packet))})
 		(*d).DeliverNetworkPacket(proto, p)
@@ -163,6 +164,7 @@ var (
 // the TUN device, which never makes a writer wait.
 type link struct {
 	tun        *os.File
+	traffic    *traffic
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 }
 
@@ -181,7 +183,9 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	err = raw.Control(func(fd uintptr) {
 		for _, p := range list.AsSlice() {
 			// A packet that the device does not take is lost, as on any network.
-			if _, failed = unix.Writev(int(fd), p.AsSlices()); failed != nil && !errors.Is(failed, syscall.EAGAIN) && !errors.Is(failed, syscall.ENOBUFS) {
+			size, err := unix.Writev(int(fd), p.AsSlices())
+			l.traffic.in.Add(int64(max(size, 0)))
+			if failed = err; failed != nil && !errors.Is(failed, syscall.EAGAIN) && !errors.Is(failed, syscall.ENOBUFS) {
 				return
 			}
 			n++

@@ -164,6 +164,19 @@ func (s *sandbox) CPU() time.Duration {
 	return s.group.CPU()
 }
 
+// Usage implements driver.Meter.
+func (s *sandbox) Usage() (driver.Usage, bool) {
+	s.mu.Lock()
+	destroying, stack := s.destroying, s.egress
+	s.mu.Unlock()
+	if destroying {
+		return driver.Usage{}, false
+	}
+	u := s.group.Usage()
+	u.NetworkIn, u.NetworkOut = stack.Traffic()
+	return u, u.Memory > 0
+}
+
 // Stats implements driver.Sandbox.
 func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
 	if s.isDestroying() {
@@ -177,8 +190,8 @@ func (s *sandbox) Stats(context.Context) (driver.Stats, error) {
 			pids = descendants(s.process.Pid)
 		}
 	}
-	var st driver.Stats
-	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.Stats()
+	st := driver.Stats{PIDs: s.group.PIDs()}
+	st.Usage, _ = s.Usage()
 	if s.process != nil { // its own threads are not the guest's
 		_, helper := processStats(s.process.Pid)
 		st.PIDs = min(max(st.PIDs-helper, 0), s.limits.PIDs)

@@ -194,13 +194,26 @@ func (s *sandbox) CPU() time.Duration {
 	return s.group.CPU()
 }
 
+// Usage implements driver.Meter.
+func (s *sandbox) Usage() (driver.Usage, bool) {
+	s.mu.Lock()
+	destroying, stack := s.destroying, s.egress
+	s.mu.Unlock()
+	if destroying {
+		return driver.Usage{}, false
+	}
+	u := s.group.Usage()
+	u.NetworkIn, u.NetworkOut = stack.Traffic()
+	return u, u.Memory > 0
+}
+
 // Stats implements driver.Sandbox.
 func (s *sandbox) Stats(ctx context.Context) (driver.Stats, error) {
 	if s.isDestroying() {
 		return driver.Stats{}, errDestroyed(s.id)
 	}
-	var st driver.Stats
-	st.Memory, st.MemoryPeak, st.CPU, st.PIDs = s.group.Stats()
+	st := driver.Stats{PIDs: s.group.PIDs()}
+	st.Usage, _ = s.Usage()
 	for _, pid := range s.group.Procs() {
 		st.PSS += cgroup.PSS(pid)
 	}
