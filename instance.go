@@ -49,6 +49,10 @@ type Instance struct {
 	// that is not known.
 	Memory int64 `json:"memory,omitempty" doc:"What it used when it was last weighed, in bytes; missing where that is not known"`
 	PSS    int64 `json:"pss,omitempty" doc:"The same with what it shares with others counted in parts (proportional set size), in bytes; missing where that is not known"`
+	// MemoryPeak is the most it used at a time, CPU how long it has computed; 0 where
+	// that is not known.
+	MemoryPeak int64         `json:"memory_peak,omitempty" doc:"The most it used at a time, in bytes; missing where that is not known"`
+	CPU        time.Duration `json:"cpu_ns,omitempty" doc:"How long it has computed, on all cores together, in nanoseconds; missing where that is not known"`
 	// Charge is what the pool counts for it in its memory budget, in bytes.
 	Charge int64 `json:"charge" doc:"What the pool counts for it in its memory budget, in bytes"`
 }

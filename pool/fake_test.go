@@ -248,7 +248,12 @@ func (d *fakeDriver) made() int {
 func (s *fakeSandbox) ID() string                             { return s.id }
 func (s *fakeSandbox) Dial(context.Context) (net.Conn, error) { return s.host, nil }
 func (s *fakeSandbox) Stats(context.Context) (driver.Stats, error) {
-	return driver.Stats{Memory: s.d.memory, CPU: time.Duration(s.d.cpu * float64(time.Since(s.born)))}, nil
+	return driver.Stats{Usage: driver.Usage{Memory: s.d.memory, CPU: time.Duration(s.d.cpu * float64(time.Since(s.born)))}}, nil
+}
+
+func (s *fakeSandbox) Usage() (driver.Usage, bool) {
+	stats, err := s.Stats(context.Background())
+	return stats.Usage, err == nil
 }
 
 func (s *fakeSandbox) CPU() time.Duration {

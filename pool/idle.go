@@ -164,36 +164,37 @@ func (p *Pool) weigh() {
 		case <-p.background.Done():
 			return
 		}
-		for _, inst := range p.unweighed(time.Now()) {
+		for inst, sandbox := range p.unweighed(time.Now()) {
 			if p.background.Err() != nil {
 				return
 			}
-			p.weighOne(inst)
+			p.weighOne(inst, sandbox)
 		}
 	}
 }
 
-// unweighed returns the instances to be weighed now.
-func (p *Pool) unweighed(now time.Time) []*instance {
+// unweighed returns the instances to be weighed now, and their sandboxes: a stem cell may
+// get another.
+func (p *Pool) unweighed(now time.Time) map[*instance]driver.Sandbox {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var list []*instance
+	list := map[*instance]driver.Sandbox{}
 	for inst := range p.instances {
 		if inst.state != hearth.InstanceIdle && inst.state != hearth.InstanceStem || now.Sub(inst.since) < weighAfter {
 			continue
 		}
 		age := now.Sub(inst.weighed)
 		if inst.weighed.IsZero() || age >= reweigh || age >= pauseAfter && inst.weighings == 1 {
-			list = append(list, inst)
+			list[inst] = inst.sandbox
 		}
 	}
 	return list
 }
 
-func (p *Pool) weighOne(inst *instance) {
+func (p *Pool) weighOne(inst *instance, sandbox driver.Sandbox) {
 	ctx, cancel := context.WithTimeout(p.background, weighTimeout)
 	defer cancel()
-	stats, err := inst.sandbox.Stats(ctx)
+	stats, err := sandbox.Stats(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()

@@ -77,12 +77,13 @@ type instance struct {
 	weighed  time.Time    // zero if it was never, or served a call since
 	// weighings is how often it was weighed since its last call.
 	weighings int
+	meter     usageMeter
 }
 
 func (p *Pool) newInstanceLocked(now time.Time) *instance {
 	var id [8]byte
 	rand.Read(id[:]) //nolint:errcheck // never fails
-	inst := &instance{pool: p, id: fmt.Sprintf("i-%x", id), born: now, frost: newFrost()}
+	inst := &instance{pool: p, id: fmt.Sprintf("i-%x", id), born: now, frost: newFrost(), meter: usageMeter{since: now}}
 	p.instances[inst] = struct{}{}
 	return inst
 }
@@ -358,6 +359,7 @@ func (i *instance) destroySandbox() {
 	if i.sandbox != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(i.pool.background), destroyTimeout)
 		defer cancel()
+		i.meterLast()
 		if err := i.sandbox.Destroy(ctx); err != nil {
 			i.pool.cfg.Logger.Error("a sandbox could not be destroyed", "instance", i.id, "function", i.functionName(), "err", err)
 		}

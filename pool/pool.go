@@ -72,6 +72,10 @@ type Config struct {
 	StartTimeout time.Duration
 	// InitTimeout bounds the loading of a function's code; default 60 s.
 	InitTimeout time.Duration
+	// Used is told what the instances of a version used since it was told last, at
+	// least every restEvery and at their end; for stem cells the function is empty and
+	// the version 0. It must not block, nor call the pool. Default is nobody.
+	Used func(function string, version int, isolation string, u hearth.Usage)
 	// SnapshotDir is where functions are saved with their memory once they are
 	// loaded, to start faster where a driver and a guest can. It belongs to the
 	// pool, which removes all that is in it at New and at the end of Close. Empty
@@ -105,6 +109,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxSnapshotBytes == 0 {
 		c.MaxSnapshotBytes = 4 << 30
+	}
+	if c.Used == nil {
+		c.Used = func(string, int, string, hearth.Usage) {}
 	}
 	if c.Learner == nil {
 		c.Learner = func() policy.Learner { return new(policy.History) }
@@ -218,6 +225,7 @@ func New(cfg Config) *Pool {
 	p.clearSnapshots()
 	p.wg.Go(p.tick)
 	p.wg.Go(p.weigh)
+	p.wg.Go(p.meterAll)
 	p.wg.Go(p.watchCrowds)
 	return p
 }

@@ -39,6 +39,7 @@ func (p *Pool) setState(inst *instance, to hearth.InstanceState, why string) {
 		inst.reason = why
 	}
 	inst.state, inst.why, inst.since = to, cmp.Or(why, inst.reason), time.Now()
+	inst.meter.pass(from, inst.since)
 	if len(p.watchers) > 0 {
 		p.tellLocked(hearth.InstanceEvent{Time: inst.since, From: from, Instance: inst.statusLocked()})
 	}
@@ -186,12 +187,13 @@ func (p *Pool) functionLocked(g *group, now time.Time) hearth.PoolFunction {
 func (i *instance) statusLocked() hearth.Instance {
 	st := hearth.Instance{
 		ID: i.id, State: i.state, Why: i.why, Since: i.since, StartedAt: i.born,
-		InFlight: i.calls, Served: i.served, Memory: i.usage.Memory, PSS: i.usage.PSS, Charge: i.charge,
+		InFlight: i.calls, Served: i.served, Memory: i.meter.reading.Memory, PSS: i.usage.PSS, MemoryPeak: i.meter.reading.MemoryPeak, CPU: i.meter.reading.CPU,
+		Isolation: i.isolation(), Charge: i.charge,
 	}
 	if v := i.version.Load(); v != nil {
-		st.Function, st.Version, st.Isolation, st.Runtime = v.Function, v.Number, v.Config.Isolation, v.Config.Runtime
+		st.Function, st.Version, st.Runtime = v.Function, v.Number, v.Config.Runtime
 	} else if i.stock != nil {
-		st.Isolation, st.Runtime = i.stock.class.isolation, i.stock.class.runtime
+		st.Runtime = i.stock.class.runtime
 	}
 	return st
 }
