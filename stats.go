@@ -16,10 +16,43 @@ type Stats struct {
 	Versions []VersionStats `json:"versions" doc:"Those of each version that was called, the one with most calls first"`
 }
 
+// Usage is what instances used.
+type Usage struct {
+	// CPUSeconds is the time they computed, on all cores together.
+	CPUSeconds float64 `json:"cpu_seconds" doc:"Seconds that they computed, on all cores together; 0 where a driver cannot tell"`
+	// Starting, Busy and Idle are their time until they were ready, with calls, and
+	// without.
+	Starting Occupancy `json:"starting" doc:"Until they were ready"`
+	Busy     Occupancy `json:"busy" doc:"While they had calls"`
+	Idle     Occupancy `json:"idle" doc:"While they were kept warm without a call"`
+	// NetworkIn and NetworkOut are bytes of packets, DiskRead and DiskWritten those
+	// from and to devices.
+	NetworkIn   int64 `json:"network_in" doc:"Bytes of packets that they received"`
+	NetworkOut  int64 `json:"network_out" doc:"Bytes of packets that they sent"`
+	DiskRead    int64 `json:"disk_read" doc:"Bytes that they read from devices"`
+	DiskWritten int64 `json:"disk_written" doc:"Bytes that they wrote to devices, as far as the host can tell"`
+}
+
+// Occupancy is for how long instances existed, each by itself, and what memory they had.
+type Occupancy struct {
+	Seconds float64 `json:"seconds" doc:"For how long they were so, all together"`
+	// ByteSeconds is their memory over that time.
+	ByteSeconds float64 `json:"byte_seconds" doc:"The memory charged to them over that time; divided by seconds it is the mean memory of an instance"`
+}
+
+// Total is the sum of all three.
+func (u Usage) Total() Occupancy {
+	return Occupancy{
+		Seconds:     u.Starting.Seconds + u.Busy.Seconds + u.Idle.Seconds,
+		ByteSeconds: u.Starting.ByteSeconds + u.Busy.ByteSeconds + u.Idle.ByteSeconds,
+	}
+}
+
 // VersionStats are those of one version.
 type VersionStats struct {
-	Function  string `json:"function" doc:"Name of the function" example:"hello"`
-	Version   int    `json:"version" doc:"Number of the version"`
+	// Function is empty, and Version 0, for stem cells.
+	Function  string `json:"function" doc:"Name of the function; empty for stem cells, which have none" example:"hello"`
+	Version   int    `json:"version" doc:"Number of the version; 0 for stem cells"`
 	Isolation string `json:"isolation" doc:"Isolation technology it ran under" example:"native"`
 	StatsNumbers
 }
@@ -46,6 +79,7 @@ type StatsNumbers struct {
 	BytesOut  int64                `json:"bytes_out" doc:"Bytes of the bodies of responses"`
 	Duration  Durations            `json:"duration" doc:"How long calls took that an instance had, from when they came"`
 	Phases    map[string]Durations `json:"phases" doc:"The same in parts: queue, start, init and run; start and init of cold starts only"`
+	Usage     Usage                `json:"usage" doc:"What instances used"`
 }
 
 // Durations are how long something took, in seconds. Percentiles are exact to 5 %.

@@ -78,7 +78,9 @@ func (s *Server) tellOne(ctx context.Context, address string, body []byte) error
 func (s *Server) pruneCalls(ctx context.Context) error {
 	numbers, err := s.store.VersionNumbers(ctx)
 	if err == nil {
-		s.calls.Prune(func(function string, version int) bool { return slices.Contains(numbers[function], version) })
+		s.calls.Prune(func(function string, version int) bool {
+			return function == "" || slices.Contains(numbers[function], version) // stem cells have none
+		})
 	}
 	return err
 }

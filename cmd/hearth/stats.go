@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,18 +89,65 @@ func (a *app) printStats(st hearth.Stats) error {
 	} {
 		add(p.name, func(n hearth.StatsNumbers) string { return seconds(p.of(n.Duration), n.Duration.Count) })
 	}
+	for _, u := range usageRows {
+		if u.of(st.Usage, span) != "" || u.of(st.Previous.Usage, span) != "" {
+			add(u.name, func(n hearth.StatsNumbers) string { return cmp.Or(u.of(n.Usage, span), "-") })
+		}
+	}
 	if err := a.printTable(rows); err != nil || len(st.Versions) == 0 {
 		return err
 	}
 	fmt.Fprintln(a.stdout)
-	rows = [][]string{{"FUNCTION", "VERSION", "ISOLATION", "CALLS", "ERRORS", "COLD", "P50", "P99"}}
+	rows = [][]string{{"FUNCTION", "VERSION", "ISOLATION", "CALLS", "ERRORS", "COLD", "P50", "P99", "CPU", "MEMORY"}}
 	for _, v := range st.Versions {
 		rows = append(rows, []string{
-			v.Function, strconv.Itoa(v.Version), v.Isolation, strconv.FormatInt(v.Calls, 10), percent(v.ErrorRatio), percent(v.ColdRatio),
+			cmp.Or(v.Function, "(stem cells)"), strconv.Itoa(v.Version), v.Isolation, strconv.FormatInt(v.Calls, 10), percent(v.ErrorRatio), percent(v.ColdRatio),
 			seconds(v.Duration.P50, v.Duration.Count), seconds(v.Duration.P99, v.Duration.Count),
+			seconds(v.Usage.CPUSeconds, int64(math.Ceil(v.Usage.CPUSeconds))), meanMemory(v.Usage.Total()),
 		})
 	}
 	return a.printTable(rows)
+}
+
+// usageRows tell what instances used in a span; empty for nothing.
+var usageRows = []struct {
+	name string
+	of   func(u hearth.Usage, span hearth.Duration) string
+}{
+	{"CPU time", func(u hearth.Usage, span hearth.Duration) string {
+		if u.CPUSeconds == 0 {
+			return ""
+		}
+		return fmt.Sprintf("%s (%.3g cores)", seconds(u.CPUSeconds, 1), u.CPUSeconds/time.Duration(span).Seconds())
+	}},
+	{"instances", func(u hearth.Usage, span hearth.Duration) string {
+		all := u.Total().Seconds
+		if all == 0 {
+			return ""
+		}
+		return fmt.Sprintf("%.3g (%s busy, %s idle, %s starting)", all/time.Duration(span).Seconds(),
+			percent(u.Busy.Seconds/all), percent(u.Idle.Seconds/all), percent(u.Starting.Seconds/all))
+	}},
+	{"memory of one", func(u hearth.Usage, _ hearth.Duration) string { return meanMemory(u.Total()) }},
+	{"network", func(u hearth.Usage, _ hearth.Duration) string { return traffic(u.NetworkIn, u.NetworkOut, "in", "out") }},
+	{"disk", func(u hearth.Usage, _ hearth.Duration) string {
+		return traffic(u.DiskRead, u.DiskWritten, "read", "written")
+	}},
+}
+
+// meanMemory writes how much memory an instance had on average; empty if there was none.
+func meanMemory(o hearth.Occupancy) string {
+	if o.ByteSeconds == 0 {
+		return ""
+	}
+	return size(int64(o.ByteSeconds / o.Seconds))
+}
+
+func traffic(a, b int64, to, from string) string {
+	if a+b == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s %s, %s %s", size(a), to, size(b), from)
 }
 
 // seconds writes how long something took that happened n times.

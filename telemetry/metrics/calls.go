@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,7 +12,7 @@ import (
 	"github.com/hearthrun/hearth"
 )
 
-// Calls counts the calls of functions. Its methods may be called from many goroutines.
+// Calls counts the calls of functions and what their instances use. Its methods may be called from many goroutines.
 type Calls struct {
 	mu   sync.RWMutex
 	list map[version]*counts
@@ -35,6 +36,7 @@ type counts struct {
 	in, out  atomic.Uint64
 	duration Histogram
 	phases   [len(phases)]Histogram
+	used     usage
 
 	touched atomic.Bool // something was counted
 	gone    atomic.Bool // the version is no more
@@ -95,16 +97,21 @@ func outcomeOf(v *hearth.Invocation) int {
 
 // Count counts a call that has ended.
 func (c *Calls) Count(v *hearth.Invocation) {
-	key := version{v.Function, v.Version, v.Isolation}
+	c.change(version{v.Function, v.Version, v.Isolation}, v.StartedAt, func(n *counts) { n.count(v) })
+}
+
+// change calls fn with the counts of a version, which were 0 at a time if there are none
+// yet.
+func (c *Calls) change(key version, began time.Time, fn func(n *counts)) {
 	c.mu.RLock()
 	n := c.list[key]
 	for n == nil {
 		c.mu.RUnlock()
-		c.begin(key, v.StartedAt)
+		c.begin(key, began)
 		c.mu.RLock()
 		n = c.list[key]
 	}
-	n.count(v)
+	fn(n)
 	c.mu.RUnlock() // not sooner: forget must not come between
 }
 
@@ -134,6 +141,52 @@ func (n *counts) count(v *hearth.Invocation) {
 	n.phases[3].Observe(t.Run)
 }
 
+// usage is what the instances of a version have used.
+type usage struct {
+	cpu                   float
+	seconds, byteSeconds  [len(activities)]float
+	netIn, netOut         float
+	diskRead, diskWritten float
+}
+
+// activities are those of hearth.Usage, by the values of the label state.
+var activities = [...]string{"starting", "busy", "idle"}
+
+// float is a number that grows. Its methods may be called from many goroutines.
+type float struct{ bits atomic.Uint64 }
+
+func (f *float) Add(n float64) {
+	for n > 0 {
+		old := f.bits.Load()
+		if f.bits.CompareAndSwap(old, math.Float64bits(math.Float64frombits(old)+n)) {
+			return
+		}
+	}
+}
+
+func (f *float) Load() float64 { return math.Float64frombits(f.bits.Load()) }
+
+// Use counts what instances of a version have used since it was counted last; that of stem
+// cells has no function and version 0.
+func (c *Calls) Use(function string, number int, isolation string, u hearth.Usage) {
+	if u == (hearth.Usage{}) {
+		return
+	}
+	began := time.Now().Add(-time.Duration(u.Total().Seconds * float64(time.Second)))
+	c.change(version{function, number, isolation}, began, func(n *counts) {
+		n.used.cpu.Add(u.CPUSeconds)
+		for i, o := range [...]hearth.Occupancy{u.Starting, u.Busy, u.Idle} {
+			n.used.seconds[i].Add(o.Seconds)
+			n.used.byteSeconds[i].Add(o.ByteSeconds)
+		}
+		n.used.netIn.Add(float64(u.NetworkIn))
+		n.used.netOut.Add(float64(u.NetworkOut))
+		n.used.diskRead.Add(float64(u.DiskRead))
+		n.used.diskWritten.Add(float64(u.DiskWritten))
+		n.touch()
+	})
+}
+
 // touch notes that something was counted, after it was.
 func (n *counts) touch() {
 	if !n.touched.Load() { // most times it is
@@ -141,7 +194,7 @@ func (n *counts) touch() {
 	}
 }
 
-// begin makes counts of a version, which begin with a call of a time, if there are none.
+// begin makes counts of a version, which were 0 at a time, if there are none.
 func (c *Calls) begin(v version, began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -210,7 +263,16 @@ var (
 	durationFamily = newFamily("hearth_invocation_duration_seconds", "histogram", "How long calls took that an instance had, from when they came.")
 	phaseFamily    = newFamily("hearth_invocation_phase_seconds", "histogram", "How long calls took in parts: they waited in queue, their instance was started and initialised, it ran.", "phase")
 
-	families = []*family{callsFamily, coldFamily, cachedFamily, inFamily, outFamily, durationFamily, phaseFamily}
+	cpuFamily     = newFamily("hearth_instance_cpu_seconds_total", "counter", "How long instances have computed, on all cores together; those without a function are stem cells.")
+	timeFamily    = newFamily("hearth_instance_seconds_total", "counter", "For how long instances have existed, by what they did: starting, busy with calls, or idle.", "state")
+	memoryFamily  = newFamily("hearth_instance_memory_byte_seconds_total", "counter", "Memory charged to instances over that time: divided by the seconds it is the mean memory of one.", "state")
+	networkFamily = newFamily("hearth_instance_network_bytes_total", "counter", "Bytes of packets from and to outside.", "direction")
+	diskFamily    = newFamily("hearth_instance_disk_bytes_total", "counter", "Bytes from and to devices, as far as the host can tell.", "direction")
+
+	families = []*family{
+		callsFamily, coldFamily, cachedFamily, inFamily, outFamily, durationFamily, phaseFamily,
+		cpuFamily, timeFamily, memoryFamily, networkFamily, diskFamily,
+	}
 	// familyPattern is a regular expression for their names.
 	familyPattern = func() string {
 		var names []string
@@ -222,17 +284,18 @@ var (
 )
 
 // valuesOf is how many values a version has.
-const valuesOf = len(outcomes) + len(coldReasons) + 3 + 1 + len(phases)
+const valuesOf = len(outcomes) + len(coldReasons) + 3 + 1 + len(phases) + 1 + 2*len(activities) + 4
 
 // each calls fn for each value that is not 0, with a number that is always its.
 func (n *counts) each(fn func(i int, v value)) {
 	i := 0
-	number := func(f *family, c *atomic.Uint64, labels ...string) {
-		if v := c.Load(); v > 0 {
-			fn(i, value{family: f, labels: labels, n: float64(v)})
+	float := func(f *family, v float64, labels ...string) {
+		if v > 0 {
+			fn(i, value{family: f, labels: labels, n: v})
 		}
 		i++
 	}
+	number := func(f *family, c *atomic.Uint64, labels ...string) { float(f, float64(c.Load()), labels...) }
 	for k := range outcomes {
 		number(callsFamily, &n.calls[k], string(outcomes[k].code), outcomes[k].fault)
 	}
@@ -252,4 +315,13 @@ func (n *counts) each(fn func(i int, v value)) {
 	for k := range phases {
 		durations(phaseFamily, &n.phases[k], phases[k])
 	}
+	float(cpuFamily, n.used.cpu.Load())
+	for k, state := range activities {
+		float(timeFamily, n.used.seconds[k].Load(), state)
+		float(memoryFamily, n.used.byteSeconds[k].Load(), state)
+	}
+	float(networkFamily, n.used.netIn.Load(), "in")
+	float(networkFamily, n.used.netOut.Load(), "out")
+	float(diskFamily, n.used.diskRead.Load(), "read")
+	float(diskFamily, n.used.diskWritten.Load(), "written")
 }

@@ -49,7 +49,7 @@ func (db *DB) Stats(ctx context.Context, function string, from, to time.Time) (h
 	seconds := to.Sub(from).Seconds()
 	out.StatsNumbers, out.Previous = now.numbers(seconds), before.numbers(seconds)
 	for v, s := range versions {
-		if n := s.numbers(seconds); n.Calls > 0 {
+		if n := s.numbers(seconds); n.Calls > 0 || n.Usage != (hearth.Usage{}) {
 			out.Versions = append(out.Versions, hearth.VersionStats{Function: v.function, Version: v.number, Isolation: v.isolation, StatsNumbers: n})
 		}
 	}
@@ -84,7 +84,8 @@ func (db *DB) margin() time.Duration {
 // sums are what was counted, of one version or of several.
 type sums struct {
 	codes, cold, phases map[string]*tally
-	plain               map[string]float64 // by the names of metrics
+	plain               map[string]float64    // by the names of metrics
+	used                map[[2]string]float64 // by the names of metrics and their label
 	duration            tally
 }
 
@@ -95,7 +96,7 @@ type tally struct {
 }
 
 func newSums() *sums {
-	return &sums{codes: map[string]*tally{}, cold: map[string]*tally{}, phases: map[string]*tally{}, plain: map[string]float64{}}
+	return &sums{codes: map[string]*tally{}, cold: map[string]*tally{}, phases: map[string]*tally{}, plain: map[string]float64{}, used: map[[2]string]float64{}}
 }
 
 func (t *tally) add(n float64, h *histogram.FloatHistogram) {
@@ -129,6 +130,8 @@ func (s *sums) add(l labels.Labels, grown tally) {
 		of(s.phases, "phase")
 	case durationFamily.name:
 		s.duration.add(grown.n, grown.h)
+	case timeFamily.name, memoryFamily.name, networkFamily.name, diskFamily.name:
+		s.used[[2]string{name, cmp.Or(l.Get("state"), l.Get("direction"))}] += grown.n
 	default:
 		s.plain[name] += grown.n
 	}
@@ -310,7 +313,7 @@ func (s *sums) numbers(seconds float64) hearth.StatsNumbers {
 	out := hearth.StatsNumbers{
 		Errors: map[string]int64{}, Codes: map[string]int64{}, Cold: map[hearth.ColdReason]int64{}, Phases: map[string]hearth.Durations{},
 		Cached: int64(s.plain[cachedFamily.name]), BytesIn: int64(s.plain[inFamily.name]), BytesOut: int64(s.plain[outFamily.name]),
-		Duration: s.duration.durations(),
+		Duration: s.duration.durations(), Usage: s.usage(),
 	}
 	for _, o := range outcomes {
 		t := s.codes[string(o.code)]
@@ -341,6 +344,20 @@ func (s *sums) numbers(seconds float64) hearth.StatsNumbers {
 	out.ColdRatio = ratio(out.ColdStarts, out.Duration.Count)
 	out.PerSecond = float64(out.Calls) / seconds
 	return out
+}
+
+// usage returns what instances used.
+func (s *sums) usage() hearth.Usage {
+	of := func(f *family, label string) float64 { return s.used[[2]string{f.name, label}] }
+	occupancy := func(state string) hearth.Occupancy {
+		return hearth.Occupancy{Seconds: of(timeFamily, state), ByteSeconds: of(memoryFamily, state)}
+	}
+	return hearth.Usage{
+		CPUSeconds: s.plain[cpuFamily.name],
+		Starting:   occupancy(activities[0]), Busy: occupancy(activities[1]), Idle: occupancy(activities[2]),
+		NetworkIn: int64(of(networkFamily, "in")), NetworkOut: int64(of(networkFamily, "out")),
+		DiskRead: int64(of(diskFamily, "read")), DiskWritten: int64(of(diskFamily, "written")),
+	}
 }
 
 // durations returns the mean and the percentiles of a histogram.

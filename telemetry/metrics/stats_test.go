@@ -83,6 +83,38 @@ func TestStats(t *testing.T) {
 	}
 }
 
+// What instances use is known as exactly, of stem cells too.
+func TestStatsOfUsage(t *testing.T) {
+	var calls Calls
+	db := start(t, t.TempDir(), &calls)
+	defer db.Close() //nolint:errcheck // tested elsewhere
+	begin := time.Now()
+	calls.Use("", 0, "gvisor", hearth.Usage{CPUSeconds: 0.5, Idle: hearth.Occupancy{Seconds: 2, ByteSeconds: 200}})
+	u := hearth.Usage{
+		CPUSeconds: 0.25, NetworkIn: 1, NetworkOut: 2, DiskRead: 3, DiskWritten: 4,
+		Starting: hearth.Occupancy{Seconds: 0.5, ByteSeconds: 5}, Busy: hearth.Occupancy{Seconds: 1, ByteSeconds: 10}, Idle: hearth.Occupancy{Seconds: 3, ByteSeconds: 60},
+	}
+	for range 2 {
+		calls.Use("f", 7, "native", u)
+	}
+	double := hearth.Usage{
+		CPUSeconds: 0.5, NetworkIn: 2, NetworkOut: 4, DiskRead: 6, DiskWritten: 8,
+		Starting: hearth.Occupancy{Seconds: 1, ByteSeconds: 10}, Busy: hearth.Occupancy{Seconds: 2, ByteSeconds: 20}, Idle: hearth.Occupancy{Seconds: 6, ByteSeconds: 120},
+	}
+	eventually(t, "the usage is known", func() bool {
+		s, err := db.Stats(t.Context(), "f", begin, time.Now())
+		return err == nil && s.Usage == double && len(s.Versions) == 1 && s.Versions[0].Usage == double
+	})
+	s, err := db.Stats(t.Context(), "", begin, time.Now())
+	if err != nil || s.Usage.CPUSeconds != 1 || s.Usage.Total() != (hearth.Occupancy{Seconds: 11, ByteSeconds: 350}) || len(s.Versions) != 2 {
+		t.Errorf("%v; all: %+v", err, s)
+	}
+	if v := s.Versions[0]; v.Function != "" || v.Isolation != "gvisor" || v.Usage.Idle.Seconds != 2 {
+		t.Errorf("the stem cells have %+v", v)
+	}
+	becomes(t, db, `sum(hearth_instance_memory_byte_seconds_total{function="f",state="idle"}) / sum(hearth_instance_seconds_total{function="f",state="idle"})`, 20)
+}
+
 // The counts of versions that are no more are let go once they are stored.
 func TestPrune(t *testing.T) {
 	var calls Calls
