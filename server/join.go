@@ -2,6 +2,9 @@ package server
 
 import (
 	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/api"
@@ -68,6 +71,7 @@ func (a artifacts) Put(ctx context.Context, fill func(dir string) (string, error
 type builds struct {
 	builder *build.Builder
 	drivers map[string]driver.Driver
+	took    *prometheus.HistogramVec // by runtime and result
 }
 
 func (b builds) Manifest(dir, language string) (string, error) { return build.Manifest(dir, language) }
@@ -77,10 +81,19 @@ func (b builds) Build(ctx context.Context, r api.BuildRequest) (api.BuildResult,
 	if !ok {
 		return api.BuildResult{}, hearth.Errorf(hearth.CodeInvalid, "isolation %q is unknown", r.Isolation)
 	}
+	began := time.Now()
 	res, err := b.builder.Build(ctx, build.Request{
 		Driver: d, Isolation: r.Isolation, Runtime: r.Runtime,
 		Source: r.Source, Out: r.Out, Log: r.Log, Fresh: r.Fresh,
 	})
+	result := "installed"
+	switch {
+	case err != nil:
+		result = "failed"
+	case res.Cached:
+		result = "cached"
+	}
+	b.took.WithLabelValues(r.Runtime.Name, result).Observe(time.Since(began).Seconds())
 	return api.BuildResult{Summary: res.Summary, Cached: res.Cached}, err
 }
 

@@ -72,6 +72,18 @@ func (l *listener) drain(ctx context.Context) error {
 	}
 }
 
+// connections returns how many are open, and on how many of them something is under way.
+func (l *listener) connections() (open, busy int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.open {
+		if c.quiet.Load() == 0 {
+			busy++
+		}
+	}
+	return len(l.open), busy
+}
+
 // closeQuiet closes the connections that have been quiet since then. It returns
 // how many are open, and on how many of them something is under way.
 func (l *listener) closeQuiet(since time.Time) (open, busy int) {

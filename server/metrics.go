@@ -31,7 +31,7 @@ func (s *Server) startMetrics() error {
 		}
 	}
 	s.state = prometheus.NewRegistry()
-	s.state.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{s})
+	s.state.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{s}, s.health)
 	s.metrics = metrics.Start(metrics.Options{
 		Dir: filepath.Join(s.store.Dir(), "metrics"), Calls: &s.calls, Gatherer: s.state, Logger: s.cfg.Logger,
 		Interval: s.cfg.MetricsInterval, Retention: s.cfg.KeepMetricsFor, MaxBytes: s.cfg.MetricsSize,
@@ -99,8 +99,9 @@ func described(name, help string, labels ...string) *prometheus.Desc {
 var (
 	infoDesc          = described("info", "1, for the version of Hearth.", "version")
 	instancesDesc     = described("instances", "Instances and stem cells, by what they do; stem cells have no function.", "function", "version", "isolation", "state")
-	memoryDesc        = described("instance_memory_bytes", "What instances used when they were last weighed, all of a version together.", "function", "version", "isolation")
-	pssDesc           = described("instance_pss_bytes", "The same with what they share with others counted in parts.", "function", "version", "isolation")
+	memoryDesc        = described("instance_memory_bytes", "What instances use, all of a version together.", "function", "version", "isolation")
+	pssDesc           = described("instance_pss_bytes", "The same, when they were last weighed, with what they share with others counted in parts.", "function", "version", "isolation")
+	peakDesc          = described("instance_memory_peak_bytes", "The most that an instance of a version has used at a time, of those that exist.", "function", "version", "isolation")
 	inFlightDesc      = described("invocations_in_flight", "Calls that have an instance.", "function", "version")
 	waitingDesc       = described("invocations_waiting", "Calls that wait for an instance.", "function", "version")
 	poolUsedDesc      = described("pool_memory_used_bytes", "What all instances are expected to use.")
@@ -116,7 +117,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		infoDesc, instancesDesc, memoryDesc, pssDesc, inFlightDesc, waitingDesc, poolUsedDesc, poolBudgetDesc, stemsDesc,
+		infoDesc, instancesDesc, memoryDesc, pssDesc, peakDesc, inFlightDesc, waitingDesc, poolUsedDesc, poolBudgetDesc, stemsDesc,
 		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc,
 	} {
 		ch <- d
@@ -156,7 +157,7 @@ func (c stateCollector) pool(put putter) {
 		key
 		state hearth.InstanceState
 	}
-	count, memory, pss := map[doing]int{}, map[key]int64{}, map[key]int64{}
+	count, memory, pss, peak := map[doing]int{}, map[key]int64{}, map[key]int64{}, map[key]int64{}
 	for _, i := range st.Instances {
 		k := key{isolation: i.Isolation, function: i.Function}
 		if i.Function != "" {
@@ -165,11 +166,12 @@ func (c stateCollector) pool(put putter) {
 		count[doing{k, i.State}]++
 		memory[k] += i.Memory
 		pss[k] += i.PSS
+		peak[k] = max(peak[k], i.MemoryPeak)
 	}
 	for d, n := range count {
 		put(instancesDesc, float64(n), d.function, d.version, d.isolation, string(d.state))
 	}
-	for d, of := range map[*prometheus.Desc]map[key]int64{memoryDesc: memory, pssDesc: pss} {
+	for d, of := range map[*prometheus.Desc]map[key]int64{memoryDesc: memory, pssDesc: pss, peakDesc: peak} {
 		for k, n := range of {
 			if n > 0 { // else it is not known yet
 				put(d, float64(n), k.function, k.version, k.isolation)

@@ -179,6 +179,7 @@ type Server struct {
 	calls    metrics.Calls
 	state    *prometheus.Registry // what else there is of metrics
 	metrics  *metrics.DB
+	health   *healthMetrics
 	drivers  map[string]driver.Driver
 	left     []*leftovers // the same drivers
 	builder  *build.Builder
@@ -200,6 +201,7 @@ type Server struct {
 // the parts return them.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s := &Server{cfg: cfg.withDefaults(), ready: make(chan struct{}), draining: make(chan struct{})}
+	s.health = newHealthMetrics(s)
 	if cfg.Listener != nil {
 		s.listener = newListener(cfg.Listener)
 	}
@@ -297,7 +299,7 @@ func (s *Server) handler() http.Handler {
 		Versions:    s.store,
 		Traffic:     &s.recorder.Traffic,
 		Artifacts:   artifacts{s.store},
-		Builder:     builds{s.builder, s.drivers},
+		Builder:     builds{s.builder, s.drivers, s.health.builds},
 		Verifier:    s.pool,
 		Router:      s.gateway,
 		Invoker:     s.gateway,
@@ -324,11 +326,11 @@ func (s *Server) handler() http.Handler {
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.gateway.OwnsHost(r.Host) {
-			s.gateway.ServeHTTP(w, r)
+			s.health.gateway.serve(s.gateway, w, r)
 			return
 		}
 		if managed(r.URL.Path) {
-			s.api.ServeHTTP(w, r)
+			s.health.api.serve(s.api, w, r)
 			return
 		}
 		if api.ManagementHost(r.Host, s.cfg.AllowedHosts) {
@@ -336,7 +338,7 @@ func (s *Server) handler() http.Handler {
 			// with the management API. A policy of its own can only add to this.
 			w.Header().Set("Content-Security-Policy", pageSandbox)
 		}
-		s.gateway.ServeHTTP(w, r)
+		s.health.gateway.serve(s.gateway, w, r)
 	})
 }
 

@@ -22,12 +22,13 @@ const (
 // was busy with one transaction makes the next. So the cost of reaching the disk is
 // shared by all who wait for it, and one who comes alone does not wait for others.
 type queueWriter struct {
-	conn  *sql.Conn
-	stmts map[string]*sql.Stmt // of conn; only the goroutine uses it
-	ops   chan *queueOp
-	stop  chan struct{}
-	once  sync.Once
-	done  chan struct{}
+	conn   *sql.Conn
+	writes *writes
+	stmts  map[string]*sql.Stmt // of conn; only the goroutine uses it
+	ops    chan *queueOp
+	stop   chan struct{}
+	once   sync.Once
+	done   chan struct{}
 }
 
 // queueOp is one change.
@@ -85,9 +86,9 @@ type failedRow struct{ err error }
 
 func (r failedRow) Scan(...any) error { return r.err }
 
-func startQueueWriter(conn *sql.Conn) *queueWriter {
+func startQueueWriter(conn *sql.Conn, count *writes) *queueWriter {
 	w := &queueWriter{
-		conn: conn, stmts: map[string]*sql.Stmt{},
+		conn: conn, writes: count, stmts: map[string]*sql.Stmt{},
 		ops: make(chan *queueOp, maxGroup), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	go w.loop()
@@ -212,6 +213,8 @@ func (w *queueWriter) commit(group []*queueOp) {
 }
 
 func (w *queueWriter) transact(group []*queueOp) (err error) {
+	began := time.Now()
+	defer func() { w.writes.count(began, err != nil) }()
 	if _, err := w.conn.ExecContext(background, "BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -266,7 +269,7 @@ func (s *Store) openQueue(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return dbError(ctx, err, "read the webhook secret")
 	}
-	q.w = startQueueWriter(conn)
+	q.w = startQueueWriter(conn, &s.queueDB.writes)
 	s.queue = q
 	return nil
 }

@@ -38,6 +38,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
@@ -79,6 +80,7 @@ type Store struct {
 // beside it.
 type database struct {
 	write, read *sql.DB
+	writes      writes
 }
 
 // Open opens the data directory dir, which it creates with mode 0700 if need
@@ -230,7 +232,12 @@ func migrate(ctx context.Context, db *sql.DB, path, schema string) error {
 }
 
 // update runs fn in a transaction that writes.
-func (d *database) update(ctx context.Context, what string, fn func(tx *sql.Tx) error) error {
+func (d *database) update(ctx context.Context, what string, fn func(tx *sql.Tx) error) (err error) {
+	began := time.Now()
+	defer func() {
+		code := hearth.ErrorCode(err)
+		d.writes.count(began, code == hearth.CodeUnavailable || code == hearth.CodeInternal)
+	}()
 	tx, err := d.write.BeginTx(ctx, nil)
 	if err != nil {
 		return dbError(ctx, err, what)

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/rules"
 	"github.com/prometheus/prometheus/storage"
@@ -389,14 +390,17 @@ func (db *DB) gather(a storage.Appender, now time.Time) error {
 	builder := labels.NewScratchBuilder(8)
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			put := func(suffix string, n float64) {
+			name := func(suffix string) labels.Labels {
 				builder.Reset()
 				builder.Add(model.MetricNameLabel, f.GetName()+suffix)
 				for _, l := range m.GetLabel() {
 					builder.Add(l.GetName(), l.GetValue())
 				}
 				builder.Sort()
-				_, err := a.Append(0, builder.Labels(), now.UnixMilli(), n)
+				return builder.Labels()
+			}
+			put := func(suffix string, n float64) {
+				_, err := a.Append(0, name(suffix), now.UnixMilli(), n)
 				failed = cmp.Or(failed, err)
 			}
 			switch f.GetType() {
@@ -409,10 +413,28 @@ func (db *DB) gather(a storage.Appender, now time.Time) error {
 			case dto.MetricType_SUMMARY:
 				put("_sum", m.GetSummary().GetSampleSum())
 				put("_count", float64(m.GetSummary().GetSampleCount()))
+			case dto.MetricType_HISTOGRAM:
+				_, err := a.AppendHistogram(0, name(""), now.UnixMilli(), native(m.GetHistogram()), nil)
+				failed = cmp.Or(failed, err)
 			}
 		}
 	}
 	return failed
+}
+
+// native returns a native histogram as the database stores it.
+func native(h *dto.Histogram) *histogram.Histogram {
+	spans := func(from []*dto.BucketSpan) (to []histogram.Span) {
+		for _, s := range from {
+			to = append(to, histogram.Span{Offset: s.GetOffset(), Length: s.GetLength()})
+		}
+		return to
+	}
+	return &histogram.Histogram{
+		Schema: h.GetSchema(), ZeroThreshold: h.GetZeroThreshold(), ZeroCount: h.GetZeroCount(), Count: h.GetSampleCount(), Sum: h.GetSampleSum(),
+		PositiveSpans: spans(h.GetPositiveSpan()), PositiveBuckets: h.GetPositiveDelta(),
+		NegativeSpans: spans(h.GetNegativeSpan()), NegativeBuckets: h.GetNegativeDelta(),
+	}
 }
 
 // failed logs an error, not more than one a minute.

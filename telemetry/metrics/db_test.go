@@ -122,7 +122,11 @@ func TestCallsAreStored(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "hearth_test_gauge", Help: "It is 7."})
 	gauge.Set(7)
-	registry.MustRegister(gauge)
+	durations := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "hearth_test_seconds", Help: "Three of them.", NativeHistogramBucketFactor: 1.1})
+	for _, n := range []float64{1, 2, 4} {
+		durations.Observe(n)
+	}
+	registry.MustRegister(gauge, durations)
 	db := start(t, t.TempDir(), &calls, func(o *Options) { o.Gatherer = registry })
 	defer db.Close() //nolint:errcheck // tested below
 	for i := range 100 {
@@ -147,6 +151,8 @@ func TestCallsAreStored(t *testing.T) {
 		`histogram_count(hearth_invocation_phase_seconds{phase="start"})`:                          1,
 		`round(histogram_quantile(0.5, hearth_invocation_phase_seconds{phase="run"}), 0.005)`:      0.05,
 		`hearth_test_gauge`: 7,
+		`round(histogram_quantile(0.5, hearth_test_seconds), 0.5)`: 2,
+		`histogram_sum(hearth_test_seconds)`:                       7,
 	} {
 		becomes(t, db, query, want)
 	}

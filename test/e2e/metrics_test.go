@@ -66,6 +66,17 @@ func TestMetrics(t *testing.T) {
 	is(`sum(hearth_instances{function="counted",state=~"idle|paused"})`, 1)
 	is(`hearth_queue_calls{function="counted",state="succeeded"}`, 1)
 	is(`hearth_invocations_in_flight{function="counted"}`, 0)
+	in.do("GET", "/fn/nosuch", nil)
+	is(`hearth_http_requests_total{part="gateway",error="not_found"}`, 1)
+	is(`hearth_store_write_failures_total{database="queue"}`, 0)
+	is(`hearth_http_connections{state="active"} > 0 < bool 100`, 1)
+	for _, query := range []string{
+		`hearth_instance_cpu_seconds_total{function="counted"}`, `hearth_instance_seconds_total{function="counted",state="idle"}`,
+		`hearth_instance_memory_byte_seconds_total{function="counted",state="idle"}`, `hearth_instance_memory_peak_bytes{function="counted"}`,
+		`hearth_store_writes_total{database="invocations"}`, `hearth_store_bytes{database="catalog"}`,
+	} {
+		eventually(t, query, func() bool { n, ok := in.metric(query); return ok && n > 0 })
+	}
 	a := in.do("GET", "/metrics", nil)
 	for _, want := range []string{
 		"# TYPE hearth_invocation_phase_seconds histogram",
