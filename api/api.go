@@ -153,6 +153,8 @@ type Deps struct {
 	Health      Health
 	Traffic     Traffic
 	Stats       Stats
+	// Prices are what costs are computed with.
+	Prices hearth.Prices
 	// Metrics serves /metrics, and Query what is below it: /metrics/api/v1/….
 	Metrics, Query http.Handler
 	Logger         *slog.Logger
@@ -236,6 +238,7 @@ func New(d Deps) *API {
 	s.registerQueues()
 	s.registerSchedules()
 	s.registerStats()
+	s.registerCost()
 	s.registerLogs()
 	s.registerHost()
 	s.registerDocs()

@@ -76,3 +76,28 @@ func ReadPrices(path string, into *hearth.Prices) error {
 	*into = prices
 	return nil
 }
+
+// WritePrices writes prices in the form that ReadPrices reads.
+func WritePrices(w io.Writer, p hearth.Prices) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	// JSON is YAML, which keeps the order of the keys.
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return err
+	}
+	plain(&doc)
+	enc := yaml.NewEncoder(w)
+	enc.SetIndent(2)
+	return errors.Join(enc.Encode(&doc), enc.Close())
+}
+
+// plain makes a document one that a person would write.
+func plain(n *yaml.Node) {
+	n.Style = 0
+	for _, c := range n.Content {
+		plain(c)
+	}
+}

@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -66,4 +67,22 @@ func TestReadPrices(t *testing.T) {
 		})
 	}
 	wantError(t, client.ReadPrices(filepath.Join(t.TempDir(), "none.yaml"), &some), hearth.CodeInvalid, "no such file", "check that")
+}
+
+// What is written can be read.
+func TestWritePrices(t *testing.T) {
+	want := hearth.DefaultPrices(3, 5<<30)
+	want.Currency, want.Machine.PerMonth, want.Clouds[0].Name = "EUR", 12.9, "true: #1"
+	path := filepath.Join(t.TempDir(), "prices.yaml")
+	f, err := os.Create(path)
+	if err == nil {
+		err = errors.Join(client.WritePrices(f, want), f.Close())
+	}
+	var got hearth.Prices
+	if err == nil {
+		err = client.ReadPrices(path, &got)
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v; written and read again (-want +got):\n%s", err, diff)
+	}
 }

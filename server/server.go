@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -67,6 +68,8 @@ type Config struct {
 	// are told of the alerts; they may be anywhere.
 	Rules     []string
 	AlertURLs []string
+	// Prices are what costs are computed with; default DefaultPrices.
+	Prices hearth.Prices
 	// KeepVersions is how many of the newest versions of a function are kept besides
 	// those that aliases and releases need; default 20.
 	KeepVersions int
@@ -132,25 +135,46 @@ func (c Config) secretsKeyFile(dataDir string) string {
 	return filepath.Join(dataDir, "secrets.key")
 }
 
+// DefaultPrices are those of a machine like this one.
+func DefaultPrices() hearth.Prices {
+	memory, err := memoryThere()
+	if err != nil {
+		memory = 1 << 30 // who cares says it
+	}
+	return hearth.DefaultPrices(float64(runtime.NumCPU()), hearth.Bytes(memory))
+}
+
 // memoryBudget returns MemoryBudget or its default.
 func (c Config) memoryBudget() int64 {
 	if c.MemoryBudget > 0 {
 		return int64(c.MemoryBudget)
 	}
-	total, err := memlimit.FromSystem()
+	total, err := memoryThere()
 	if err != nil {
 		c.Logger.Warn("the memory of instances is not bounded: give --memory-budget", "err", err)
 		return 0
 	}
+	return int64(total / 4 * 3)
+}
+
+// memoryThere returns how many bytes of memory this process may have.
+func memoryThere() (uint64, error) {
+	total, err := memlimit.FromSystem()
+	if err != nil {
+		return 0, err
+	}
 	if limit, err := memlimit.FromCgroup(); err == nil { // else there is no limit
 		total = min(total, limit)
 	}
-	return int64(total / 4 * 3)
+	return total, nil
 }
 
 func (c Config) withDefaults() Config {
 	if c.Listen == "" {
 		c.Listen = "127.0.0.1:8080"
+	}
+	if c.Prices.Currency == "" {
+		c.Prices = DefaultPrices()
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 30 * time.Second
@@ -314,6 +338,7 @@ func (s *Server) handler() http.Handler {
 		Drivers:     s.probes,
 		Secrets:     s.secrets,
 		Stats:       s.metrics,
+		Prices:      s.cfg.Prices,
 		Metrics:     metrics.Exposition(&s.calls, s.state),
 		Query:       s.metrics.Handler(),
 		Health:      health{s},

@@ -13,12 +13,13 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/client"
 	"github.com/hearthrun/hearth/server"
 )
 
 func (a *app) serveCmd() *cobra.Command {
 	cfg := server.Config{Version: version}
-	var logLevel, logFormat string
+	var logLevel, logFormat, prices string
 	var buildEnv []string
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -63,6 +64,11 @@ machine, under any --listen address; functions are served to everyone.`,
 			if cfg.Listener != nil {
 				cfg.Logger.Info("the service manager holds the socket; --listen is ignored", "address", cfg.Listener.Addr())
 			}
+			if cfg.Prices = server.DefaultPrices(); prices != "" {
+				if err := client.ReadPrices(prices, &cfg.Prices); err != nil {
+					return err
+				}
+			}
 			s, err := server.New(cmd.Context(), cfg)
 			if err != nil {
 				return err
@@ -81,6 +87,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.TextVar(&cfg.MetricsSize, "metrics-size", hearth.Bytes(2<<30), "`SIZE` of the metrics that are kept at most")
 	durationVar(f, &cfg.MetricsInterval, "metrics-interval", 15*time.Second, "between two samples of metrics that are kept")
 	f.StringSliceVar(&cfg.Rules, "rules", nil, "`FILE` with rules of Prometheus, which sum up metrics or raise alerts (repeatable)")
+	f.StringVar(&prices, "prices", "", "`FILE` with what this machine costs and clouds ask, for hearth cost; hearth cost prices prints one to edit")
 	f.StringSliceVar(&cfg.AlertURLs, "alert-webhook", nil, "`URL` that is told of alerts, as Alertmanager tells its webhooks (repeatable)")
 	f.IntVar(&cfg.KeepVersions, "keep-versions", 20, "how many of the newest versions of a function are kept besides those that are needed")
 	f.StringVar(&cfg.SecretsKeyFile, "secrets-key-file", "", "file with the key that secrets are encrypted with, made with the first secret (default secrets.key in the data directory)")
@@ -94,7 +101,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "loopback address to serve profiles on, under /debug/pprof/ (default none)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "keep-versions", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "keep-versions", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "prices", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
 	return cmd
 }
 
