@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"bytes"
+	"context"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/api"
 	promv1 "github.com/prometheus/client_golang/api/prometheus/v1"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
 
 	"github.com/hearthrun/hearth"
@@ -159,6 +161,40 @@ func TestLivePast(t *testing.T) {
 	l.Add(s.read(then.Time.Add(time.Minute)))
 	if all, err := l.Stats(); err != nil || all["f"].Calls != 1 || math.Abs(all["f"].Duration.P50-1) > 0.05 {
 		t.Errorf("since the past: %+v, %v", all, err)
+	}
+}
+
+// TestExpositionWaits: whoever asks while others are served waits for them.
+func TestExpositionWaits(t *testing.T) {
+	in, release := make(chan struct{}, 10), make(chan struct{})
+	h := Exposition(&Calls{}, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		in <- struct{}{}
+		<-release
+		return nil, nil
+	}))
+	get := func(ctx context.Context) int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/metrics", nil))
+		return w.Code
+	}
+	codes := make(chan int)
+	for range 6 {
+		go func() { codes <- get(context.Background()) }()
+	}
+	for range maxScrapes {
+		<-in
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	get(gone) // does not wait
+	if len(in) > 0 {
+		t.Errorf("%d more are served at the same time", len(in))
+	}
+	close(release)
+	for range 6 {
+		if code := <-codes; code != http.StatusOK {
+			t.Errorf("an answer is %d", code)
+		}
 	}
 }
 
