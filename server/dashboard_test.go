@@ -12,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
 
@@ -73,7 +72,7 @@ func TestDashboard(t *testing.T) {
 					t.Errorf("%s: there is no metric %q", title, s.Name)
 				}
 				for _, m := range s.LabelMatchers {
-					if m.Name != labels.MetricName && !slices.Contains(known, m.Name) {
+					if m.Name != model.MetricNameLabel && !slices.Contains(known, m.Name) {
 						t.Errorf("%s: %s has no label %q", title, s.Name, m.Name)
 					}
 				}
