@@ -17,7 +17,7 @@ const module = "github.com/hearthrun/hearth"
 // fails, and so does an entry nobody uses.
 var imports = map[string][]string{
 	"":                            {},
-	"cmd/hearth":                  {"", "server", "client", "bench", "pool/policy"},
+	"cmd/hearth":                  {"", "server", "client", "bench", "pool/policy", "telemetry/metrics"},
 	"server":                      {"", "api", "gateway", "pool", "queue", "build", "store", "telemetry", "telemetry/metrics", "driver", "driver/docker", "driver/egress", "driver/native", "driver/oci", "guest", "images"},
 	"api":                         {"", "build", "driver", "jsonwalk"},
 	"gateway":                     {"", "guest", "jsonwalk"},

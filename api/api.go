@@ -155,7 +155,8 @@ type Deps struct {
 	Stats       Stats
 	// Prices are what costs are computed with.
 	Prices hearth.Prices
-	// Metrics serves /metrics, and Query what is below it: /metrics/api/v1/….
+	// Metrics serves /metrics, and Query what is below it: /metrics/api/v1/… and
+	// /metrics/grafana.json.
 	Metrics, Query http.Handler
 	Logger         *slog.Logger
 	// Version is that of Hearth, for the OpenAPI document; default "dev".
@@ -243,13 +244,18 @@ func New(d Deps) *API {
 	s.registerHost()
 	s.registerDocs()
 	s.mux.Handle("GET /metrics", s.Metrics)
-	s.mux.Handle("/metrics/api/v1/", http.StripPrefix("/metrics", s.Query))
+	for _, path := range []string{queriesPath, "GET /metrics/grafana.json"} {
+		s.mux.Handle(path, http.StripPrefix("/metrics", s.Query))
+	}
 	s.http = s.guard(http.HandlerFunc(s.route))
 	return s
 }
 
 // ServeHTTP implements http.Handler.
 func (s *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.http.ServeHTTP(w, r) }
+
+// queriesPath is where queries of metrics are.
+const queriesPath = "/metrics/api/v1/"
 
 // untilClosed is a context that ends when a channel is closed.
 type untilClosed struct {

@@ -104,9 +104,11 @@ func ManagementHost(hostport string, allowed []string) bool {
 }
 
 // checkContentType refuses bodies that are not JSON, which HTML forms can send
-// across origins. POST /v1/artifacts looks for itself.
+// across origins. POST /v1/artifacts looks for itself; queries, which change nothing,
+// are forms where Prometheus' clients send them.
 func checkContentType(r *http.Request) error {
-	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.ContentLength == 0 || r.URL.Path == artifactsPath || carriesEvents(r) {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.ContentLength == 0 || r.URL.Path == artifactsPath ||
+		strings.HasPrefix(r.URL.Path, queriesPath) || carriesEvents(r) {
 		return nil
 	}
 	return checkJSON(r)

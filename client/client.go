@@ -258,6 +258,12 @@ func (c *Client) responseError(resp *http.Response) error {
 		}
 		return p.err()
 	}
+	var q struct { // as Prometheus has it
+		Error string `json:"error"`
+	}
+	if media == "application/json" && json.Unmarshal(b, &q) == nil && q.Error != "" {
+		return hearth.Errorf(statusCode(resp), "%s", q.Error)
+	}
 	return c.notHearth(resp, nil)
 }
 

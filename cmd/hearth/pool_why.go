@@ -154,8 +154,8 @@ func (w *coldStory) counts() map[hearth.ColdReason]int64 {
 }
 
 // byCount returns the reasons there are, the most frequent first.
-func byCount(counts map[hearth.ColdReason]int64) []hearth.ColdReason {
-	return slices.SortedFunc(maps.Keys(counts), func(a, b hearth.ColdReason) int {
+func byCount[K, N cmp.Ordered](counts map[K]N) []K {
+	return slices.SortedFunc(maps.Keys(counts), func(a, b K) int {
 		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
 	})
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-var update = flag.Bool("update", false, "write docs/cli.md")
+var update = flag.Bool("update", false, "write docs/cli.md, and what hearth top is to show")
 
 // TestReference keeps docs/cli.md what the commands' help says.
 func TestReference(t *testing.T) {

@@ -47,9 +47,21 @@ func (c *Calls) Collect(ch chan<- prometheus.Metric) {
 func Exposition(calls *Calls, others prometheus.Gatherer) http.Handler {
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(calls)
-	// Scrapers that ask at the same time wait for each other.
-	return promhttp.HandlerFor(prometheus.Gatherers{others, r}, promhttp.HandlerOpts{MaxRequestsInFlight: 2})
+	h := promhttp.HandlerFor(prometheus.Gatherers{others, r}, promhttp.HandlerOpts{})
+	slots := make(chan struct{}, maxScrapes)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+			h.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	})
 }
+
+// maxScrapes is how many scrapers, and looks of hearth top, are served at the same time;
+// more wait for them.
+const maxScrapes = 2
 
 // described is what is known of the metrics with one name.
 type described struct{ kind, help string }

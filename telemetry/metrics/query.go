@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -49,9 +50,14 @@ func newQueries(db *DB, logger *slog.Logger) *queries {
 	})}
 }
 
+// dashboard is one of Grafana's, as Grafana exports and imports it.
+//
+//go:embed grafana.json
+var dashboard []byte
+
 // Handler serves Prometheus' HTTP API v1 below /api/v1/: query, query_range, series,
-// labels, label/{name}/values, metadata and what Grafana asks for besides. It asks for no
-// authentication.
+// labels, label/{name}/values, metadata and what Grafana asks for besides; and at
+// /grafana.json a dashboard to import there. It asks for no authentication.
 func (db *DB) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for path, fn := range map[string]func(*http.Request) (any, annotations.Annotations, error){
@@ -70,6 +76,10 @@ func (db *DB) Handler() http.Handler {
 		mux.HandleFunc("GET /api/v1/"+path, answer(fn))
 		mux.HandleFunc("POST /api/v1/"+path, answer(fn))
 	}
+	mux.HandleFunc("GET /grafana.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(dashboard) //nolint:errcheck // the client is gone
+	})
 	return mux
 }
 

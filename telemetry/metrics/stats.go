@@ -53,10 +53,15 @@ func (db *DB) Stats(ctx context.Context, function string, from, to time.Time) (h
 			out.Versions = append(out.Versions, hearth.VersionStats{Function: v.function, Version: v.number, Isolation: v.isolation, StatsNumbers: n})
 		}
 	}
-	slices.SortFunc(out.Versions, func(a, b hearth.VersionStats) int {
+	sortVersions(out.Versions)
+	return out, nil
+}
+
+// sortVersions sorts those with most calls to the front.
+func sortVersions(list []hearth.VersionStats) {
+	slices.SortFunc(list, func(a, b hearth.VersionStats) int {
 		return cmp.Or(cmp.Compare(b.Calls, a.Calls), cmp.Compare(a.Function, b.Function), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Isolation, b.Isolation))
 	})
-	return out, nil
 }
 
 // flush returns when what has been counted until now is stored, or ctx ends.

@@ -5,6 +5,7 @@ package script
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -28,6 +29,12 @@ func TestScripts(t *testing.T) { testscript.Run(t, params(t)) }
 // params are those of every run; the binary is built for each.
 func params(t *testing.T) testscript.Params {
 	bin := build(t)
+	cmds := map[string]func(*testscript.TestScript, bool, []string){
+		"serve": serve,
+		"stop":  stop,
+		"exits": exits,
+	}
+	maps.Copy(cmds, terminalCmds)
 	return testscript.Params{
 		Files:               scripts(t),
 		RequireExplicitExec: true,
@@ -38,11 +45,7 @@ func params(t *testing.T) testscript.Params {
 			e.Setenv("NO_COLOR", "1")
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": serve,
-			"stop":  stop,
-			"exits": exits,
-		},
+		Cmds: cmds,
 		Condition: func(cond string) (bool, error) {
 			switch cond {
 			case "root":
