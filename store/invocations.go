@@ -22,7 +22,7 @@ const (
 )
 
 const invocationColumns = `id, function, version, kind, method, path, status, error_code, error_message,
-	cold, started_at, queue_ns, start_ns, init_ns, run_ns, bytes_in, bytes_out, cold_reason, cached, instance`
+	cold, started_at, queue_ns, start_ns, init_ns, run_ns, bytes_in, bytes_out, cold_reason, cached, instance, attempt`
 
 // AppendInvocations stores records, all or none. A record whose ID is stored
 // already is skipped, so a failed call may be repeated. Path and ErrorMessage
@@ -33,7 +33,7 @@ func (s *Store) AppendInvocations(ctx context.Context, records []hearth.Invocati
 	}
 	return s.invocations.update(ctx, "store invocation records", func(tx *sql.Tx) error {
 		stmt, err := tx.PrepareContext(ctx, `INSERT INTO invocations (`+invocationColumns+`)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
 		if err != nil {
 			return err
 		}
@@ -42,7 +42,7 @@ func (s *Store) AppendInvocations(ctx context.Context, records []hearth.Invocati
 			r := &records[i]
 			_, err := stmt.ExecContext(ctx, r.ID, r.Function, r.Version, string(r.Kind), r.Method, cut(r.Path, maxPath),
 				r.Status, string(r.ErrorCode), cut(r.ErrorMessage, maxMessage), r.Cold, r.StartedAt.UnixMicro(),
-				int64(r.Timings.Queue), int64(r.Timings.Start), int64(r.Timings.Init), int64(r.Timings.Run), r.BytesIn, r.BytesOut, string(r.ColdReason), r.Cached, r.Instance)
+				int64(r.Timings.Queue), int64(r.Timings.Start), int64(r.Timings.Init), int64(r.Timings.Run), r.BytesIn, r.BytesOut, string(r.ColdReason), r.Cached, r.Instance, r.Attempt)
 			if err != nil {
 				return err
 			}
@@ -61,34 +61,6 @@ func (s *Store) Invocation(ctx context.Context, id string) (hearth.Invocation, e
 	return r, dbError(ctx, err, "read an invocation record")
 }
 
-// Invocations returns records, newest first by ID (IDs sort by time), at most
-// limit of them (1 to 1000; 0 means 1000), those before the given ID only
-// unless it is empty. An empty function means all; otherwise the records are
-// those of the function that has the name now, not of a deleted one that had
-// it earlier. Errors: CodeNotFound if there is no such function.
-func (s *Store) Invocations(ctx context.Context, function string, before string, limit int) ([]hearth.Invocation, error) {
-	query := `SELECT ` + invocationColumns + ` FROM invocations WHERE (?1 = '' OR id < ?1)`
-	args := []any{before}
-	if function != "" {
-		// Version numbers are not used again, so the first one of the present
-		// function tells its records from those of its predecessors, even when
-		// they were written after the delete.
-		var first int
-		err := s.catalog.read.QueryRowContext(ctx, `SELECT first FROM functions WHERE name = ?`, function).Scan(&first)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil, noFunction(function)
-		} else if err != nil {
-			return nil, dbError(ctx, err, "read a function")
-		}
-		query += ` AND function = ?3 AND version >= ?4`
-		args = append(args, page(limit), function, first)
-	} else {
-		args = append(args, page(limit))
-	}
-	rows, err := s.invocations.read.QueryContext(ctx, query+` ORDER BY id DESC LIMIT ?2`, args...)
-	return collect(ctx, rows, err, "list invocation records", scanInvocation)
-}
-
 // PruneInvocations deletes the records of calls that started before olderThan
 // and, if keep is greater than 0, all but the newest keep of the rest. It
 // returns how many it deleted, also beside an error.
@@ -97,14 +69,14 @@ func (s *Store) PruneInvocations(ctx context.Context, olderThan time.Time, keep 
 	if err != nil || keep <= 0 {
 		return n, err
 	}
-	var oldest string
-	err = s.invocations.read.QueryRowContext(ctx, `SELECT id FROM invocations ORDER BY id DESC LIMIT 1 OFFSET ?`, keep-1).Scan(&oldest)
+	var oldest position
+	err = s.invocations.read.QueryRowContext(ctx, `SELECT started_at, id FROM invocations ORDER BY started_at DESC, id DESC LIMIT 1 OFFSET ?`, keep-1).Scan(&oldest.started, &oldest.id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return n, nil
 	} else if err != nil {
 		return n, dbError(ctx, err, "count invocation records")
 	}
-	m, err := s.pruneWhere(ctx, `id < ?`, oldest)
+	m, err := s.pruneWhere(ctx, `(started_at, id) < (?, ?)`, oldest.started, oldest.id)
 	return n + m, err
 }
 
@@ -143,7 +115,7 @@ func (s *Store) pruneWhere(ctx context.Context, where string, args ...any) (tota
 func scanInvocation(row row) (r hearth.Invocation, err error) {
 	var started int64
 	err = row.Scan(&r.ID, &r.Function, &r.Version, &r.Kind, &r.Method, &r.Path, &r.Status, &r.ErrorCode, &r.ErrorMessage,
-		&r.Cold, &started, &r.Timings.Queue, &r.Timings.Start, &r.Timings.Init, &r.Timings.Run, &r.BytesIn, &r.BytesOut, &r.ColdReason, &r.Cached, &r.Instance)
+		&r.Cold, &started, &r.Timings.Queue, &r.Timings.Start, &r.Timings.Init, &r.Timings.Run, &r.BytesIn, &r.BytesOut, &r.ColdReason, &r.Cached, &r.Instance, &r.Attempt)
 	r.StartedAt = fromMicros(started)
 	return r, err
 }

@@ -15,7 +15,7 @@ func invocations(from, to int) (out []hearth.Invocation) {
 	for i := from; i < to; i++ {
 		out = append(out, hearth.Invocation{
 			ID: fmt.Sprintf("%06d", i), Function: fmt.Sprint("f", i%2), Version: 1, Instance: "i-1", Kind: hearth.KindHTTP,
-			Method: "GET", Path: "/x", Status: 502, ErrorCode: hearth.CodeFunction, ErrorMessage: "boom", Cold: i%3 == 0, ColdReason: hearth.ColdScale, Cached: i%2 == 1,
+			Method: "GET", Path: "/x", Status: 502, ErrorCode: hearth.CodeFunction, ErrorMessage: "boom", Cold: i%3 == 0, ColdReason: hearth.ColdScale, Cached: i%2 == 1, Attempt: i % 3,
 			StartedAt: time.UnixMicro(int64(i)).UTC(),
 			Timings:   hearth.Timings{Queue: 1, Start: 2, Init: 3, Run: 4}, BytesIn: 5, BytesOut: 6,
 		})
@@ -35,6 +35,7 @@ func TestInvocations(t *testing.T) {
 	s := open(t, dir)
 	ctx := t.Context()
 	create(t, s, version("f0", artifact(t, s, "x")))
+	create(t, s, version("f1", artifact(t, s, "x")))
 	want := invocations(0, 10)
 	for range 2 { // repeating is harmless
 		if err := s.AppendInvocations(ctx, want); err != nil {
@@ -48,15 +49,15 @@ func TestInvocations(t *testing.T) {
 	if d := cmp.Diff(want[3], got); d != "" {
 		t.Error(d)
 	}
-	list, err := s.Invocations(ctx, "f0", "", 3)
+	list, _, err := s.Invocations(ctx, hearth.InvocationFilter{Function: "f0"}, "", 3)
 	if d := cmp.Diff([]string{"000008", "000006", "000004"}, ids(list)); d != "" || err != nil {
 		t.Error(d, err)
 	}
-	list, err = s.Invocations(ctx, "f0", "000004", 0)
+	list, _, err = s.Invocations(ctx, hearth.InvocationFilter{Function: "f0"}, "000004", 0)
 	if d := cmp.Diff([]string{"000002", "000000"}, ids(list)); d != "" || err != nil {
 		t.Error(d, err)
 	}
-	list, err = s.Invocations(ctx, "", "000002", 0)
+	list, _, err = s.Invocations(ctx, hearth.InvocationFilter{}, "000002", 0)
 	if d := cmp.Diff([]string{"000001", "000000"}, ids(list)); d != "" || err != nil {
 		t.Error(d, err)
 	}
@@ -72,6 +73,8 @@ func TestInvocations(t *testing.T) {
 func TestPruneInvocations(t *testing.T) {
 	s := open(t, t.TempDir())
 	ctx := t.Context()
+	create(t, s, version("f0", artifact(t, s, "x")))
+	create(t, s, version("f1", artifact(t, s, "x")))
 	if err := s.AppendInvocations(ctx, invocations(0, 5000)); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +87,7 @@ func TestPruneInvocations(t *testing.T) {
 			t.Errorf("before %d keep %d: deleted %d, want %d, %v", c.before, c.keep, n, c.want, err)
 		}
 	}
-	if list, err := s.Invocations(ctx, "", "", 0); err != nil || len(list) != 100 || list[99].ID != "004900" {
+	if list, _, err := s.Invocations(ctx, hearth.InvocationFilter{}, "", 0); err != nil || len(list) != 100 || list[99].ID != "004900" {
 		t.Errorf("left %d %v", len(list), err)
 	}
 }

@@ -70,6 +70,7 @@ type Store struct {
 	invocations *database
 	queueDB     *database
 	queue       *Queue
+	scan        int // maxScan, but in tests
 
 	mu    sync.Mutex     // guards what follows and the removal of artifacts
 	holds map[string]int // by digest: how many stages and new versions need it
@@ -97,7 +98,7 @@ func Open(ctx context.Context, dir string, logger *slog.Logger) (_ *Store, err e
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, log: logger, lock: lock, holds: map[string]int{}}
+	s := &Store{dir: dir, log: logger, lock: lock, holds: map[string]int{}, scan: maxScan}
 	defer func() {
 		if err != nil {
 			_ = s.Close()
