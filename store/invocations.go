@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// maxPath and maxMessage bound what callers and functions can make us
-	// keep; longer texts are cut, in bytes.
+	// maxMethod, maxPath and maxMessage bound what callers and functions can make
+	// us keep; longer texts are cut, in bytes.
+	maxMethod  = 64
 	maxPath    = 2 << 10
 	maxMessage = 4 << 10
 	// pruneBatch rows are deleted in one transaction, so that records can be
@@ -25,8 +26,8 @@ const invocationColumns = `id, function, version, kind, method, path, status, er
 	cold, started_at, queue_ns, start_ns, init_ns, run_ns, bytes_in, bytes_out, cold_reason, cached, instance, attempt`
 
 // AppendInvocations stores records, all or none. A record whose ID is stored
-// already is skipped, so a failed call may be repeated. Path and ErrorMessage
-// are cut to 2 KiB and 4 KiB. See the package comment for what a crash can lose.
+// already is skipped, so a failed call may be repeated. Method, Path and ErrorMessage
+// are cut to 64 bytes, 2 KiB and 4 KiB. See the package comment for what a crash can lose.
 func (s *Store) AppendInvocations(ctx context.Context, records []hearth.Invocation) error {
 	if len(records) == 0 {
 		return nil
@@ -40,7 +41,7 @@ func (s *Store) AppendInvocations(ctx context.Context, records []hearth.Invocati
 		defer func() { _ = stmt.Close() }()
 		for i := range records {
 			r := &records[i]
-			_, err := stmt.ExecContext(ctx, r.ID, r.Function, r.Version, string(r.Kind), r.Method, cut(r.Path, maxPath),
+			_, err := stmt.ExecContext(ctx, r.ID, r.Function, r.Version, string(r.Kind), cut(r.Method, maxMethod), cut(r.Path, maxPath),
 				r.Status, string(r.ErrorCode), cut(r.ErrorMessage, maxMessage), r.Cold, r.StartedAt.UnixMicro(),
 				int64(r.Timings.Queue), int64(r.Timings.Start), int64(r.Timings.Init), int64(r.Timings.Run), r.BytesIn, r.BytesOut, string(r.ColdReason), r.Cached, r.Instance, r.Attempt)
 			if err != nil {
