@@ -54,10 +54,16 @@ type Config struct {
 	// AllowedHosts are names under which management is served besides
 	// localhost and loopback addresses.
 	AllowedHosts []string
-	// KeepInvocations and KeepInvocationsFor bound the records of calls;
-	// defaults 1,000,000 and 7 days.
+	// NoTelemetry makes neither records of calls nor metrics of them.
+	NoTelemetry bool
+	// RecordSuccesses is how many successful calls are recorded per second; negative
+	// means all. Default 200. Failed and asynchronous ones are recorded always.
+	RecordSuccesses int
+	// KeepInvocations, KeepInvocationsFor and InvocationsSize bound the records of
+	// calls; defaults 1,000,000, 7 days and 1 GiB.
 	KeepInvocations    int
 	KeepInvocationsFor time.Duration
+	InvocationsSize    hearth.Bytes
 	// KeepMetricsFor and MetricsSize bound what is stored of metrics; defaults 15 days
 	// and 2 GiB. MetricsInterval is between two samples; default 15 s.
 	KeepMetricsFor  time.Duration
@@ -164,6 +170,9 @@ func (c Config) withDefaults() Config {
 	if c.KeepInvocationsFor == 0 {
 		c.KeepInvocationsFor = 7 * 24 * time.Hour
 	}
+	if c.InvocationsSize == 0 {
+		c.InvocationsSize = 1 << 30
+	}
 	return c
 }
 
@@ -226,7 +235,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), telemetry.LogOptions{Logger: log}); err != nil {
 		return nil, err
 	}
-	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{Counter: &s.calls}, log)
+	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{
+		SuccessRate: s.cfg.RecordSuccesses, Counter: &s.calls, Off: s.cfg.NoTelemetry,
+	}, log)
 	if s.drivers, err = newDrivers(s.cfg.drivers(s.store.Dir(), s.store.Owner())); err != nil {
 		return nil, err
 	}
@@ -311,9 +322,9 @@ func (s *Server) handler() http.Handler {
 		Invocations: recorded{s.store, s.recorder},
 		Drivers:     s.probes,
 		Secrets:     s.secrets,
-		Stats:       s.metrics,
+		Stats:       s.stats(),
 		Metrics:     metrics.Exposition(&s.calls, s.state),
-		Query:       s.metrics.Handler(),
+		Query:       s.query(),
 		Health:      health{s},
 		Logger:      s.cfg.Logger,
 		Version:     s.cfg.Version,
@@ -380,6 +391,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
+	s.wg.Go(func() { s.boundInvocations(background) })
 	s.wg.Go(func() { watchKeyFile(background, s.secrets.CheckKeyFile, s.cfg.Logger) })
 	s.wg.Go(func() { s.api.Run(background) })
 
@@ -534,6 +546,26 @@ func (s *Server) readiness() error {
 		return nil
 	default:
 		return errors.New("the server is starting")
+	}
+}
+
+// boundInvocations keeps the records of calls within their size: they can come so fast
+// that an hour is too long to wait.
+func (s *Server) boundInvocations(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	failing := false
+	for {
+		_, err := s.store.BoundInvocations(ctx, int64(s.cfg.InvocationsSize))
+		if err != nil && ctx.Err() == nil && !failing { // once, not every ten seconds
+			s.cfg.Logger.Error("the records of calls cannot be kept within their size", "err", err)
+		}
+		failing = err != nil
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

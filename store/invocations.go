@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -21,6 +22,10 @@ const (
 	// appended in between.
 	pruneBatch = 2000
 )
+
+// invocationPragmas let the file become smaller again, and so its write-ahead log, which
+// grows while somebody reads.
+var invocationPragmas = []string{"auto_vacuum(INCREMENTAL)", "journal_size_limit(16777216)"}
 
 const invocationColumns = `id, function, version, kind, method, path, status, error_code, error_message,
 	cold, started_at, queue_ns, start_ns, init_ns, run_ns, bytes_in, bytes_out, cold_reason, cached, instance, attempt`
@@ -81,6 +86,45 @@ func (s *Store) PruneInvocations(ctx context.Context, olderThan time.Time, keep 
 	return n + m, err
 }
 
+// BoundInvocations deletes the oldest records while all need nearly limit bytes of the
+// disk, until there is some room again, and gives back what the file has beyond limit. It
+// returns how many it deleted, also beside an error.
+func (s *Store) BoundInvocations(ctx context.Context, limit int64) (deleted int64, err error) {
+	used, _, err := s.invocationPages(ctx)
+	if err != nil || used <= limit/16*15 {
+		return 0, err
+	}
+	for err == nil && used > limit/8*7 {
+		var n int64
+		if n, err = s.pruneSome(ctx, `1 ORDER BY started_at, id`); err != nil || n == 0 {
+			break
+		}
+		deleted += n
+		used, _, err = s.invocationPages(ctx)
+	}
+	const pagesAtOnce = 1000 // so that records can be appended in between
+	for err == nil {
+		var all, after int64
+		if _, all, err = s.invocationPages(ctx); err != nil || all <= limit {
+			break
+		}
+		if _, err = s.invocations.write.ExecContext(ctx, fmt.Sprintf(`PRAGMA incremental_vacuum(%d)`, pagesAtOnce)); err != nil {
+			return deleted, dbError(ctx, err, "make the file of invocation records smaller")
+		}
+		if _, after, err = s.invocationPages(ctx); after >= all {
+			break // an earlier version made the file: it is used again, but not smaller
+		}
+	}
+	return deleted, err
+}
+
+// invocationPages returns how many bytes of the file are in use, and how many it has.
+func (s *Store) invocationPages(ctx context.Context) (used, all int64, err error) {
+	err = s.invocations.write.QueryRowContext(ctx, `SELECT (page_count - freelist_count) * page_size, page_count * page_size
+		FROM pragma_page_count, pragma_freelist_count, pragma_page_size`).Scan(&used, &all)
+	return used, all, dbError(ctx, err, "measure the invocation records")
+}
+
 // deleteInvocations removes a deleted function's records.
 func (s *Store) deleteInvocations(ctx context.Context, function string) error {
 	// A function made anew meanwhile keeps its own.
@@ -96,21 +140,23 @@ func (s *Store) deleteInvocations(ctx context.Context, function string) error {
 
 // pruneWhere deletes in batches, so that writers of records get their turn.
 func (s *Store) pruneWhere(ctx context.Context, where string, args ...any) (total int64, err error) {
-	query := `DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE ` + where + ` LIMIT ?)`
-	args = append(args, pruneBatch)
 	for {
-		res, err := s.invocations.write.ExecContext(ctx, query, args...)
-		if err != nil {
-			return total, dbError(ctx, err, "delete invocation records")
-		}
-		n, err := res.RowsAffected()
-		if err != nil {
-			return total, dbError(ctx, err, "delete invocation records")
-		}
-		if total += n; n < pruneBatch {
-			return total, nil
+		n, err := s.pruneSome(ctx, where, args...)
+		if total += n; err != nil || n < pruneBatch {
+			return total, err
 		}
 	}
+}
+
+// pruneSome deletes one batch.
+func (s *Store) pruneSome(ctx context.Context, where string, args ...any) (int64, error) {
+	res, err := s.invocations.write.ExecContext(ctx,
+		`DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE `+where+` LIMIT ?)`, append(args, pruneBatch)...)
+	if err != nil {
+		return 0, dbError(ctx, err, "delete invocation records")
+	}
+	n, err := res.RowsAffected()
+	return n, dbError(ctx, err, "delete invocation records")
 }
 
 func scanInvocation(row row) (r hearth.Invocation, err error) {

@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +92,71 @@ func TestPruneInvocations(t *testing.T) {
 	if list, _, err := s.Invocations(ctx, hearth.InvocationFilter{}, "", 0); err != nil || len(list) != 100 || list[99].ID != "004900" {
 		t.Errorf("left %d %v", len(list), err)
 	}
+}
+
+// TestBoundInvocations: however much comes, the file stays within its bound, and becomes
+// smaller with a smaller one; the newest records stay.
+func TestBoundInvocations(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	ctx := t.Context()
+	create(t, s, version("f0", artifact(t, s, "x")))
+	create(t, s, version("f1", artifact(t, s, "x")))
+	size := func() (n int64) {
+		for _, name := range []string{"invocations.db", "invocations.db-wal"} {
+			if st, err := os.Stat(filepath.Join(dir, name)); err == nil {
+				n += st.Size()
+			}
+		}
+		return n
+	}
+	bound := func(limit int64) int64 {
+		t.Helper()
+		n, err := s.BoundInvocations(ctx, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	const limit = 4 << 20
+	n, deleted := 0, int64(0)
+	for range 20 {
+		list := invocations(n, n+1000)
+		for i := range list {
+			list[i].ErrorMessage = strings.Repeat("x", 500)
+		}
+		if err := s.AppendInvocations(ctx, list); err != nil {
+			t.Fatal(err)
+		}
+		n += 1000
+		deleted += bound(limit)
+		if got := size(); got > limit*5/4+16<<20 {
+			t.Fatalf("after %d records the files have %d bytes", n, got)
+		}
+	}
+	newest := func() {
+		t.Helper()
+		list, _, err := s.Invocations(ctx, hearth.InvocationFilter{}, "", 2)
+		if d := cmp.Diff([]string{fmt.Sprintf("%06d", n-1), fmt.Sprintf("%06d", n-2)}, ids(list)); d != "" || err != nil {
+			t.Error(d, err)
+		}
+	}
+	newest()
+	if st, err := os.Stat(filepath.Join(dir, "invocations.db")); err != nil || st.Size() > limit*5/4 || deleted == 0 || deleted > int64(n) {
+		t.Errorf("%d records were deleted, the file has %v bytes, %v", deleted, st.Size(), err)
+	}
+	if bound(2<<20) == 0 {
+		t.Error("a smaller bound deletes nothing")
+	}
+	newest()
+	if err := s.Close(); err != nil { // which moves all from the log to the file
+		t.Fatal(err)
+	}
+	if got := size(); got > 2<<20 {
+		t.Errorf("with a smaller bound there are %d bytes", got)
+	}
+	s = open(t, dir)
+	newest()
 }
 
 func BenchmarkAppendInvocations(b *testing.B) {
