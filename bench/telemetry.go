@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,8 +18,8 @@ import (
 
 // The targets of telemetry.
 const (
-	// targetRecorded is the throughput of a server that records all, as a part of that of
-	// one that records nothing.
+	// targetRecorded is the throughput of a server as it is by default, as a part of that
+	// of one that records and counts nothing.
 	targetRecorded = 0.95
 	// targetRecorderMB is by how much a process may grow that records calls for a minute.
 	targetRecorderMB = 100.0
@@ -33,7 +34,7 @@ type TelemetryOptions struct {
 	Args   []string
 	// Driver is the isolation technology of the function, native by default.
 	Driver string
-	// Rounds is how often both servers are measured by turns, 5 by default, for
+	// Rounds is how often all servers are measured by turns, 5 by default, for
 	// RoundTime each, 3 s by default, with so many Connections, 8 by default.
 	Rounds, Connections int
 	RoundTime           time.Duration
@@ -79,13 +80,26 @@ type TelemetryReport struct {
 	// Command is the command line, if the caller told it.
 	Command string  `json:"command,omitempty"`
 	Machine Machine `json:"machine"`
-	// On is a server that counts and records all calls, Off one without telemetry.
-	On  Cell `json:"on"`
-	Off Cell `json:"off"`
-	// Ratio is the median of the throughput of On as a part of that of Off, of rounds
-	// that were next to each other.
-	Ratio     float64   `json:"ratio"`
-	Recording Recording `json:"recording"`
+	// Servers are one as it is by default, one that records all calls, and one without
+	// telemetry.
+	Servers   []TelemetryServer `json:"servers"`
+	Recording Recording         `json:"recording"`
+}
+
+// TelemetryServer is how a server does that records calls in one way.
+type TelemetryServer struct {
+	Name string `json:"name"`
+	Cell
+	// Ratio is the median, over the rounds, of its throughput as a part of that of the
+	// server without telemetry.
+	Ratio float64 `json:"ratio"`
+}
+
+// recorders are the ways of recording, and the flag for each.
+var recorders = []struct{ name, flag string }{
+	{"by default: 200 successes/s recorded", "--record-successes=200"},
+	{"every call recorded", "--record-successes=-1"},
+	{"without telemetry", "--telemetry=false"},
 }
 
 // Missed tells whether a check failed its target.
@@ -101,12 +115,13 @@ func (r TelemetryReport) Missed() bool {
 // Checks compares what was measured with its targets.
 func (r TelemetryReport) Checks() []Check {
 	rec := r.Recording
-	throughput := Check{Name: "throughput with telemetry, of that without", Op: "≥", Target: targetRecorded, Raw: fmt.Sprintf("%.0f/s of %.0f/s", r.On.Throughput, r.Off.Throughput)}
+	usual, none := r.Servers[0], r.Servers[len(r.Servers)-1]
+	throughput := Check{Name: "throughput with telemetry, of that without", Op: "≥", Target: targetRecorded, Raw: fmt.Sprintf("%.0f/s of %.0f/s", usual.Throughput, none.Throughput)}
 	counted := Check{Name: "calls that were not counted", Op: "≤", Raw: fmt.Sprintf("%d of %d", rec.Calls-rec.Counted, rec.Calls)}
 	stored := Check{Name: "calls without a record", Op: "≤", Raw: fmt.Sprintf("%d records, %d dropped, %d skipped", rec.Stored, rec.Dropped, rec.Skipped)}
 	memory := Check{Name: "growth of memory, peak", Unit: "MB", Op: "≤", Target: targetRecorderMB, Raw: fmt.Sprintf("heap %.1f MB more at the end", float64(rec.HeapAfter-rec.HeapBefore)/1e6)}
 	return []Check{
-		throughput.of(r.Ratio, cmp.Or(r.On.Problem, r.Off.Problem)),
+		throughput.of(usual.Ratio, cmp.Or(usual.Problem, none.Problem)),
 		counted.of(float64(max(rec.Calls-rec.Counted, rec.Counted-rec.Calls)), ""),
 		stored.of(float64(rec.Calls-rec.Stored), ""),
 		memory.of(float64(rec.PeakMemory-rec.Memory)/1e6, ""),
@@ -120,22 +135,21 @@ func (r TelemetryReport) Table() string {
 	if r.Command != "" {
 		fmt.Fprintf(&b, "  %s\n", r.Command)
 	}
-	rows := []row{{cells: []string{"", "calls/s", "p50 ms", "p99 ms"}}}
-	for _, c := range []struct {
-		name string
-		Cell
-	}{{"all recorded and counted", r.On}, {"without telemetry", r.Off}} {
-		rows = append(rows, row{cells: []string{c.name, fmt.Sprintf("%.0f", c.Throughput), fmt.Sprintf("%.3f", c.P50MS), fmt.Sprintf("%.3f", c.P99MS)}})
+	rows := []row{{cells: []string{"", "calls/s", "p50 ms", "p99 ms", "ratio"}}}
+	for _, s := range r.Servers {
+		rows = append(rows, row{cells: []string{s.Name, fmt.Sprintf("%.0f", s.Throughput), fmt.Sprintf("%.3f", s.P50MS), fmt.Sprintf("%.3f", s.P99MS), fmt.Sprintf("%.3f", s.Ratio)}})
 	}
 	b.WriteString("\nWARM CALLS\n" + layout(rows))
 	rec := r.Recording
-	line := func(name, format string, args ...any) row { return row{cells: []string{name, fmt.Sprintf(format, args...)}} }
+	line := func(name, format string, args ...any) row {
+		return row{cells: []string{name, fmt.Sprintf(format, args...)}}
+	}
 	b.WriteString("\nRECORDING\n" + layout([]row{
 		line("calls", "%d in %.0f s, %.0f/s", rec.Calls, rec.Seconds, float64(rec.Calls)/rec.Seconds),
 		line("counted", "%d", rec.Counted),
 		line("records", "%d stored, %d dropped, %d skipped", rec.Stored, rec.Dropped, rec.Skipped),
 		line("time of a call for it", "p50 %.1f µs, p99 %.1f µs, max %.1f ms", rec.RecordP50US, rec.RecordP99US, rec.RecordMaxUS/1000),
-		line("disk", "%.0f bytes for each record, %.1f MB of metrics", rec.DiskPerCall, float64(rec.MetricsDisk)/1e6),
+		line("disk", "%.0f bytes for each record, %.2f MB of metrics", rec.DiskPerCall, float64(rec.MetricsDisk)/1e6),
 		line("memory", "%.1f MB before, %.1f MB at most", float64(rec.Memory)/1e6, float64(rec.PeakMemory)/1e6),
 		line("heap in use", "%.1f MB before, %.1f MB after", float64(rec.HeapBefore)/1e6, float64(rec.HeapAfter)/1e6),
 	}))
@@ -161,11 +175,11 @@ func Telemetry(ctx context.Context, o TelemetryOptions, progress io.Writer) (Tel
 	return r, wrapContext(ctx, err)
 }
 
-// compare measures a server with and one without telemetry by turns.
+// compare measures servers that record calls in several ways by turns.
 func (r *TelemetryReport) compare(ctx context.Context, o TelemetryOptions, progress io.Writer) (err error) {
 	var targets []target
-	for _, arg := range []string{"--record-successes=-1", "--telemetry=false"} {
-		s, err := StartServer(ctx, o.Binary, append([]string{arg}, o.Args...)...)
+	for _, way := range recorders {
+		s, err := StartServer(ctx, o.Binary, append([]string{way.flag}, o.Args...)...)
 		if err != nil {
 			return err
 		}
@@ -185,20 +199,28 @@ func (r *TelemetryReport) compare(ctx context.Context, o TelemetryOptions, progr
 				return err
 			}
 			samples[i] = append(samples[i], s)
-			fmt.Fprintf(progress, "round %d/%d  %-24s %.0f calls/s %s\n", round+1, o.Rounds, []string{"all recorded and counted", "without telemetry"}[i], s.throughput, s.problem)
+			fmt.Fprintf(progress, "round %d/%d  %-36s %.0f calls/s %s\n", round+1, o.Rounds, recorders[i].name, s.throughput, s.problem)
 		}
 	}
-	var ratios []float64
-	for i, on := range samples[0] {
-		if off := samples[1][i]; off.throughput > 0 {
-			ratios = append(ratios, on.throughput/off.throughput)
+	none := samples[len(samples)-1]
+	for i, list := range samples {
+		var ratios []float64
+		for round, of := range list {
+			if n := none[round].throughput; n > 0 {
+				ratios = append(ratios, of.throughput/n)
+			}
 		}
-	}
-	r.On, r.Off = newCell(TargetHearth, o.Connections, samples[0]), newCell(TargetHearth, o.Connections, samples[1])
-	if len(ratios) > 0 {
-		r.Ratio = summarize(ratios).P50MS
+		r.Servers = append(r.Servers, TelemetryServer{Name: recorders[i].name, Cell: newCell(TargetHearth, o.Connections, list), Ratio: middle(ratios)})
 	}
 	return nil
+}
+
+// middle returns the median, 0 of nothing.
+func middle(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	return median(slices.Sorted(slices.Values(v)))
 }
 
 // deployEcho deploys the echo to a server, which is not used for anything else.

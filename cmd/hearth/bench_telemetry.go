@@ -20,10 +20,10 @@ func (a *app) benchTelemetryCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "telemetry",
 		Short: "Measure what it costs to record and count calls",
-		Long: `Telemetry measures how many warm calls a server serves that records and counts each of
-them, beside one that does neither, by turns; and what it needs of time, memory and
-disk to record --rate calls a second for --duration, and whether all were counted.
-The latter is done in this process, with the recorder, the database of records and
+		Long: `Telemetry measures how many warm calls a server serves that counts them and records
+some, as it does by default, and one that records all, beside one that does neither,
+by turns; and what it needs of time, memory and disk to record --rate calls a second
+for --duration, and whether all were counted. The latter is done in this process, with the recorder, the database of records and
 the one of metrics that a server has, and without functions, which could not be
 called so often on a small machine.
 
@@ -63,7 +63,7 @@ nothing else run meanwhile.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Driver, "isolation", "native", "isolation technology of the function that is called")
-	f.IntVar(&o.Rounds, "rounds", 5, "how often both servers are measured")
+	f.IntVar(&o.Rounds, "rounds", 5, "how often all servers are measured")
 	durationVar(f, &o.RoundTime, "round", 3*time.Second, "time of each measurement")
 	f.IntVar(&o.Connections, "connections", 8, "how many call at once")
 	f.IntVar(&o.Rate, "rate", 5000, "how many calls are recorded each second")
