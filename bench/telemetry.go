@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -93,6 +94,9 @@ type TelemetryServer struct {
 	// Ratio is the median, over the rounds, of its throughput as a part of that of the
 	// server without telemetry.
 	Ratio float64 `json:"ratio"`
+	// CPU is how much processor time its process used for each call, in microseconds,
+	// the median of the rounds. Other load on the machine does not matter much to it.
+	CPU float64 `json:"cpu_us"`
 }
 
 // recorders are the ways of recording, and the flag for each.
@@ -135,9 +139,9 @@ func (r TelemetryReport) Table() string {
 	if r.Command != "" {
 		fmt.Fprintf(&b, "  %s\n", r.Command)
 	}
-	rows := []row{{cells: []string{"", "calls/s", "p50 ms", "p99 ms", "ratio"}}}
+	rows := []row{{cells: []string{"", "calls/s", "p50 ms", "p99 ms", "ratio", "CPU µs"}}}
 	for _, s := range r.Servers {
-		rows = append(rows, row{cells: []string{s.Name, fmt.Sprintf("%.0f", s.Throughput), fmt.Sprintf("%.3f", s.P50MS), fmt.Sprintf("%.3f", s.P99MS), fmt.Sprintf("%.3f", s.Ratio)}})
+		rows = append(rows, row{cells: []string{s.Name, fmt.Sprintf("%.0f", s.Throughput), fmt.Sprintf("%.3f", s.P50MS), fmt.Sprintf("%.3f", s.P99MS), fmt.Sprintf("%.3f", s.Ratio), fmt.Sprintf("%.1f", s.CPU)}})
 	}
 	b.WriteString("\nWARM CALLS\n" + layout(rows))
 	rec := r.Recording
@@ -178,6 +182,7 @@ func Telemetry(ctx context.Context, o TelemetryOptions, progress io.Writer) (Tel
 // compare measures servers that record calls in several ways by turns.
 func (r *TelemetryReport) compare(ctx context.Context, o TelemetryOptions, progress io.Writer) (err error) {
 	var targets []target
+	var pids []int
 	for _, way := range recorders {
 		s, err := StartServer(ctx, o.Binary, append([]string{way.flag}, o.Args...)...)
 		if err != nil {
@@ -188,15 +193,22 @@ func (r *TelemetryReport) compare(ctx context.Context, o TelemetryOptions, progr
 		if err != nil {
 			return err
 		}
-		targets = append(targets, t)
+		if _, err := generate(ctx, t, o.Connections, o.RoundTime/2, o.RoundTime/2); err != nil { // instances start
+			return err
+		}
+		targets, pids = append(targets, t), append(pids, s.PID)
 	}
-	samples := make([][]sample, len(targets))
+	samples, cpu := make([][]sample, len(targets)), make([][]float64, len(targets))
 	for round := range o.Rounds {
 		for i := range targets {
 			i = (i + round) % len(targets)
-			s, err := generate(ctx, targets[i], o.Connections, o.RoundTime/4, o.RoundTime)
+			before := cpuTime(pids[i])
+			s, err := generate(ctx, targets[i], o.Connections, 0, o.RoundTime)
 			if err != nil {
 				return err
+			}
+			if s.requests > 0 {
+				cpu[i] = append(cpu[i], float64((cpuTime(pids[i])-before)/time.Microsecond)/float64(s.requests))
 			}
 			samples[i] = append(samples[i], s)
 			fmt.Fprintf(progress, "round %d/%d  %-36s %.0f calls/s %s\n", round+1, o.Rounds, recorders[i].name, s.throughput, s.problem)
@@ -210,9 +222,19 @@ func (r *TelemetryReport) compare(ctx context.Context, o TelemetryOptions, progr
 				ratios = append(ratios, of.throughput/n)
 			}
 		}
-		r.Servers = append(r.Servers, TelemetryServer{Name: recorders[i].name, Cell: newCell(TargetHearth, o.Connections, list), Ratio: middle(ratios)})
+		r.Servers = append(r.Servers, TelemetryServer{Name: recorders[i].name, Cell: newCell(TargetHearth, o.Connections, list), Ratio: middle(ratios), CPU: middle(cpu[i])})
 	}
 	return nil
+}
+
+// cpuTime returns how much processor time a process has used, 0 if that is not known.
+func cpuTime(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	s, _ := parseStat(b)
+	return s.cpu
 }
 
 // middle returns the median, 0 of nothing.
