@@ -46,7 +46,7 @@ var imports = map[string][]string{
 	"driver/seccomp":              {},
 	"driver/slots":                {"", "driver"},
 	"images":                      {"", "guest"},
-	"bench":                       {"", "client", "driver", "guest", "images", "store", "telemetry"},
+	"bench":                       {"", "client", "driver", "guest", "images", "store", "telemetry", "telemetry/metrics"},
 	"test/e2e":                    {},
 	"test/script":                 {},
 }

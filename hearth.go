@@ -138,6 +138,8 @@ type Invocation struct {
 	ColdReason ColdReason `json:"cold_reason,omitempty"`
 	// Cached is true when a kept response answered, and not the function.
 	Cached bool `json:"cached,omitempty"`
+	// Attempt is which one of an asynchronous call it is, from 1; 0 if the caller waited.
+	Attempt int `json:"attempt,omitempty" doc:"Which attempt of an asynchronous call, from 1"`
 	// Alias is through which it came, Live for most; empty for a version that was
 	// called by its number. It is not kept.
 	Alias string `json:"-"`

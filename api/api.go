@@ -106,9 +106,10 @@ type Logs interface {
 
 // Invocations reads the records of calls.
 type Invocations interface {
-	// Invocations returns at most limit records of a function, newest first,
-	// that are older than the one with the id before; "" means from the newest.
-	Invocations(ctx context.Context, function, before string, limit int) ([]hearth.Invocation, error)
+	// Invocations returns at most limit records, newest first, that are older than
+	// the one with the id before; "" means from the newest. next is the before of the
+	// next page, if there is one. Errors: CodeNotFound, CodeInvalid.
+	Invocations(ctx context.Context, f hearth.InvocationFilter, before string, limit int) (list []hearth.Invocation, next string, err error)
 	// Invocation returns one record. Errors: CodeNotFound.
 	Invocation(ctx context.Context, id string) (hearth.Invocation, error)
 }

@@ -50,7 +50,7 @@ func TestClient(t *testing.T) {
 	if vs, err := c.Versions(ctx, "hello", 0, 0); err != nil || len(vs) != 1 {
 		t.Errorf("%v, %v", vs, err)
 	}
-	if is, err := c.Invocations(ctx, "hello", 0, ""); err != nil || len(is) != 0 {
+	if is, _, err := c.Invocations(ctx, hearth.InvocationFilter{Function: "hello"}, 0, ""); err != nil || len(is) != 0 {
 		t.Errorf("%v, %v", is, err)
 	}
 	if fs, err := c.AllFunctions(ctx); err != nil || len(fs) != 1 || fs[0].URL == "" {

@@ -20,6 +20,7 @@ import (
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/api"
 	"github.com/hearthrun/hearth/build"
+	"github.com/hearthrun/hearth/client"
 )
 
 func TestGuard(t *testing.T) {
@@ -423,5 +424,64 @@ func TestInvocationRecords(t *testing.T) {
 	var one hearth.Invocation
 	if h.do("GET", "/v1/invocations/id1", nil).json(200, &one); one.ID != "id1" {
 		t.Errorf("got %+v", one)
+	}
+}
+
+// TestInvocationSearch: each parameter reaches the search, through the client too.
+func TestInvocationSearch(t *testing.T) {
+	h := newHost(t)
+	h.do("POST", "/v1/functions", hello()).json(201, &function{})
+	now := time.Now()
+	odd := hearth.Invocation{
+		ID: "01a2189c-odd", Function: "hello", Version: 3, Kind: hearth.KindQueue, Status: 502, ErrorCode: hearth.CodeFunction,
+		Cold: true, Attempt: 2, StartedAt: now.Add(-time.Hour), Timings: hearth.Timings{Queue: time.Second, Run: time.Second},
+	}
+	usual := hearth.Invocation{ID: "01a2189d-usual", Function: "hello", Version: 1, Kind: hearth.KindEvent, Status: 200, StartedAt: now}
+	if err := h.store.AppendInvocations(t.Context(), []hearth.Invocation{odd, usual}); err != nil {
+		t.Fatal(err)
+	}
+	type list struct{ Invocations []hearth.Invocation }
+	for query, want := range map[string]string{
+		"version=3": odd.ID, "version=1": usual.ID, "status=502": odd.ID, "status=2xx": usual.ID, "code=function_error": odd.ID,
+		"code=ok": usual.ID, "code=error": odd.ID, "kind=queue": odd.ID, "async=true": odd.ID, "async=false": usual.ID,
+		"cold=true": odd.ID, "cold=false": usual.ID, "min_duration=1500ms": odd.ID, "max_duration=1s": usual.ID,
+		"since=30m": usual.ID, "until=30m": odd.ID, "id=01a2189c": odd.ID, "function=hello&limit=1": usual.ID,
+		"until=" + now.Add(-time.Minute).UTC().Format(time.RFC3339): odd.ID, "before=" + usual.ID: odd.ID,
+	} {
+		for _, path := range []string{"/v1/invocations?", "/v1/functions/hello/invocations?"} {
+			if strings.HasPrefix(query, "function=") && path != "/v1/invocations?" {
+				continue
+			}
+			var got list
+			h.do("GET", path+query, nil).json(200, &got)
+			if len(got.Invocations) != 1 || got.Invocations[0].ID != want {
+				t.Errorf("%s%s: got %+v, want %s", path, query, got, want)
+			}
+		}
+	}
+	for query, says := range map[string]string{
+		"status=9xx": "no status", "code=x": "does not exist", "since=yesterday": "no time", "min_duration=x": "not a duration",
+		"since=1h&until=2h": "before it begins", "before=x": "nothing is known", "kind=x": "", "id=0123": "", "async=perhaps": "", "limit=501": "",
+	} {
+		h.do("GET", "/v1/invocations?"+query, nil).problem(400, hearth.CodeInvalid, says)
+	}
+	h.do("GET", "/v1/invocations?function=none", nil).problem(404, hearth.CodeNotFound, "none")
+
+	c, err := client.New(h.serve().URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, next, err := c.Invocations(t.Context(), hearth.InvocationFilter{
+		Function: "hello", Version: 3, Status: "5xx", Code: "function_error", Kind: hearth.KindQueue, Async: new(true), Cold: new(true),
+		MinDuration: 2 * time.Second, MaxDuration: 2 * time.Second, Since: odd.StartedAt.Truncate(time.Microsecond), Until: now, ID: odd.ID,
+	}, 5, "")
+	if err != nil || len(got) != 1 || got[0].ID != odd.ID || got[0].Attempt != 2 || next != "" {
+		t.Errorf("got %+v %q %v", got, next, err)
+	}
+	for range 2 { // before is passed on
+		got, next, err = c.Invocations(t.Context(), hearth.InvocationFilter{}, 1, next)
+	}
+	if err != nil || len(got) != 1 || got[0].ID != odd.ID || next != "" {
+		t.Errorf("got %+v %q %v", got, next, err)
 	}
 }

@@ -21,15 +21,75 @@ import (
 // of its timings are in the header.
 const maxBuffered = 64 << 10
 
-type invocationsInput struct {
-	Name   string `path:"name" doc:"Name of the function" example:"hello"`
-	Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"50" doc:"Greatest number of records"`
-	Before string `query:"before" maxLength:"100" doc:"Only calls older than the one with this id"`
+// InvocationSearch is the query of searches. It is exported for huma, which sees no other
+// embedded types.
+type InvocationSearch struct {
+	Version     int    `query:"version" minimum:"1" doc:"Number of the version that had the call"`
+	Status      string `query:"status" doc:"HTTP status of the response such as 404, or a class of them such as 5xx" example:"5xx"`
+	Code        string `query:"code" doc:"Code of the error; ok: none; http_5xx: the function answered with a status of 500 or more; error: all but ok" example:"error"`
+	Kind        string `query:"kind" enum:"http,event,queue,websocket" doc:"What kind of call it was"`
+	Async       string `query:"async" enum:"true,false" doc:"true: attempts of asynchronous calls; false: calls whose callers waited"`
+	Cold        string `query:"cold" enum:"true,false" doc:"Whether the call waited for an instance made for it"`
+	MinDuration string `query:"min_duration" doc:"Shortest sum of queue, start, init and run" example:"500ms"`
+	MaxDuration string `query:"max_duration" doc:"Longest sum of queue, start, init and run" example:"2s"`
+	Since       string `query:"since" doc:"When calls started at the earliest: RFC 3339, or how long ago such as 15m" example:"24h"`
+	Until       string `query:"until" doc:"Before when they started: RFC 3339, or how long ago"`
+	ID          string `query:"id" minLength:"8" maxLength:"100" doc:"How the id of the call begins"`
+	Limit       int    `query:"limit" minimum:"1" maximum:"500" default:"50" doc:"Greatest number of records"`
+	Before      string `query:"before" maxLength:"100" doc:"Only calls that started before the one with this id: next of the page before"`
+}
+
+// filter returns what in asks for. Errors: CodeInvalid.
+func (in *InvocationSearch) filter(function string) (hearth.InvocationFilter, error) {
+	f := hearth.InvocationFilter{
+		Function: function, Version: in.Version, Status: in.Status, Code: in.Code, Kind: hearth.Kind(in.Kind), ID: in.ID,
+	}
+	for _, b := range []struct {
+		text string
+		to   **bool
+	}{{in.Async, &f.Async}, {in.Cold, &f.Cold}} {
+		if b.text != "" {
+			*b.to = new(b.text == "true")
+		}
+	}
+	for _, d := range []struct {
+		text string
+		to   *time.Duration
+	}{{in.MinDuration, &f.MinDuration}, {in.MaxDuration, &f.MaxDuration}} {
+		if d.text != "" {
+			if err := (*hearth.Duration)(d.to).UnmarshalText([]byte(d.text)); err != nil {
+				return f, err
+			}
+		}
+	}
+	now := time.Now()
+	for _, t := range []struct {
+		text string
+		to   *time.Time
+	}{{in.Since, &f.Since}, {in.Until, &f.Until}} {
+		if t.text != "" {
+			var err error
+			if *t.to, err = hearth.ParseMoment(t.text, now); err != nil {
+				return f, err
+			}
+		}
+	}
+	return f, f.Validate()
+}
+
+type functionInvocationsInput struct {
+	Name string `path:"name" doc:"Name of the function" example:"hello"`
+	InvocationSearch
+}
+
+type allInvocationsInput struct {
+	Function string `query:"function" doc:"Name of a function; all if it is missing" example:"hello"`
+	InvocationSearch
 }
 
 type invocationList struct {
-	Invocations []hearth.Invocation `json:"invocations" doc:"Newest first"`
-	Next        string              `json:"next,omitempty" doc:"The before of the next page; missing on the last one"`
+	Invocations []hearth.Invocation `json:"invocations" doc:"Newest first, by when they started"`
+	Next        string              `json:"next,omitempty" doc:"The before of the next page; missing on the last one. A page with few records or none can have it: the search goes on there"`
 }
 
 type invocationListOutput struct{ Body invocationList }
@@ -52,10 +112,21 @@ type invocationBody struct {
 }
 
 func (s *API) registerInvocations() {
+	const search = "All parameters must fit. One page looks at 200,000 records at most, and at no others where an index serves " +
+		"(function, since, until, code but ok, status from 500 on); with next the search goes on. " +
+		"Of successful calls there may be records of some only: see hearth_records_skipped_total."
 	register(s, huma.Operation{
 		OperationID: "list-invocations", Method: http.MethodGet, Path: "/v1/functions/{name}/invocations", Tags: []string{"Invocations"},
-		Summary: "List the calls of a function, newest first",
-	}, s.listInvocations)
+		Summary: "List the calls of a function, newest first", Description: search,
+	}, func(ctx context.Context, in *functionInvocationsInput) (*invocationListOutput, error) {
+		return s.listInvocations(ctx, in.Name, &in.InvocationSearch)
+	})
+	register(s, huma.Operation{
+		OperationID: "search-invocations", Method: http.MethodGet, Path: "/v1/invocations", Tags: []string{"Invocations"},
+		Summary: "List the calls of all functions, newest first", Description: search,
+	}, func(ctx context.Context, in *allInvocationsInput) (*invocationListOutput, error) {
+		return s.listInvocations(ctx, in.Function, &in.InvocationSearch)
+	})
 	register(s, huma.Operation{
 		OperationID: "get-invocation", Method: http.MethodGet, Path: "/v1/invocations/{id}", Tags: []string{"Invocations"},
 		Summary: "Read the record of a call",
@@ -108,21 +179,16 @@ func (s *API) registerInvocations() {
 	}, s.invoke)
 }
 
-func (s *API) listInvocations(ctx context.Context, in *invocationsInput) (*invocationListOutput, error) {
-	if _, err := s.function(ctx, in.Name); err != nil {
-		return nil, err
-	}
-	list, err := s.Invocations.Invocations(ctx, in.Name, in.Before, in.Limit+1)
+func (s *API) listInvocations(ctx context.Context, function string, in *InvocationSearch) (*invocationListOutput, error) {
+	f, err := in.filter(function)
 	if err != nil {
 		return nil, err
 	}
-	out := &invocationListOutput{Body: invocationList{Invocations: []hearth.Invocation{}}}
-	if len(list) > in.Limit {
-		list = list[:in.Limit]
-		out.Body.Next = list[in.Limit-1].ID
+	list, next, err := s.Invocations.Invocations(ctx, f, in.Before, in.Limit)
+	if err != nil {
+		return nil, err
 	}
-	out.Body.Invocations = append(out.Body.Invocations, list...)
-	return out, nil
+	return &invocationListOutput{Body: invocationList{Invocations: list, Next: next}}, nil
 }
 
 func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocationOutput, error) {

@@ -148,28 +148,6 @@ func (c *Client) Delete(ctx context.Context, name string, generation int64) (d h
 	return d, err
 }
 
-// Invocations returns up to limit records of calls (0: the server's choice) of
-// a function, newest first, older than the one with the id before ("": all).
-// Records appear shortly after the call ended. Errors: CodeNotFound.
-func (c *Client) Invocations(ctx context.Context, name string, limit int, before string) ([]hearth.Invocation, error) {
-	var out struct {
-		Invocations []hearth.Invocation `json:"invocations"`
-	}
-	_, err := c.call(ctx, request{
-		method: http.MethodGet, path: []string{"v1", "functions", name, "invocations"},
-		query: page(limit, "before", before),
-	}, &out)
-	return out.Invocations, err
-}
-
-// Invocation returns the record of one call. Records appear shortly after the
-// call ended. Errors: CodeNotFound.
-func (c *Client) Invocation(ctx context.Context, id string) (hearth.Invocation, error) {
-	var i hearth.Invocation
-	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "invocations", id}}, &i)
-	return i, err
-}
-
 // Driver is what an isolation technology can do on the server's host.
 type Driver struct {
 	Name string `json:"name"`

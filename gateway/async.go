@@ -332,9 +332,7 @@ func (g *Gateway) finishAttempt(rec hearth.Invocation, attempt int, err error) {
 		}
 		g.logError(&rec, e)
 	}
-	if attempt > 1 {
-		rec.ID = hearth.AttemptID(rec.ID, attempt)
-	}
+	rec.ID, rec.Attempt = hearth.AttemptID(rec.ID, attempt), attempt
 	g.cfg.Recorder.Record(rec)
 }
 

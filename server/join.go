@@ -110,11 +110,11 @@ func (r recorded) Invocation(ctx context.Context, id string) (hearth.Invocation,
 	return r.Store.Invocation(ctx, id)
 }
 
-func (r recorded) Invocations(ctx context.Context, function, before string, limit int) ([]hearth.Invocation, error) {
+func (r recorded) Invocations(ctx context.Context, f hearth.InvocationFilter, before string, limit int) ([]hearth.Invocation, string, error) {
 	if err := r.recorder.Flush(ctx); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return r.Store.Invocations(ctx, function, before, limit)
+	return r.Store.Invocations(ctx, f, before, limit)
 }
 
 // health is the server as the API sees it.

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/hearthrun/hearth"
+	"github.com/hearthrun/hearth/api"
 	"github.com/hearthrun/hearth/telemetry/metrics"
 )
 
@@ -32,12 +33,46 @@ func (s *Server) startMetrics() error {
 	}
 	s.state = prometheus.NewRegistry()
 	s.state.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{s}, s.health)
+	if s.cfg.NoTelemetry {
+		return nil
+	}
 	s.metrics = metrics.Start(metrics.Options{
 		Dir: filepath.Join(s.store.Dir(), "metrics"), Calls: &s.calls, Gatherer: s.state, Logger: s.cfg.Logger,
 		Interval: s.cfg.MetricsInterval, Retention: s.cfg.KeepMetricsFor, MaxBytes: s.cfg.MetricsSize,
 		Rules: s.cfg.Rules, Notify: s.tellOfAlerts,
 	})
 	return nil
+}
+
+// errNoTelemetry is what a server answers that keeps no metrics.
+func errNoTelemetry() error {
+	return hearth.Errorf(hearth.CodeUnsupported, "this server keeps no metrics").WithHint("start it without --telemetry=false")
+}
+
+// noMetrics is in the place of a database that there is not.
+type noMetrics struct{}
+
+func (noMetrics) Stats(context.Context, string, time.Time, time.Time) (hearth.Stats, error) {
+	return hearth.Stats{}, errNoTelemetry()
+}
+
+// stats is what sums up calls.
+func (s *Server) stats() api.Stats {
+	if s.metrics == nil {
+		return noMetrics{}
+	}
+	return s.metrics
+}
+
+// query answers PromQL.
+func (s *Server) query() http.Handler {
+	if s.metrics != nil {
+		return s.metrics.Handler()
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		err := hearth.AsError(errNoTelemetry())
+		http.Error(w, err.Message+": "+err.Hint, err.Code.HTTPStatus())
+	})
 }
 
 // alertTimeout bounds how long a receiver of alerts may take.

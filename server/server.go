@@ -55,10 +55,16 @@ type Config struct {
 	// AllowedHosts are names under which management is served besides
 	// localhost and loopback addresses.
 	AllowedHosts []string
-	// KeepInvocations and KeepInvocationsFor bound the records of calls;
-	// defaults 1,000,000 and 7 days.
+	// NoTelemetry makes neither records of calls nor metrics of them.
+	NoTelemetry bool
+	// RecordSuccesses is how many successful calls are recorded per second; negative
+	// means all. Default 200. Failed and asynchronous ones are recorded always.
+	RecordSuccesses int
+	// KeepInvocations, KeepInvocationsFor and InvocationsSize bound the records of
+	// calls; defaults 1,000,000, 7 days and 1 GiB.
 	KeepInvocations    int
 	KeepInvocationsFor time.Duration
+	InvocationsSize    hearth.Bytes
 	// KeepMetricsFor and MetricsSize bound what is stored of metrics; defaults 15 days
 	// and 2 GiB. MetricsInterval is between two samples; default 15 s.
 	KeepMetricsFor  time.Duration
@@ -188,6 +194,9 @@ func (c Config) withDefaults() Config {
 	if c.KeepInvocationsFor == 0 {
 		c.KeepInvocationsFor = 7 * 24 * time.Hour
 	}
+	if c.InvocationsSize == 0 {
+		c.InvocationsSize = 1 << 30
+	}
 	return c
 }
 
@@ -252,7 +261,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), telemetry.LogOptions{Logger: log}); err != nil {
 		return nil, err
 	}
-	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{Counter: &s.calls}, log)
+	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{
+		SuccessRate: s.cfg.RecordSuccesses, Counter: &s.calls, Off: s.cfg.NoTelemetry,
+	}, log)
 	if s.drivers, err = newDrivers(s.cfg.drivers(s.store.Dir(), s.store.Owner())); err != nil {
 		return nil, err
 	}
@@ -337,10 +348,10 @@ func (s *Server) handler() http.Handler {
 		Invocations: recorded{s.store, s.recorder},
 		Drivers:     s.probes,
 		Secrets:     s.secrets,
-		Stats:       s.metrics,
+		Stats:       s.stats(),
 		Prices:      s.cfg.Prices,
 		Metrics:     metrics.Exposition(&s.calls, s.state),
-		Query:       s.metrics.Handler(),
+		Query:       s.query(),
 		Health:      health{s},
 		Logger:      s.cfg.Logger,
 		Version:     s.cfg.Version,
@@ -407,6 +418,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.wg.Go(func() { s.probes.Drivers(background) })
 	s.wg.Go(func() { s.maintain(background) })
+	s.wg.Go(func() { s.boundInvocations(background) })
 	s.wg.Go(func() { watchKeyFile(background, s.secrets.CheckKeyFile, s.cfg.Logger) })
 	s.wg.Go(func() { s.api.Run(background) })
 
@@ -561,28 +573,5 @@ func (s *Server) readiness() error {
 		return nil
 	default:
 		return errors.New("the server is starting")
-	}
-}
-
-// maintain removes what is too old to keep.
-func (s *Server) maintain(ctx context.Context) {
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		now := time.Now()
-		if _, err := s.store.PruneInvocations(ctx, now.Add(-s.cfg.KeepInvocationsFor), s.cfg.KeepInvocations); err != nil && ctx.Err() == nil {
-			s.cfg.Logger.Error("pruning invocation records", "err", err)
-		}
-		if err := s.pruneCalls(ctx); err != nil && ctx.Err() == nil {
-			s.cfg.Logger.Error("pruning counts of calls", "err", err)
-		}
-		if _, err := s.store.PruneArtifacts(ctx, now.Add(-24*time.Hour)); err != nil && ctx.Err() == nil {
-			s.cfg.Logger.Error("pruning artifacts", "err", err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
 	}
 }

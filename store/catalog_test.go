@@ -39,7 +39,7 @@ func TestNumbersAndRecordsOfADeletedFunction(t *testing.T) {
 	wantCode(t, err, hearth.CodeNotFound)
 	_, err = s.Versions(ctx, "f", 0, 0)
 	wantCode(t, err, hearth.CodeNotFound)
-	_, err = s.Invocations(ctx, "f", "", 0)
+	_, _, err = s.Invocations(ctx, hearth.InvocationFilter{Function: "f"}, "", 0)
 	wantCode(t, err, hearth.CodeNotFound)
 	_, err = s.Invocation(ctx, "1")
 	wantCode(t, err, hearth.CodeNotFound)
@@ -50,7 +50,7 @@ func TestNumbersAndRecordsOfADeletedFunction(t *testing.T) {
 		t.Fatalf("made anew: %+v %+v", f, v)
 	}
 	record("3", 3)
-	got, err := s.Invocations(ctx, "f", "", 0)
+	got, _, err := s.Invocations(ctx, hearth.InvocationFilter{Function: "f"}, "", 0)
 	if err != nil || len(got) != 1 || got[0].ID != "3" {
 		t.Fatalf("%v %v", got, err)
 	}

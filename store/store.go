@@ -71,6 +71,7 @@ type Store struct {
 	invocations *database
 	queueDB     *database
 	queue       *Queue
+	scan        int // maxScan, but in tests
 
 	mu    sync.Mutex     // guards what follows and the removal of artifacts
 	holds map[string]int // by digest: how many stages and new versions need it
@@ -99,7 +100,7 @@ func Open(ctx context.Context, dir string, logger *slog.Logger) (_ *Store, err e
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, log: logger, lock: lock, holds: map[string]int{}}
+	s := &Store{dir: dir, log: logger, lock: lock, holds: map[string]int{}, scan: maxScan}
 	defer func() {
 		if err != nil {
 			_ = s.Close()
@@ -109,7 +110,7 @@ func Open(ctx context.Context, dir string, logger *slog.Logger) (_ *Store, err e
 	if s.catalog, err = openDatabase(ctx, filepath.Join(dir, catalogFile), "catalog", "FULL", "secure_delete(ON)"); err != nil {
 		return nil, err
 	}
-	if s.invocations, err = openDatabase(ctx, filepath.Join(dir, invocationsFile), "invocations", "NORMAL"); err != nil {
+	if s.invocations, err = openDatabase(ctx, filepath.Join(dir, invocationsFile), "invocations", "NORMAL", invocationPragmas...); err != nil {
 		return nil, err
 	}
 	if err = s.openQueue(ctx, filepath.Join(dir, queueFile)); err != nil {
@@ -175,10 +176,9 @@ func openDatabase(ctx context.Context, path, schema, synchronous string, pragmas
 		u := url.URL{Scheme: "file", Path: path}
 		u.RawQuery = url.Values{
 			"_txlock": {"immediate"},
-			"_pragma": append([]string{
-				"busy_timeout(10000)", "journal_mode(WAL)", "foreign_keys(ON)", "trusted_schema(OFF)",
-				"synchronous(" + synchronous + ")",
-			}, pragmas...),
+			// The given ones first: auto_vacuum counts only before the file is made.
+			"_pragma": append(pragmas, "busy_timeout(10000)", "journal_mode(WAL)", "foreign_keys(ON)", "trusted_schema(OFF)",
+				"synchronous("+synchronous+")"),
 		}.Encode()
 		db, err := sql.Open("sqlite", u.String())
 		if err != nil {

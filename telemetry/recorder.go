@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,11 +20,12 @@ type Sink interface {
 // RecorderOptions bound what a Recorder keeps; zero fields take the default.
 type RecorderOptions struct {
 	// SuccessRate is how many successful calls are recorded per second, with
-	// bursts of one second; the others are skipped. Negative means all. Errors
-	// are not limited. Default 200.
+	// bursts of one second; the others are skipped. Negative means all. Failed and
+	// asynchronous calls are not limited. Default 200.
 	SuccessRate int
-	// Buffer is how many records may wait for the sink. Default 16384.
-	Buffer int
+	// Buffer is how many records may wait for the sink, and BufferBytes how large they
+	// may be together. Defaults 16384 and 16 MiB.
+	Buffer, BufferBytes int
 	// Batch is how many records go to the sink at once. Default 500.
 	Batch int
 	// Interval is the longest wait of a record before it goes to the sink.
@@ -33,6 +35,8 @@ type RecorderOptions struct {
 	SinkTimeout time.Duration
 	// Counter counts all calls, whatever becomes of their records; nil counts none.
 	Counter Counter
+	// Off records nothing and counts nothing but Traffic.
+	Off bool
 }
 
 // Counter counts calls that have ended; package metrics has one.
@@ -43,6 +47,7 @@ type Counter interface {
 func (o RecorderOptions) withDefaults() RecorderOptions {
 	setDefault(&o.SuccessRate, 200)
 	setDefault(&o.Buffer, 16384)
+	setDefault(&o.BufferBytes, 16<<20)
 	setDefault(&o.Batch, 500)
 	setDefault(&o.Interval, 100*time.Millisecond)
 	setDefault(&o.SinkTimeout, 10*time.Second)
@@ -58,12 +63,20 @@ func setDefault[T int | int64 | time.Duration](p *T, v T) {
 // refusalRate is how many refused calls of each function are recorded per second.
 const refusalRate = 10
 
+const (
+	// recordSize is about what a record takes in memory without its texts, in bytes.
+	recordSize = 512
+	// maxText bounds each of those that callers and functions choose, in bytes. Sinks
+	// may cut them to less.
+	maxText = 8 << 10
+)
+
 // maxBackoff is the longest pause between attempts to reach a failing sink.
 const maxBackoff = 5 * time.Second
 
 // Recorder takes invocation records off the path of the calls and gives them
 // to a sink in batches. It would rather lose a record than hold up a call, and
-// the record of a success rather than that of an error. Its methods may be
+// that of a success whose caller waited rather than any other. Its methods may be
 // called from many goroutines.
 type Recorder struct {
 	// Constant after construction.
@@ -80,13 +93,58 @@ type Recorder struct {
 	budget           atomic.Int64 // successes that may be recorded now
 	skipped, dropped atomic.Int64
 
-	mu        sync.Mutex
-	closed    bool
-	errors    []hearth.Invocation
-	successes []hearth.Invocation
+	mu     sync.Mutex
+	closed bool
+	// vital are those of failed and of asynchronous calls, sampled the others.
+	vital, sampled backlog
 	// refused counts the refused calls of each function since refusedSince.
 	refused      map[string]int
 	refusedSince time.Time
+}
+
+// backlog is records that wait, in the order in which they came.
+type backlog struct {
+	list  []hearth.Invocation
+	bytes int
+}
+
+func (b *backlog) add(v hearth.Invocation) {
+	b.list = append(b.list, v)
+	b.bytes += sizeOf(&v)
+}
+
+// drop removes the newest.
+func (b *backlog) drop() {
+	last := len(b.list) - 1
+	b.bytes -= sizeOf(&b.list[last])
+	b.list[last] = hearth.Invocation{}
+	b.list = b.list[:last]
+}
+
+// take removes the n oldest, or as many as there are.
+func (b *backlog) take(n int) []hearth.Invocation {
+	n = min(n, len(b.list))
+	batch := b.list[:n:n]
+	for i := range batch {
+		b.bytes -= sizeOf(&batch[i])
+	}
+	if b.list = b.list[n:]; len(b.list) == 0 {
+		b.list = nil // the memory of many is not kept for few
+	}
+	return batch
+}
+
+// putBack makes records the oldest again.
+func (b *backlog) putBack(batch []hearth.Invocation) {
+	for i := range batch {
+		b.bytes += sizeOf(&batch[i])
+	}
+	b.list = append(batch, b.list...)
+}
+
+// sizeOf returns about how much memory a record takes, in bytes.
+func sizeOf(v *hearth.Invocation) int {
+	return recordSize + len(v.Method) + len(v.Path) + len(v.ErrorMessage)
 }
 
 // NewRecorder starts a Recorder; the caller must Close it.
@@ -127,33 +185,57 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 // sink. After Close it drops the record.
 func (r *Recorder) Record(v hearth.Invocation) {
 	r.Traffic.count(&v)
+	if r.opts.Off {
+		return
+	}
 	r.count(&v)
-	failed := v.ErrorCode != ""
-	if !failed && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
+	vital := v.Failed() || v.Attempt > 0
+	if !vital && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
 		r.skipped.Add(1)
 		return
 	}
+	own(&v)
 	r.mu.Lock()
-	n := len(r.errors) + len(r.successes)
+	n := len(r.vital.list) + len(r.sampled.list)
 	switch {
-	case r.closed:
+	case r.closed || !r.roomLocked(sizeOf(&v), vital):
 		r.dropped.Add(1)
-	case n >= r.opts.Buffer && (!failed || len(r.successes) == 0):
-		r.dropped.Add(1)
-	case failed:
-		if n >= r.opts.Buffer {
-			r.successes = r.successes[:len(r.successes)-1]
-			r.dropped.Add(1)
-		}
-		r.errors = append(r.errors, v)
+	case vital:
+		r.vital.add(v)
 	default:
-		r.successes = append(r.successes, v)
+		r.sampled.add(v)
 	}
 	r.mu.Unlock()
 	if n == 0 || n == r.opts.Batch-1 {
 		r.wake()
 	}
 }
+
+// roomLocked tells whether there is room for one more record; for a vital one it makes
+// room as long as there are others.
+func (r *Recorder) roomLocked(size int, vital bool) bool {
+	for len(r.vital.list)+len(r.sampled.list) >= r.opts.Buffer || r.vital.bytes+r.sampled.bytes+size > r.opts.BufferBytes {
+		if !vital || len(r.sampled.list) == 0 {
+			return false
+		}
+		r.sampled.drop()
+		r.dropped.Add(1)
+	}
+	return true
+}
+
+// own bounds the texts of a record and makes those its own that are parts of longer ones:
+// of a request's first line, which would be kept as a whole.
+func own(v *hearth.Invocation) {
+	method := cut(v.Method)
+	both := method + cut(v.Path)
+	v.Method, v.Path = both[:len(method)], both[len(method):]
+	if len(v.ErrorMessage) > maxText {
+		v.ErrorMessage = strings.Clone(cut(v.ErrorMessage))
+	}
+}
+
+func cut(s string) string { return s[:min(len(s), maxText)] }
 
 func (r *Recorder) count(v *hearth.Invocation) {
 	if r.opts.Counter != nil {
@@ -291,32 +373,45 @@ func (r *Recorder) refill(elapsed time.Duration) bool {
 	}
 }
 
-func (r *Recorder) full() bool {
+func (r *Recorder) full() bool { return r.waiting() >= r.opts.Batch }
+
+func (r *Recorder) empty() bool { return r.waiting() == 0 }
+
+// waiting returns how many records there are.
+func (r *Recorder) waiting() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.errors)+len(r.successes) >= r.opts.Batch
+	return len(r.vital.list) + len(r.sampled.list)
 }
 
-func (r *Recorder) empty() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.errors)+len(r.successes) == 0
-}
-
-// drain gives the sink what was recorded up to now, errors first.
+// drain gives the sink what was recorded up to now, the vital records first.
 func (r *Recorder) drain(ctx context.Context) error {
 	r.mu.Lock()
-	failures, successes := r.errors, r.successes
-	r.errors, r.successes = nil, nil
+	vital, sampled := len(r.vital.list), len(r.sampled.list)
 	r.mu.Unlock()
-	for _, list := range []*[]hearth.Invocation{&failures, &successes} {
-		for len(*list) > 0 {
-			n := min(len(*list), r.opts.Batch)
-			if err := r.send(ctx, (*list)[:n]); err != nil {
-				r.putBack(failures, successes)
-				return err
-			}
-			*list = (*list)[n:]
+	err := r.drainOne(ctx, &r.vital, vital)
+	if err == nil {
+		err = r.drainOne(ctx, &r.sampled, sampled)
+	}
+	return err
+}
+
+// drainOne gives the sink the n oldest records of a backlog, as far as they do not have
+// to make room meanwhile.
+func (r *Recorder) drainOne(ctx context.Context, b *backlog, n int) error {
+	for n > 0 {
+		r.mu.Lock()
+		batch := b.take(min(n, r.opts.Batch))
+		r.mu.Unlock()
+		if len(batch) == 0 {
+			return nil
+		}
+		n -= len(batch)
+		if err := r.send(ctx, batch); err != nil {
+			r.mu.Lock()
+			b.putBack(batch) // there may be as much more than there is room for
+			r.mu.Unlock()
+			return err
 		}
 	}
 	return nil
@@ -341,26 +436,10 @@ func (r *Recorder) send(ctx context.Context, batch []hearth.Invocation) error {
 	}
 }
 
-// putBack returns records to the buffer, as far as they fit.
-func (r *Recorder) putBack(failures, successes []hearth.Invocation) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	failures, successes = append(failures, r.errors...), append(successes, r.successes...)
-	if over := len(failures) - r.opts.Buffer; over > 0 {
-		failures = failures[over:]
-		r.dropped.Add(int64(over))
-	}
-	if over := len(failures) + len(successes) - r.opts.Buffer; over > 0 {
-		successes = successes[over:]
-		r.dropped.Add(int64(over))
-	}
-	r.errors, r.successes = failures, successes
-}
-
 // dropRest counts what Close could not bring to the sink.
 func (r *Recorder) dropRest() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.dropped.Add(int64(len(r.errors) + len(r.successes)))
-	r.errors, r.successes = nil, nil
+	r.dropped.Add(int64(len(r.vital.list) + len(r.sampled.list)))
+	r.vital, r.sampled = backlog{}, backlog{}
 }

@@ -3,10 +3,12 @@ package telemetry_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/telemetry"
@@ -178,6 +180,128 @@ func TestRecorderPrefersErrorsWhenTheSinkFails(t *testing.T) {
 		}
 	})
 }
+
+// Asynchronous calls and what functions answer with 5xx are kept like errors.
+func TestRecorderKeepsWhatIsVital(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: 10}, discard())
+		const n = 1000
+		for i := range n {
+			r.Record(success(i))
+			r.Record(hearth.Invocation{ID: fmt.Sprint("a", i), Status: 200, Attempt: 1})
+			r.Record(hearth.Invocation{ID: fmt.Sprint("h", i), Status: 503})
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		attempts, answers := 0, 0
+		for _, b := range s.batches {
+			for _, v := range b {
+				attempts += v.Attempt
+				answers += v.Status / 503
+			}
+		}
+		if attempts != n || answers != n || r.Skipped() < n-20 || r.Dropped() != 0 {
+			t.Errorf("%d attempts and %d answers with 503 of %d each; %d skipped, %d dropped", attempts, answers, n, r.Skipped(), r.Dropped())
+		}
+	})
+}
+
+// What waits has a bound in bytes, and does not hold on to requests.
+func TestRecorderBoundsBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		s.fail(hearth.Errorf(hearth.CodeUnavailable, "the disk is full"))
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{SuccessRate: -1, BufferBytes: 1 << 20}, discard())
+		line := "GET /" + strings.Repeat("x", 1<<20)
+		for i := range 1000 {
+			v := success(i)
+			v.Method, v.Path = line[:3], line[4:]
+			r.Record(v)
+			v.ErrorCode, v.ErrorMessage = hearth.CodeFunction, line
+			r.Record(v)
+			time.Sleep(time.Millisecond)
+		}
+		s.fail(nil)
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		bytes, n := 0, 0
+		for _, b := range s.batches {
+			for _, v := range b {
+				if len(v.Path) > 8<<10 || len(v.ErrorMessage) > 8<<10 || v.Method != "GET" {
+					t.Fatalf("method %q, %d bytes of path, %d of message", v.Method, len(v.Path), len(v.ErrorMessage))
+				}
+				if unsafe.StringData(v.Path) == unsafe.StringData(line[4:]) {
+					t.Fatal("the record holds on to the request")
+				}
+				bytes += len(v.Path) + len(v.ErrorMessage)
+				n++
+			}
+		}
+		// One batch was with the sink while others came.
+		if bytes > 2<<20 || n == 0 || int64(n)+r.Dropped() != 2000 {
+			t.Errorf("%d records of %d bytes were kept, %d dropped", n, bytes, r.Dropped())
+		}
+		if _, failed := s.count(); failed != n {
+			t.Errorf("%d successes were kept while errors were dropped", n-failed)
+		}
+	})
+}
+
+// A sink that hangs has at most one batch: what waits can still make room for errors.
+func TestRecorderPrefersErrorsWhileTheSinkHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := telemetry.NewRecorder(deadSink{}, telemetry.RecorderOptions{SuccessRate: -1, Buffer: 100, Batch: 10, SinkTimeout: time.Hour}, discard())
+		for i := range 110 {
+			r.Record(success(i))
+			time.Sleep(time.Millisecond) // the first batch goes to the sink
+		}
+		before := r.Dropped()
+		for i := range 90 {
+			r.Record(failure(i))
+		}
+		if d := r.Dropped() - before; d > 90 || before > 10 {
+			t.Errorf("%d records were dropped, and %d for errors", before, d)
+		}
+		for i := range 10 {
+			r.Record(failure(i))
+		}
+		dropped := r.Dropped()
+		r.Record(success(1000))
+		if r.Dropped() != dropped+1 {
+			t.Error("a success took the place of an error")
+		}
+		closed := make(chan error)
+		go func() { closed <- r.Close() }()
+		if err := <-closed; err == nil {
+			t.Error("no error")
+		}
+	})
+}
+
+func TestRecorderOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{Off: true, Counter: refusing{t}}, discard())
+		v := failure(1)
+		v.Function, v.Version = "f", 1
+		r.Record(v)
+		r.Refused(v)
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.batches) != 0 || r.Skipped() != 0 || r.Dropped() != 0 {
+			t.Errorf("%v", s.batches)
+		}
+	})
+}
+
+// refusing counts nothing.
+type refusing struct{ t *testing.T }
+
+func (r refusing) Count(*hearth.Invocation) { r.t.Error("a call was counted") }
 
 func TestRecorderCloseGivesUpOnADeadSink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

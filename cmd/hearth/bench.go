@@ -61,7 +61,7 @@ them again. A run takes about three minutes; let nothing else run meanwhile.`,
 	durationVar(f, &o.Duration, "duration", 3*time.Second, "time of each measurement")
 	f.IntVar(&o.ColdIterations, "cold", 20, "number of cold starts; -1 for none")
 	f.BoolVar(&check, "check", false, "exit with 1 if a target is missed")
-	cmd.AddCommand(a.benchCompareCmd(), a.benchPoolCmd(), a.benchStreamCmd(), a.benchQueueCmd())
+	cmd.AddCommand(a.benchCompareCmd(), a.benchPoolCmd(), a.benchStreamCmd(), a.benchQueueCmd(), a.benchTelemetryCmd())
 	return a.talks(a.prints(cmd))
 }
 

@@ -84,7 +84,7 @@ func lookInto(ctx context.Context, c *client.Client, name string) (*coldStory, e
 	if err != nil {
 		return nil, err
 	}
-	calls, err := c.Invocations(ctx, name, lookBack, "")
+	calls, _, err := c.Invocations(ctx, hearth.InvocationFilter{Function: name}, lookBack, "")
 	if err != nil {
 		return nil, err
 	}

@@ -17,10 +17,14 @@ import (
 	"github.com/hearthrun/hearth/server"
 )
 
+// minInvocationsSize is what --invocations-size must allow.
+const minInvocationsSize = 16 << 20
+
 func (a *app) serveCmd() *cobra.Command {
 	cfg := server.Config{Version: version}
 	var logLevel, logFormat, prices string
 	var buildEnv []string
+	var telemetry bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the server",
@@ -58,6 +62,13 @@ machine, under any --listen address; functions are served to everyone.`,
 			if cfg.BuildTimeout <= 0 {
 				return &usageError{fmt.Errorf("--build-timeout %s is not positive", cfg.BuildTimeout)}
 			}
+			if cfg.RecordSuccesses == 0 || cfg.RecordSuccesses < -1 {
+				return &usageError{fmt.Errorf("--record-successes %d is no number of calls\n\ngive one from 1 on, or -1 for all", cfg.RecordSuccesses)}
+			}
+			if cfg.InvocationsSize < minInvocationsSize {
+				return &usageError{fmt.Errorf("--invocations-size %s is less than %s", cfg.InvocationsSize, hearth.Bytes(minInvocationsSize))}
+			}
+			cfg.NoTelemetry = !telemetry
 			if cfg.Listener, err = inherited(); err != nil {
 				return err
 			}
@@ -83,6 +94,9 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringSliceVar(&cfg.AllowedHosts, "allowed-hosts", nil, "host names under which the management API is served besides loopback")
 	f.IntVar(&cfg.KeepInvocations, "keep-invocations", 1_000_000, "how many records of calls are kept")
 	durationVar(f, &cfg.KeepInvocationsFor, "keep-invocations-for", 7*24*time.Hour, "how long records of calls are kept")
+	f.TextVar(&cfg.InvocationsSize, "invocations-size", hearth.Bytes(1<<30), "`SIZE` of the records of calls that are kept at most")
+	f.IntVar(&cfg.RecordSuccesses, "record-successes", 200, "how many successful calls are recorded per second, besides all that failed or were asynchronous; -1 for all")
+	f.BoolVar(&telemetry, "telemetry", true, "record calls and keep metrics")
 	durationVar(f, &cfg.KeepMetricsFor, "keep-metrics-for", 15*24*time.Hour, "how long metrics are kept")
 	f.TextVar(&cfg.MetricsSize, "metrics-size", hearth.Bytes(2<<30), "`SIZE` of the metrics that are kept at most")
 	durationVar(f, &cfg.MetricsInterval, "metrics-interval", 15*time.Second, "between two samples of metrics that are kept")
@@ -101,7 +115,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "loopback address to serve profiles on, under /debug/pprof/ (default none)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "keep-versions", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "prices", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "invocations-size", "record-successes", "telemetry", "keep-versions", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "prices", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
 	return cmd
 }
 

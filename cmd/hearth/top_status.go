@@ -147,13 +147,12 @@ func (w *topWatch) query(ctx context.Context, expression string, at time.Time) (
 	return v, err
 }
 
-// failures returns the last calls of a function that failed, newest first, of the last
-// hundred.
+// failures returns the last calls of a function that failed, newest first.
 func (w *topWatch) failures(ctx context.Context, function string) ([]hearth.Invocation, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	list, err := w.client.Invocations(ctx, function, 100, "")
-	return slices.DeleteFunc(list, func(v hearth.Invocation) bool { return v.ErrorCode == "" && v.Status < 500 }), err
+	list, _, err := w.client.Invocations(ctx, hearth.InvocationFilter{Function: function, Code: hearth.FilterError}, 100, "")
+	return list, err
 }
 
 // topOf puts together how the parts of a server are and what calls did.
