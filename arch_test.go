@@ -27,7 +27,7 @@ var imports = map[string][]string{
 	"queue":                       {""},
 	"build":                       {"", "driver", "guest"},
 	"store":                       {""},
-	"telemetry":                   {""},
+	"telemetry":                   {"", "jsonwalk"},
 	"telemetry/metrics":           {""},
 	"client":                      {""},
 	"guest":                       {""},
