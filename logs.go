@@ -61,8 +61,8 @@ type LogFilter struct {
 	// Level is the least severe one that is meant; lines without a level are not meant
 	// then, whatever their stream.
 	Level LogLevel
-	// Invocation is the id of a call. The lines of all attempts of an asynchronous call
-	// are meant, too.
+	// Invocation is the id of a call. The lines of an asynchronous call do not say which
+	// attempt they are of: the id of the record of one means the lines of all.
 	Invocation string
 	// Stream is "stdout", "stderr" or "hearth".
 	Stream string

@@ -402,7 +402,7 @@ func TestSearchLogs(t *testing.T) {
 	begin := time.Now().Add(-time.Hour).UTC()
 	for i, text := range []string{`{"level":"warn","msg":"Slow"}`, "plain Slow", `{"level":50,"msg":"broken"}`, `{"severity":"debug"}`} {
 		h.logs.Append(hearth.LogLine{
-			Time: begin.Add(time.Duration(i) * time.Minute), Function: "hello", Version: 1, Invocation: hearth.AttemptID("call", i),
+			Time: begin.Add(time.Duration(i) * time.Minute), Function: "hello", Version: 1, Invocation: []string{"call", "other"}[i/3],
 			Stream: []string{"stdout", "stderr"}[i/2], Text: text,
 		})
 	}
@@ -423,8 +423,8 @@ func TestSearchLogs(t *testing.T) {
 		"level=trace":                    "023",
 		"level=error":                    "2",
 		"stream=stderr":                  "23",
-		"invocation=call":                "0123",
-		"invocation=call.3":              "3",
+		"invocation=call":                "012",
+		"invocation=call.2":              "012",
 		"invocation=cal":                 "",
 		"since=59m30s":                   "123",
 		"until=59m30s":                   "0",

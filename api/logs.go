@@ -48,7 +48,7 @@ func (s *API) registerLogs() {
 			{Name: "follow", In: "query", Description: "Go on with new lines as they come", Schema: &huma.Schema{Type: huma.TypeBoolean, Default: false}},
 			{Name: "q", In: "query", Description: "Only lines with this text in them, whatever the case of its letters", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxSearch)}, Example: "connection refused"},
 			{Name: "level", In: "query", Description: "Only lines of this level or a more severe one; lines without a level are left out then, also those of stderr", Schema: &huma.Schema{Type: huma.TypeString, Enum: levels}},
-			{Name: "invocation", In: "query", Description: "Only lines of the call with this id; those of all attempts of an asynchronous call", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxSearch)}},
+			{Name: "invocation", In: "query", Description: "Only lines of the call with this id, of all attempts if it was an asynchronous one", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxSearch)}},
 			{Name: "stream", In: "query", Description: "Only lines of this stream", Schema: &huma.Schema{Type: huma.TypeString, Enum: streams}},
 			{Name: "since", In: "query", Description: "Only lines from this time on, or from so long ago", Schema: &huma.Schema{Type: huma.TypeString}, Example: "15m"},
 			{Name: "until", In: "query", Description: "Only lines before this time, or before so long ago; a stream ends then", Schema: &huma.Schema{Type: huma.TypeString}, Example: "2026-01-31T08:00:00Z"},

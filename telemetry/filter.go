@@ -17,16 +17,18 @@ const disorder = time.Minute
 type matcher struct {
 	hearth.LogQuery
 	text string // in lower case
+	call string // Invocation without the number of an attempt, see hearth.AttemptID
 	// hint is in the JSON of every line that is meant; nil if nothing is known.
 	hint []byte
 }
 
 func newMatcher(q hearth.LogQuery) matcher {
 	m := matcher{LogQuery: q, text: strings.ToLower(q.Text)}
-	if q.Invocation != "" && !strings.ContainsFunc(q.Invocation, func(r rune) bool {
-		return !(r == '-' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z')
+	m.call, _, _ = strings.Cut(q.Invocation, ".")
+	if m.call != "" && !strings.ContainsFunc(m.call, func(r rune) bool {
+		return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z')
 	}) {
-		m.hint = []byte(q.Invocation)
+		m.hint = []byte(m.call)
 	}
 	return m
 }
@@ -49,16 +51,10 @@ func (m *matcher) matches(l *hearth.LogLine) bool {
 	return (len(m.Versions) == 0 || slices.Contains(m.Versions, l.Version)) &&
 		(m.Stream == "" || l.Stream == m.Stream) &&
 		l.Level.AtLeast(m.Level) &&
-		(m.Invocation == "" || attemptOf(l.Invocation, m.Invocation)) &&
+		(m.Invocation == "" || l.Invocation == m.call) &&
 		(m.Since.IsZero() || !l.Time.Before(m.Since)) &&
 		(m.Until.IsZero() || l.Time.Before(m.Until)) &&
 		(m.text == "" || strings.Contains(strings.ToLower(l.Text), m.text))
-}
-
-// attemptOf tells whether a record belongs to a call: see hearth.AttemptID.
-func attemptOf(id, call string) bool {
-	rest, ok := strings.CutPrefix(id, call)
-	return ok && (rest == "" || rest[0] == '.')
 }
 
 // tooOld tells whether no line of the segment, nor of those before, can be meant.

@@ -19,7 +19,7 @@ import (
 // LogOptions bound what Logs keeps; zero fields take the default.
 type LogOptions struct {
 	// FileBytes is the size at which a new file is begun, before it is compressed.
-	// Default 2 MiB.
+	// Default 2 MiB, and at most a sixteenth of TotalBytes.
 	FileBytes int64
 	// Files and FunctionBytes are how many files a function has at most, and how much
 	// they take on the disk; the oldest are deleted. The number bounds what a search has
@@ -54,6 +54,7 @@ func (o LogOptions) withDefaults() LogOptions {
 	setDefault(&o.FunctionBytes, 16<<20)
 	setDefault(&o.TotalBytes, 4<<30)
 	setDefault(&o.KeepFor, 15*24*time.Hour)
+	o.FileBytes = min(o.FileBytes, o.TotalBytes/16)
 	setDefault(&o.LinesPerSecond, 5000)
 	setDefault(&o.BytesPerSecond, 2<<20)
 	setDefault(&o.QueueBytes, 32<<20)

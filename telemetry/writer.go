@@ -159,9 +159,7 @@ func (w *writer) write(s *stream) {
 	for _, line := range notices {
 		l.opts.Export(line)
 	}
-	if w.used > l.opts.TotalBytes {
-		w.shrink()
-	}
+	w.shrink()
 }
 
 // failed puts losses on the account of the stream: lines that could not be
@@ -369,7 +367,9 @@ func (w *writer) rotate(s *stream) error {
 	old := s.excessLocked(w.logs.opts)
 	s.mu.Unlock()
 	w.packLater()
-	return w.remove(s, old)
+	err = w.remove(s, old)
+	w.shrink()
+	return err
 }
 
 // excessLocked takes the oldest segments away that are too many, or too large if the last
@@ -419,9 +419,12 @@ func (w *writer) expire(now time.Time) {
 	}
 }
 
-// shrink deletes the oldest segments of the functions that take most, until there is a
-// bit of room.
+// shrink deletes the oldest segments of the functions that take most, if all take too
+// much, until there is a bit of room.
 func (w *writer) shrink() {
+	if w.used <= w.logs.opts.TotalBytes {
+		return
+	}
 	all := w.logs.all()
 	size := func(s *stream) (n int64) {
 		for _, g := range s.segments {
