@@ -18,7 +18,7 @@ const module = "github.com/hearthrun/hearth"
 var imports = map[string][]string{
 	"":                            {},
 	"cmd/hearth":                  {"", "server", "client", "bench", "pool/policy", "telemetry/metrics"},
-	"server":                      {"", "api", "gateway", "pool", "queue", "build", "store", "telemetry", "telemetry/metrics", "driver", "driver/docker", "driver/egress", "driver/native", "driver/oci", "guest", "images"},
+	"server":                      {"", "api", "gateway", "pool", "queue", "build", "store", "telemetry", "telemetry/export", "telemetry/metrics", "driver", "driver/docker", "driver/egress", "driver/native", "driver/oci", "guest", "images"},
 	"api":                         {"", "build", "driver", "jsonwalk"},
 	"gateway":                     {"", "guest", "jsonwalk"},
 	"jsonwalk":                    {},
@@ -27,7 +27,8 @@ var imports = map[string][]string{
 	"queue":                       {""},
 	"build":                       {"", "driver", "guest"},
 	"store":                       {""},
-	"telemetry":                   {""},
+	"telemetry":                   {"", "jsonwalk"},
+	"telemetry/export":            {""},
 	"telemetry/metrics":           {""},
 	"client":                      {""},
 	"guest":                       {""},

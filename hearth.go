@@ -162,6 +162,9 @@ type LogLine struct {
 	Invocation string `json:"invocation,omitempty"`
 	// Stream is "stdout", "stderr" or "hearth" (a line of the platform).
 	Stream string `json:"stream"`
+	// Level is what the line says of itself, if it is a JSON object as logging libraries
+	// write them; empty for others.
+	Level LogLevel `json:"level,omitempty"`
 	// Text is without its line end; invalid UTF-8 is replaced.
 	Text string `json:"text"`
 }

@@ -88,20 +88,6 @@ func (f InvocationFilter) StatusRange() (from, to int, err error) {
 	return 0, 0, Errorf(CodeInvalid, "%q is no status", clip(f.Status)).WithHint("write for example 404, or 5xx for all from 500 to 599")
 }
 
-// ParseMoment reads a time: as RFC 3339 has it, or how long it was before now, such as
-// "90m". Errors: CodeInvalid.
-func ParseMoment(text string, now time.Time) (time.Time, error) {
-	if t, err := time.Parse(time.RFC3339, text); err == nil {
-		return t, nil
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil || d < 0 {
-		return time.Time{}, Errorf(CodeInvalid, "%q is no time", clip(text)).
-			WithHint("write 2030-01-31T08:00:00Z, or how long ago it was: 30s, 15m or 24h")
-	}
-	return now.Add(-d), nil
-}
-
 // Failed tells whether the call went wrong: with an error, or its function answered with
 // a status of 500 or more.
 func (v *Invocation) Failed() bool { return v.ErrorCode != "" || v.Status >= 500 }

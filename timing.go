@@ -24,3 +24,16 @@ func appendTiming(b []byte, name string, d time.Duration) []byte {
 	// Whole microseconds, without an exponent.
 	return strconv.AppendFloat(b, float64(d.Microseconds())/1000, 'f', -1, 64)
 }
+
+// ParseMoment reads a time as RFC 3339 has it, or a duration before now: 15m. Errors:
+// CodeInvalid.
+func ParseMoment(s string, now time.Time) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	return time.Time{}, Errorf(CodeInvalid, "%q is no time", clip(s)).
+		WithHint("give a time such as 2026-01-31T08:00:00Z, or how long ago: 15m or 24h")
+}

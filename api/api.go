@@ -94,12 +94,11 @@ type Router interface {
 
 // Logs reads what functions wrote.
 type Logs interface {
-	// Tail returns the newest n lines of a function, oldest first; of the versions
-	// only, if any are given.
-	Tail(ctx context.Context, function string, n int, versions ...int) ([]hearth.LogLine, error)
-	// Follow calls emit for the newest n lines and then for each new one, until
-	// ctx ends or emit fails.
-	Follow(ctx context.Context, function string, n int, emit func(hearth.LogLine) error, versions ...int) error
+	// Tail returns the newest lines that q asks for, oldest first.
+	Tail(ctx context.Context, q hearth.LogQuery) ([]hearth.LogLine, error)
+	// Follow calls emit for those and then for each new one that q asks for, until ctx
+	// ends, q.Until has come or emit fails.
+	Follow(ctx context.Context, q hearth.LogQuery, emit func(hearth.LogLine) error) error
 	// Delete removes the logs of a function.
 	Delete(function string) error
 }

@@ -61,7 +61,7 @@ func TestClient(t *testing.T) {
 	}
 	h.logs.Append(hearth.LogLine{Time: time.Now(), Function: "hello", Stream: "stdout", Text: "one"})
 	enough := context.Canceled
-	if err := c.FollowLogs(ctx, "hello", 5, func(l hearth.LogLine) error {
+	if err := c.FollowLogs(ctx, "hello", 5, hearth.LogFilter{}, func(l hearth.LogLine) error {
 		if l.Text != "one" {
 			t.Errorf("got %+v", l)
 		}

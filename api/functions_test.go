@@ -47,7 +47,7 @@ func TestCreateReadDelete(t *testing.T) {
 	}
 	h.do("GET", "/v1/functions/hello", nil).problem(404, hearth.CodeNotFound, "hello")
 	h.do("DELETE", "/v1/functions/hello", nil).problem(404, hearth.CodeNotFound)
-	if lines, err := h.logs.Tail(t.Context(), "hello", 10); err != nil || len(lines) != 0 {
+	if lines, err := h.logs.Tail(t.Context(), hearth.LogQuery{Function: "hello", Tail: 10}); err != nil || len(lines) != 0 {
 		t.Errorf("logs remain: %v, %v", lines, err)
 	}
 	if h.reloads != 2 { // the router retires what is gone

@@ -396,6 +396,74 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// TestSearchLogs: the parameters reach the search, in the answer and in the stream.
+func TestSearchLogs(t *testing.T) {
+	h := newHost(t)
+	h.do("POST", "/v1/functions", hello()).json(201, &function{})
+	begin := time.Now().Add(-time.Hour).UTC()
+	for i, text := range []string{`{"level":"warn","msg":"Slow"}`, "plain Slow", `{"level":50,"msg":"broken"}`, `{"severity":"debug"}`} {
+		h.logs.Append(hearth.LogLine{
+			Time: begin.Add(time.Duration(i) * time.Minute), Function: "hello", Version: 1, Invocation: []string{"call", "other"}[i/3],
+			Stream: []string{"stdout", "stderr"}[i/2], Text: text,
+		})
+	}
+	numbers := func(list []hearth.LogLine) (out string) {
+		for _, l := range list {
+			out += fmt.Sprint(l.Time.Sub(begin).Minutes())
+		}
+		return out
+	}
+	at := func(minute int) string {
+		return begin.Add(time.Duration(minute) * time.Minute).Format(time.RFC3339Nano)
+	}
+	for query, want := range map[string]string{
+		"":                               "0123",
+		"q=sLOW":                         "01",
+		"q=slow&tail=1":                  "1",
+		"level=WARNING":                  "02",
+		"level=trace":                    "023",
+		"level=error":                    "2",
+		"stream=stderr":                  "23",
+		"invocation=call":                "012",
+		"invocation=call.2":              "012",
+		"invocation=cal":                 "",
+		"since=59m30s":                   "123",
+		"until=59m30s":                   "0",
+		"since=" + at(1):                 "123",
+		"until=" + at(1):                 "0",
+		"since=58m30s&level=info&tail=9": "2",
+	} {
+		var list struct{ Lines []hearth.LogLine }
+		if h.do("GET", "/v1/functions/hello/logs?"+query, nil).json(200, &list); numbers(list.Lines) != want {
+			t.Errorf("%s: got %q, want %q", query, numbers(list.Lines), want)
+		}
+	}
+	for _, q := range []string{"level=loud", "stream=stdin", "since=yesterday", "until=-5m", "since=5", "q=" + strings.Repeat("x", 1001), "invocation=" + strings.Repeat("x", 1001)} {
+		h.do("GET", "/v1/functions/hello/logs?"+q, nil).problem(400, hearth.CodeInvalid, "query."+strings.Split(q, "=")[0])
+	}
+
+	srv := h.serve()
+	body := h.send(srv, "GET", "/v1/functions/hello/logs?follow=true&level=error&tail=9", "").Body
+	lines := bufio.NewScanner(body)
+	for i, want := range []string{`"broken"`, `"new"`} {
+		for lines.Scan() && !strings.HasPrefix(lines.Text(), "data: ") {
+		}
+		if !strings.Contains(lines.Text(), want[1:len(want)-1]) {
+			t.Errorf("line %d is %s, %v", i, lines.Text(), lines.Err())
+		}
+		for _, level := range []string{"info", "fatal"} {
+			h.logs.Append(hearth.LogLine{Function: "hello", Version: 1, Stream: "stdout", Text: `{"level":"` + level + `","msg":"new ` + level + `"}`})
+		}
+	}
+	if strings.Contains(lines.Text(), "info") {
+		t.Errorf("got %s", lines.Text())
+	}
+	// It ends by itself when the time has come.
+	if _, err := io.ReadAll(h.send(srv, "GET", "/v1/functions/hello/logs?follow=true&until=0s", "").Body); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestInvocationRecords(t *testing.T) {
 	h := newHost(t)
 	h.do("GET", "/v1/functions/hello/invocations", nil).problem(404, hearth.CodeNotFound)

@@ -19,7 +19,11 @@ import (
 const (
 	defaultTail = 100
 	maxTail     = 10_000
+	// maxSearch is how long a text may be that is looked for.
+	maxSearch = 1000
 )
+
+var logStreams = []string{"stdout", "stderr", "hearth"}
 
 type logList struct {
 	Lines []hearth.LogLine `json:"lines" doc:"Oldest first"`
@@ -27,14 +31,27 @@ type logList struct {
 
 func (s *API) registerLogs() {
 	zero, most := 0.0, float64(maxTail)
+	var levels, streams []any
+	for _, l := range hearth.LogLevels() {
+		levels = append(levels, l)
+	}
+	for _, x := range logStreams {
+		streams = append(streams, x)
+	}
 	s.registerRaw(huma.Operation{
 		OperationID: "read-logs", Method: http.MethodGet, Path: "/v1/functions/{name}/logs", Tags: []string{"Logs"},
-		Summary:     "Read or follow the log of a function",
+		Summary:     "Read, search or follow the log of a function",
 		Description: "With follow=true the answer is a stream of server-sent events named line, each with a LogLine as JSON in its data; it goes on until the client or the server ends it. An event named error has a problem in its data and is the last one.",
 		Parameters: []*huma.Param{
 			{Name: "name", In: "path", Required: true, Description: "Name of the function; NAME@VERSION and NAME@ALIAS mean the lines of that version, or of those that the alias leads to now", Schema: &huma.Schema{Type: huma.TypeString}, Example: "hello"},
-			{Name: "tail", In: "query", Description: "How many of the newest lines", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: &zero, Maximum: &most, Default: defaultTail}},
+			{Name: "tail", In: "query", Description: "How many of the newest lines that meet all other conditions; fewer if they would take more than 16 MiB", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: &zero, Maximum: &most, Default: defaultTail}},
 			{Name: "follow", In: "query", Description: "Go on with new lines as they come", Schema: &huma.Schema{Type: huma.TypeBoolean, Default: false}},
+			{Name: "q", In: "query", Description: "Only lines with this text in them, whatever the case of its letters", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxSearch)}, Example: "connection refused"},
+			{Name: "level", In: "query", Description: "Only lines of this level or a more severe one; lines without a level are left out then, also those of stderr", Schema: &huma.Schema{Type: huma.TypeString, Enum: levels}},
+			{Name: "invocation", In: "query", Description: "Only lines of the call with this id, of all attempts if it was an asynchronous one", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxSearch)}},
+			{Name: "stream", In: "query", Description: "Only lines of this stream", Schema: &huma.Schema{Type: huma.TypeString, Enum: streams}},
+			{Name: "since", In: "query", Description: "Only lines from this time on, or from so long ago", Schema: &huma.Schema{Type: huma.TypeString}, Example: "15m"},
+			{Name: "until", In: "query", Description: "Only lines before this time, or before so long ago; a stream ends then", Schema: &huma.Schema{Type: huma.TypeString}, Example: "2026-01-31T08:00:00Z"},
 		},
 		Responses: map[string]*huma.Response{"200": {
 			Description: "The lines",
@@ -47,18 +64,17 @@ func (s *API) registerLogs() {
 }
 
 func (s *API) readLogs(w http.ResponseWriter, r *http.Request) error {
-	tail, follow, err := logQuery(r.URL.Query())
+	q, follow, err := logQuery(r.URL.Query())
 	if err != nil {
 		return err
 	}
-	function, versions, err := s.logTarget(r.Context(), hearth.Target(r.PathValue("name")))
-	if err != nil {
+	if q.Function, q.Versions, err = s.logTarget(r.Context(), hearth.Target(r.PathValue("name"))); err != nil {
 		return err
 	}
 	if follow {
-		return s.followLogs(w, r, function, versions, tail)
+		return s.followLogs(w, r, q)
 	}
-	lines, err := s.Logs.Tail(r.Context(), function, tail, versions...)
+	lines, err := s.Logs.Tail(r.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -97,26 +113,60 @@ func (s *API) logTarget(ctx context.Context, t hearth.Target) (function string, 
 	return "", nil, err
 }
 
-func logQuery(q url.Values) (tail int, follow bool, err error) {
-	tail = defaultTail
-	if err := onlyQuery(q, "tail", "follow"); err != nil {
-		return 0, false, err
-	}
-	if v := q.Get("tail"); v != "" {
-		tail, err = strconv.Atoi(v)
-		if err != nil || tail < 0 || tail > maxTail {
-			return 0, false, hearth.Errorf(hearth.CodeInvalid, "query.tail: %q is not a number from 0 to %d", clip(v), maxTail).
-				WithHint("write for example tail=100")
+func logQuery(in url.Values) (q hearth.LogQuery, follow bool, err error) {
+	q.Tail = defaultTail
+	q.Text, q.Invocation, q.Stream = in.Get("q"), in.Get("invocation"), in.Get("stream")
+	set := func(key string, parse func(v string) error) {
+		if v := in.Get(key); v != "" && err == nil {
+			if err = parse(v); err != nil {
+				e := hearth.AsError(err)
+				err = hearth.Errorf(hearth.CodeInvalid, "query.%s: %w", key, err).WithHint("%s", e.Hint)
+			}
 		}
 	}
-	if v := q.Get("follow"); v != "" {
-		follow, err = strconv.ParseBool(v)
-		if err != nil {
-			return 0, false, hearth.Errorf(hearth.CodeInvalid, "query.follow: %q is neither true nor false", clip(v)).
-				WithHint("write follow=true")
+	moment := func(t *time.Time) func(string) error {
+		now := time.Now()
+		return func(v string) (err error) {
+			*t, err = hearth.ParseMoment(v, now)
+			return err
 		}
 	}
-	return tail, follow, nil
+	short := func(v string) error {
+		if len(v) > maxSearch {
+			return hearth.Errorf(hearth.CodeInvalid, "it is longer than %d bytes", maxSearch).WithHint("look for a part of it")
+		}
+		return nil
+	}
+	if err := onlyQuery(in, "tail", "follow", "q", "level", "invocation", "stream", "since", "until"); err != nil {
+		return q, false, err
+	}
+	set("tail", func(v string) (err error) {
+		if q.Tail, err = strconv.Atoi(v); err != nil || q.Tail < 0 || q.Tail > maxTail {
+			return hearth.Errorf(hearth.CodeInvalid, "%q is not a number from 0 to %d", clip(v), maxTail).WithHint("write for example tail=100")
+		}
+		return nil
+	})
+	set("follow", func(v string) (err error) {
+		if follow, err = strconv.ParseBool(v); err != nil {
+			return hearth.Errorf(hearth.CodeInvalid, "%q is neither true nor false", clip(v)).WithHint("write follow=true")
+		}
+		return nil
+	})
+	set("q", short)
+	set("invocation", short)
+	set("level", func(v string) (err error) {
+		q.Level, err = hearth.ParseLogLevel(v)
+		return err
+	})
+	set("stream", func(v string) error {
+		if !slices.Contains(logStreams, v) {
+			return hearth.Errorf(hearth.CodeInvalid, "there is no stream %q", clip(v)).WithHint("choose %s", strings.Join(logStreams, ", "))
+		}
+		return nil
+	})
+	set("since", moment(&q.Since))
+	set("until", moment(&q.Until))
+	return q, follow, err
 }
 
 // onlyQuery refuses parameters that are not known, where huma does not do so.
@@ -135,7 +185,7 @@ func onlyQuery(q url.Values, known ...string) error {
 }
 
 // followLogs streams lines until the client goes away or the server drains.
-func (s *API) followLogs(w http.ResponseWriter, r *http.Request, function string, versions []int, tail int) error {
+func (s *API) followLogs(w http.ResponseWriter, r *http.Request, q hearth.LogQuery) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	out := newEvents(w)
@@ -163,9 +213,9 @@ func (s *API) followLogs(w http.ResponseWriter, r *http.Request, function string
 			}
 		}
 	})
-	err := s.Logs.Follow(ctx, function, tail, func(l hearth.LogLine) error {
+	err := s.Logs.Follow(ctx, q, func(l hearth.LogLine) error {
 		return out.send("line", l)
-	}, versions...)
+	})
 	if err != nil && ctx.Err() == nil {
 		// The status is gone; an event can still tell.
 		_ = out.send("error", s.problemOf(ctx, err))

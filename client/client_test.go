@@ -238,6 +238,10 @@ func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 func TestLogs(t *testing.T) {
 	c := serve(t, map[string]http.HandlerFunc{
 		"GET /v1/functions/{name}/logs": func(w http.ResponseWriter, r *http.Request) {
+			if r.PathValue("name") == "query" {
+				fmt.Fprintf(w, `{"lines":[{"text":%q}]}`, r.URL.RawQuery)
+				return
+			}
 			if r.FormValue("follow") == "" {
 				fmt.Fprintf(w, `{"lines":[{"text":"tail=%s"}]}`, r.FormValue("tail"))
 				return
@@ -253,21 +257,27 @@ func TestLogs(t *testing.T) {
 			}
 		},
 	})
-	lines, err := c.Logs(t.Context(), "f", 0)
+	lines, err := c.Logs(t.Context(), "f", 0, hearth.LogFilter{})
 	if err != nil || len(lines) != 1 || lines[0].Text != "tail=0" {
+		t.Errorf("logs: %v, %v", lines, err)
+	}
+	moment := time.Date(2026, 1, 31, 8, 0, 0, 5, time.UTC)
+	all := hearth.LogFilter{Text: "a&b", Level: hearth.LevelWarn, Invocation: "id", Stream: "stderr", Since: moment, Until: moment.Add(time.Hour)}
+	lines, err = c.Logs(t.Context(), "query", -1, all)
+	if want := "invocation=id&level=warn&q=a%26b&since=2026-01-31T08%3A00%3A00.000000005Z&stream=stderr&until=2026-01-31T09%3A00%3A00.000000005Z"; err != nil || lines[0].Text != want {
 		t.Errorf("logs: %v, %v", lines, err)
 	}
 	var got []string
 	collect := func(l hearth.LogLine) error { got = append(got, l.Text); return nil }
-	if err := c.FollowLogs(t.Context(), "ends", 5, collect); err != nil || cmp.Diff([]string{"one", "two"}, got) != "" {
+	if err := c.FollowLogs(t.Context(), "ends", 5, hearth.LogFilter{}, collect); err != nil || cmp.Diff([]string{"one", "two"}, got) != "" {
 		t.Errorf("follow: %q, %v", got, err)
 	}
-	wantError(t, c.FollowLogs(t.Context(), "fails", 5, collect), hearth.CodeNotFound, "deleted")
+	wantError(t, c.FollowLogs(t.Context(), "fails", 5, hearth.LogFilter{}, collect), hearth.CodeNotFound, "deleted")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	n := 0
-	err = c.FollowLogs(ctx, "forever", 5, func(hearth.LogLine) error {
+	err = c.FollowLogs(ctx, "forever", 5, hearth.LogFilter{}, func(hearth.LogLine) error {
 		if n++; n == 2 {
 			cancel()
 		}
@@ -275,7 +285,7 @@ func TestLogs(t *testing.T) {
 	})
 	wantError(t, err, hearth.CodeCanceled)
 	stop := errors.New("enough")
-	if err := c.FollowLogs(t.Context(), "forever", 5, func(hearth.LogLine) error { return stop }); !errors.Is(err, stop) {
+	if err := c.FollowLogs(t.Context(), "forever", 5, hearth.LogFilter{}, func(hearth.LogLine) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("error %v, want %v", err, stop)
 	}
 }

@@ -310,7 +310,7 @@ func (g *Gateway) logError(rec *hearth.Invocation, e *hearth.Error) {
 	for _, text := range lines {
 		g.cfg.Logs.Append(hearth.LogLine{
 			Time: now, Function: rec.Function, Version: rec.Version,
-			Instance: rec.Instance, Invocation: rec.ID, Stream: "hearth", Text: strings.TrimSuffix(text, "\r"),
+			Instance: rec.Instance, Invocation: rec.ID, Stream: "hearth", Level: hearth.LevelError, Text: strings.TrimSuffix(text, "\r"),
 		})
 	}
 }

@@ -146,6 +146,7 @@ var (
 	queueBytesDesc    = described("queue_bytes", "Size of what is stored of them.", "function")
 	queueLagDesc      = described("queue_lag_seconds", "For how long the oldest of them has been due.", "function")
 	recordsLostDesc   = described("records_dropped_total", "Records of calls that were lost because the store was too slow or failed.")
+	exportLostDesc    = described("logs_export_dropped_total", "Log lines that the receiver of --export-logs did not take, or not in time.")
 	recordsSampleDesc = described("records_skipped_total", "Records of successful and refused calls that were left out because there were too many.")
 )
 
@@ -153,7 +154,7 @@ var (
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		infoDesc, instancesDesc, memoryDesc, pssDesc, peakDesc, inFlightDesc, waitingDesc, poolUsedDesc, poolBudgetDesc, stemsDesc,
-		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc,
+		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc, exportLostDesc,
 	} {
 		ch <- d
 	}
@@ -171,7 +172,11 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	if err := c.queue(ctx, put); err != nil {
 		ch <- prometheus.NewInvalidMetric(queueCallsDesc, err)
 	}
-	for d, n := range map[*prometheus.Desc]int64{recordsLostDesc: c.s.recorder.Dropped(), recordsSampleDesc: c.s.recorder.Skipped()} {
+	counts := map[*prometheus.Desc]int64{recordsLostDesc: c.s.recorder.Dropped(), recordsSampleDesc: c.s.recorder.Skipped()}
+	if c.s.export != nil {
+		counts[exportLostDesc] = c.s.export.Dropped()
+	}
+	for d, n := range counts {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))
 	}
 }

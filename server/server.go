@@ -30,6 +30,7 @@ import (
 	"github.com/hearthrun/hearth/queue"
 	"github.com/hearthrun/hearth/store"
 	"github.com/hearthrun/hearth/telemetry"
+	"github.com/hearthrun/hearth/telemetry/export"
 	"github.com/hearthrun/hearth/telemetry/metrics"
 )
 
@@ -70,6 +71,14 @@ type Config struct {
 	KeepMetricsFor  time.Duration
 	MetricsSize     hearth.Bytes
 	MetricsInterval time.Duration
+	// LogsSize and KeepLogsFor bound the log lines of all functions; defaults 4 GiB and 15
+	// days.
+	LogsSize    hearth.Bytes
+	KeepLogsFor time.Duration
+	// ExportLogs is where log lines are sent, too: see export.Options. Default nowhere.
+	// ExportHeaders are sent along by OTLP.
+	ExportLogs    string
+	ExportHeaders map[string]string
 	// Rules are files with rules of Prometheus, which sum up or raise alerts. AlertURLs
 	// are told of the alerts; they may be anywhere.
 	Rules     []string
@@ -207,6 +216,7 @@ type Server struct {
 	debug    net.Listener // nil without Config.DebugListen
 	store    *store.Store
 	secrets  *store.Secrets
+	export   *export.Exporter // nil without Config.ExportLogs
 	logs     *telemetry.Logs
 	recorder *telemetry.Recorder
 	calls    metrics.Calls
@@ -258,7 +268,15 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), telemetry.LogOptions{Logger: log}); err != nil {
+	kept := telemetry.LogOptions{TotalBytes: int64(s.cfg.LogsSize), KeepFor: s.cfg.KeepLogsFor, Logger: log}
+	if s.cfg.ExportLogs != "" {
+		s.export, err = export.New(export.Options{URL: s.cfg.ExportLogs, Headers: s.cfg.ExportHeaders, Version: s.cfg.Version, Logger: log})
+		if err != nil {
+			return nil, err
+		}
+		kept.Export = s.export.Append
+	}
+	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), kept); err != nil {
 		return nil, err
 	}
 	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{
@@ -502,6 +520,9 @@ func (s *Server) Close() error {
 	}
 	if s.logs != nil {
 		errs = append(errs, s.logs.Close())
+	}
+	if s.export != nil {
+		s.export.Close()
 	}
 	if s.store != nil {
 		errs = append(errs, s.store.Close())

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -19,10 +18,21 @@ import (
 
 // LogOptions bound what Logs keeps; zero fields take the default.
 type LogOptions struct {
-	// FileBytes is the size at which a new file is begun, and Files is how many
-	// a function has at most; the oldest is deleted. Defaults 8 MiB and 2.
+	// FileBytes is the size at which a new file is begun, before it is compressed.
+	// Default 2 MiB, and at most a sixteenth of TotalBytes.
 	FileBytes int64
-	Files     int
+	// Files and FunctionBytes are how many files a function has at most, and how much
+	// they take on the disk; the oldest are deleted. The number bounds what a search has
+	// to read, however well lines can be compressed. Defaults 128 and 16 MiB.
+	Files         int
+	FunctionBytes int64
+	// TotalBytes is how much the files of all functions take on the disk at most; the
+	// oldest of those are deleted that take most. Default 4 GiB.
+	TotalBytes int64
+	// KeepFor is how old lines become: a file is deleted when its last one is so old. A
+	// file is closed in time for its first line not to become older than 9/8 of that.
+	// Default 15 days.
+	KeepFor time.Duration
 	// LinesPerSecond and BytesPerSecond limit each function, with bursts of
 	// twice as much. Defaults 5,000 and 2 MiB.
 	LinesPerSecond int
@@ -32,17 +42,26 @@ type LogOptions struct {
 	QueueBytes int64
 	// OpenFiles is how many files are kept open for writing. Default 64.
 	OpenFiles int
+	// Export gets each line that is kept. It must not wait. Default none.
+	Export func(hearth.LogLine)
 	// Logger gets the errors of the disk. Default none.
 	Logger *slog.Logger
 }
 
 func (o LogOptions) withDefaults() LogOptions {
-	setDefault(&o.FileBytes, 8<<20)
-	setDefault(&o.Files, 2)
+	setDefault(&o.FileBytes, 2<<20)
+	setDefault(&o.Files, 128)
+	setDefault(&o.FunctionBytes, 16<<20)
+	setDefault(&o.TotalBytes, 4<<30)
+	setDefault(&o.KeepFor, 15*24*time.Hour)
+	o.FileBytes = min(o.FileBytes, o.TotalBytes/16)
 	setDefault(&o.LinesPerSecond, 5000)
 	setDefault(&o.BytesPerSecond, 2<<20)
 	setDefault(&o.QueueBytes, 32<<20)
 	setDefault(&o.OpenFiles, 64)
+	if o.Export == nil {
+		o.Export = func(hearth.LogLine) {}
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -57,11 +76,16 @@ const (
 	// lineOverhead is what a line costs in the queue and of its function's rate
 	// besides its text: the other fields and JSON.
 	lineOverhead = 200
+	// searches is how many searches read files at the same time.
+	searches = 4
+	// expireEvery is how often files are looked for that are too old.
+	expireEvery = time.Minute
 )
 
 // Logs keeps the log lines of all functions: for each some files of JSON lines
-// named FUNCTION.NUMBER.jsonl. One goroutine writes them. Its methods may be
-// called from many goroutines.
+// named FUNCTION.NUMBER.jsonl, all but the last of them compressed to
+// FUNCTION.NUMBER.jsonl.zst. One goroutine writes them, and another compresses. Its
+// methods may be called from many goroutines.
 type Logs struct {
 	// Constant after OpenLogs.
 	dir  string
@@ -69,8 +93,11 @@ type Logs struct {
 	log  *slog.Logger
 	kick chan struct{}      // a stream became dirty; holds at most one token
 	jobs chan func(*writer) // work for the writer's goroutine
+	pack chan struct{}      // there is something to compress; holds at most one token
+	slot chan struct{}      // holds a token for each search that reads
 	stop chan struct{}      // closed by Close
 	done chan struct{}      // closed when the writer has ended
+	idle chan struct{}      // closed when the compressor has ended
 
 	mu      sync.Mutex // may be taken before a stream's, not after
 	closed  bool
@@ -88,7 +115,8 @@ func OpenLogs(dir string, opts LogOptions) (*Logs, error) {
 	opts = opts.withDefaults()
 	l := &Logs{
 		dir: dir, opts: opts, log: opts.Logger,
-		kick: make(chan struct{}, 1), jobs: make(chan func(*writer)), stop: make(chan struct{}), done: make(chan struct{}),
+		kick: make(chan struct{}, 1), jobs: make(chan func(*writer)), pack: make(chan struct{}, 1), slot: make(chan struct{}, searches),
+		stop: make(chan struct{}), done: make(chan struct{}), idle: make(chan struct{}),
 	}
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
@@ -99,14 +127,21 @@ func OpenLogs(dir string, opts LogOptions) (*Logs, error) {
 			WithHint("check the disk and the permissions of the data directory")
 	}
 	w := &writer{logs: l, files: map[*stream]*openFile{}, late: map[*stream]struct{}{}}
+	for _, s := range l.streams {
+		for _, g := range s.segments {
+			w.used += g.size
+		}
+	}
 	go w.run()
+	go (&packer{logs: l}).run()
 	return l, nil
 }
 
 // Append takes a line. It never waits for the disk: over a function's rate or
 // with a full queue the line is dropped, and a line of stream "hearth" says
 // later how many were. A zero Time becomes now; text longer than MaxLine is
-// cut. A line with an invalid function name is dropped.
+// cut. A line with an invalid function name is dropped. The Level of a function's line
+// that has none becomes what its text says, if that is a JSON object.
 func (l *Logs) Append(line hearth.LogLine) {
 	s := l.stream(line.Function, true)
 	if s == nil {
@@ -118,7 +153,7 @@ func (l *Logs) Append(line hearth.LogLine) {
 	}
 	line.Time = line.Time.UTC()
 	line.Text = clipLine(line.Text)
-	cost := int64(len(line.Text)) + lineOverhead
+	cost := cost(&line)
 
 	s.mu.Lock()
 	for s.deleted { // between our look-up and now
@@ -139,8 +174,12 @@ func (l *Logs) Append(line hearth.LogLine) {
 	case !l.enqueue(s, cost):
 		s.droppedLocked(line, &s.lost.queue)
 	default:
+		if line.Level == "" && line.Stream != "hearth" {
+			line.Level = levelOf(line.Text)
+		}
 		s.pending = append(s.pending, line)
 		s.pendingBytes += cost
+		l.opts.Export(line)
 	}
 	if !s.dirty {
 		s.dirty = true
@@ -184,31 +223,33 @@ func (l *Logs) stream(function string, create bool) *stream {
 	return s
 }
 
-// Tail returns the last n lines of a function, oldest first, with everything
-// appended before the call; only those of the versions, if any are given. None is no
-// error. Errors: CodeInvalid for a bad name, CodeUnavailable after Close.
-func (l *Logs) Tail(ctx context.Context, function string, n int, versions ...int) ([]hearth.LogLine, error) {
-	lines, _, err := l.tail(ctx, function, n, versions)
+// Tail returns the newest lines that q asks for, oldest first, with everything appended
+// before the call; fewer than q.Tail if there are no more, or if they would take more
+// than 16 MiB. None is no error. Errors: CodeInvalid for a bad name, CodeUnavailable
+// after Close.
+func (l *Logs) Tail(ctx context.Context, q hearth.LogQuery) ([]hearth.LogLine, error) {
+	m := newMatcher(q)
+	lines, _, err := l.tail(ctx, &m)
 	return lines, err
 }
 
-// Follow calls fn for the last n lines of a function and then for each new one
-// as it comes, without a gap or a repetition; only for those of the versions, if
-// any are given. It returns fn's error, an error that wraps ctx's (CodeCanceled or
-// CodeTimeout) when ctx ends, and nil when Logs is closed. A reader so slow that lines
-// were deleted before it came to them gets a line of stream "hearth" that says so.
-// Deleting the function's logs does not end it.
+// Follow calls fn for the lines Tail returns and then for each new one that q asks for as
+// it comes, without a gap or a repetition. It returns fn's error, an error that wraps
+// ctx's (CodeCanceled or CodeTimeout) when ctx ends, and nil when q.Until has come or Logs
+// is closed. A reader so slow that lines were deleted before it came to them gets a line
+// of stream "hearth" that says so. Deleting the function's logs does not end it.
 // Errors: CodeInvalid for a bad name.
-func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(hearth.LogLine) error, versions ...int) error {
-	if err := hearth.ValidateName(function); err != nil {
+func (l *Logs) Follow(ctx context.Context, q hearth.LogQuery, fn func(hearth.LogLine) error) error {
+	if err := hearth.ValidateName(q.Function); err != nil {
 		return err
 	}
-	s := l.watch(function)
+	s := l.watch(q.Function)
 	if s == nil {
 		return nil
 	}
 	defer l.unwatch(s)
-	lines, pos, err := l.tail(ctx, function, n, versions)
+	m := newMatcher(q)
+	lines, pos, err := l.tail(ctx, &m)
 	if errors.Is(err, errClosed) {
 		return nil
 	} else if err != nil {
@@ -219,16 +260,12 @@ func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(heart
 			return err
 		}
 	}
-	if len(versions) > 0 {
-		all := fn
-		fn = func(line hearth.LogLine) error {
-			if !slices.Contains(versions, line.Version) {
-				return nil
-			}
-			return all(line)
-		}
+	until := stoppedTimer()
+	defer until.Stop()
+	if !q.Until.IsZero() {
+		until.Reset(time.Until(q.Until))
 	}
-	r := &reader{dir: l.dir, stream: s, pos: pos}
+	r := &reader{dir: l.dir, stream: s, match: &m, pos: pos}
 	defer r.close()
 	for {
 		changed := s.changes()
@@ -239,6 +276,11 @@ func (l *Logs) Follow(ctx context.Context, function string, n int, fn func(heart
 		case <-changed:
 		case <-ctx.Done():
 			return ctxError(ctx)
+		case <-until.C:
+			if err := l.flush(ctx, s); err != nil && !errors.Is(err, errClosed) {
+				return err
+			}
+			return r.read(ctx, fn)
 		case <-l.done:
 			return r.read(ctx, fn)
 		}
@@ -276,12 +318,12 @@ func (l *Logs) unwatch(s *stream) {
 	}
 }
 
-// tail returns the last n lines and the position behind them.
-func (l *Logs) tail(ctx context.Context, function string, n int, versions []int) ([]hearth.LogLine, position, error) {
-	if err := hearth.ValidateName(function); err != nil {
+// tail returns the newest lines that are meant, and the position behind them.
+func (l *Logs) tail(ctx context.Context, m *matcher) ([]hearth.LogLine, position, error) {
+	if err := hearth.ValidateName(m.Function); err != nil {
 		return nil, position{}, err
 	}
-	s := l.stream(function, false)
+	s := l.stream(m.Function, false)
 	if s == nil {
 		if l.isClosed() {
 			return nil, position{}, errClosed
@@ -291,14 +333,22 @@ func (l *Logs) tail(ctx context.Context, function string, n int, versions []int)
 	if err := l.flush(ctx, s); err != nil {
 		return nil, position{}, err
 	}
+	if !m.all() { // it may have to read everything
+		select {
+		case l.slot <- struct{}{}:
+			defer func() { <-l.slot }()
+		case <-ctx.Done():
+			return nil, position{}, ctxError(ctx)
+		}
+	}
 	segments, next := s.snapshot()
-	lines, err := lastLines(ctx, l.dir, function, segments, n, versions)
+	lines, err := lastLines(ctx, l.dir, segments, m)
 	if err != nil {
 		return nil, position{}, err
 	}
 	end := position{number: next}
-	if k := len(segments); k > 0 {
-		end = position{segments[k-1].number, segments[k-1].size}
+	if last := lastOf(segments); last.number > 0 && !last.packed {
+		end = position{last.number, last.size}
 	}
 	return lines, end, nil
 }
@@ -334,6 +384,7 @@ func (l *Logs) Close() error {
 		close(l.stop)
 	}
 	<-l.done
+	<-l.idle
 	return nil
 }
 

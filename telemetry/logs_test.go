@@ -39,6 +39,9 @@ func TestRotationKeepsTheNewest(t *testing.T) {
 			t.Fatalf("line %d of %d is %s", i, len(got), text)
 		}
 	}
+	if err := l.Close(); err != nil { // no file is being compressed any more
+		t.Fatal(err)
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) > 2 {
 		t.Fatalf("%v %v", entries, err)
@@ -48,7 +51,7 @@ func TestRotationKeepsTheNewest(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v %v", e.Name(), info.Size(), info.Mode(), err)
 		}
 	}
-	if last := tail(t, l, "f", 3); !slices.Equal(last, []string{"997", "998", "999"}) {
+	if last := tail(t, openLogs(t, dir, telemetry.LogOptions{}), "f", 3); !slices.Equal(last, []string{"997", "998", "999"}) {
 		t.Errorf("last %q", last)
 	}
 }
@@ -69,7 +72,7 @@ func TestFloodIsCutAndSaid(t *testing.T) {
 			l.Append(line("flood", "later %d", i))
 		}
 		time.Sleep(2 * time.Second)
-		lines, err := l.Tail(t.Context(), "flood", 1000)
+		lines, err := l.Tail(t.Context(), hearth.LogQuery{Function: "flood", Tail: 1000})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +210,7 @@ func TestDelete(t *testing.T) {
 	got := make(chan string, 10)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- l.Follow(ctx, "f", 0, func(line hearth.LogLine) error {
+		ended <- l.Follow(ctx, hearth.LogQuery{Function: "f", Tail: 0}, func(line hearth.LogLine) error {
 			got <- line.Text
 			return nil
 		})
@@ -268,7 +271,7 @@ func TestDeleteRacesWithAppend(t *testing.T) {
 				}
 				if j%50 == 0 {
 					ctx, cancel := context.WithCancel(t.Context())
-					err := l.Follow(ctx, name, 5, func(hearth.LogLine) error { cancel(); return nil })
+					err := l.Follow(ctx, hearth.LogQuery{Function: name, Tail: 5}, func(hearth.LogLine) error { cancel(); return nil })
 					if err != nil && !errors.Is(err, context.Canceled) {
 						t.Error(err)
 					}
@@ -307,7 +310,7 @@ func TestSlowFollowerIsTold(t *testing.T) {
 	l := openLogs(t, t.TempDir(), telemetry.LogOptions{FileBytes: 1 << 10, Files: 2, LinesPerSecond: 1e6, BytesPerSecond: 1 << 30})
 	l.Append(line("f", "first"))
 	var seen []hearth.LogLine
-	err := l.Follow(t.Context(), "f", 1, func(x hearth.LogLine) error {
+	err := l.Follow(t.Context(), hearth.LogQuery{Function: "f", Tail: 1}, func(x hearth.LogLine) error {
 		seen = append(seen, x)
 		if x.Text == "first" {
 			for i := range 100 {
@@ -339,7 +342,7 @@ func TestCloseEndsFollowers(t *testing.T) {
 	var got []string
 	l.Append(line("f", "one"))
 	go func() {
-		ended <- l.Follow(t.Context(), "f", 1, func(x hearth.LogLine) error {
+		ended <- l.Follow(t.Context(), hearth.LogQuery{Function: "f", Tail: 1}, func(x hearth.LogLine) error {
 			if got = append(got, x.Text); len(got) == 1 {
 				close(started)
 			}
@@ -355,7 +358,7 @@ func TestCloseEndsFollowers(t *testing.T) {
 		t.Fatalf("%v %q", err, got)
 	}
 	l.Append(line("f", "three"))
-	if _, err := l.Tail(t.Context(), "f", 1); hearth.ErrorCode(err) != hearth.CodeUnavailable {
+	if _, err := l.Tail(t.Context(), hearth.LogQuery{Function: "f", Tail: 1}); hearth.ErrorCode(err) != hearth.CodeUnavailable {
 		t.Fatalf("tail of closed logs: %v", err)
 	}
 }

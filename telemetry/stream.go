@@ -37,10 +37,24 @@ type stream struct {
 // losses counts lines by why they were dropped, since the last notice.
 type losses struct{ rate, queue, failed int }
 
-// segment is one file.
+// segment is one file. Only the last one of a stream is written; those before are
+// compressed some time.
 type segment struct {
 	number int
-	size   int64
+	size   int64 // on the disk
+	packed bool  // compressed
+	// first is the time of the first line, zero if it is not known; no line is later than
+	// last. As files are written while time goes on, the time of their last change will
+	// do after a start.
+	first, last time.Time
+}
+
+// lastOf returns the last segment, the zero one if there is none.
+func lastOf(segments []segment) segment {
+	if n := len(segments); n > 0 {
+		return segments[n-1]
+	}
+	return segment{}
 }
 
 // position is a place between two lines.
@@ -53,15 +67,22 @@ func newStream(function string) *stream {
 	return &stream{function: function, next: 1, changed: make(chan struct{})}
 }
 
-// findStreams reads which files there are.
+// findStreams reads which files there are, and removes what a crash during compression
+// left: the plain file counts until it is gone.
 func findStreams(dir string) (map[string]*stream, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	streams := map[string]*stream{}
-	for _, e := range entries {
-		function, number, ok := parseSegment(e.Name())
+	for _, e := range entries { // a plain file comes before its compressed one
+		if strings.HasSuffix(e.Name(), packedSuffix+tempSuffix) && e.Type().IsRegular() {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		function, number, packed, ok := parseSegment(e.Name())
 		if !ok || !e.Type().IsRegular() {
 			continue
 		}
@@ -74,7 +95,13 @@ func findStreams(dir string) (map[string]*stream, error) {
 			s = newStream(function)
 			streams[function] = s
 		}
-		s.segments = append(s.segments, segment{number, info.Size()})
+		if packed && slices.ContainsFunc(s.segments, func(g segment) bool { return g.number == number }) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		s.segments = append(s.segments, segment{number: number, size: info.Size(), packed: packed, last: info.ModTime()})
 		s.next = max(s.next, number+1)
 	}
 	for _, s := range streams {
@@ -83,17 +110,30 @@ func findStreams(dir string) (map[string]*stream, error) {
 	return streams, nil
 }
 
+const (
+	plainSuffix  = ".jsonl"
+	packedSuffix = ".jsonl.zst"
+	tempSuffix   = ".tmp" // behind packedSuffix, of a file that is being written
+)
+
 func segmentPath(dir, function string, number int) string {
-	return filepath.Join(dir, fmt.Sprintf("%s.%d.jsonl", function, number))
+	return filepath.Join(dir, fmt.Sprintf("%s.%d%s", function, number, plainSuffix))
 }
 
-// parseSegment is the inverse of segmentPath.
-func parseSegment(name string) (function string, number int, ok bool) {
-	name, ok = strings.CutSuffix(name, ".jsonl")
+func packedPath(dir, function string, number int) string {
+	return filepath.Join(dir, fmt.Sprintf("%s.%d%s", function, number, packedSuffix))
+}
+
+// parseSegment is the inverse of segmentPath and packedPath.
+func parseSegment(name string) (function string, number int, packed, ok bool) {
+	name, packed = strings.CutSuffix(name, packedSuffix)
+	if ok = packed; !packed {
+		name, ok = strings.CutSuffix(name, plainSuffix)
+	}
 	function, digits, found := strings.Cut(name, ".")
 	number, err := strconv.Atoi(digits)
 	ok = ok && found && err == nil && number > 0 && strconv.Itoa(number) == digits && hearth.ValidateName(function) == nil
-	return function, number, ok
+	return function, number, packed, ok
 }
 
 // snapshot returns the segments as they are now, and the number of the next.
@@ -138,7 +178,7 @@ func (s *stream) noticesLocked(now time.Time, opts LogOptions) (lines []hearth.L
 		if n > 0 {
 			lines = append(lines, hearth.LogLine{
 				Time: now.UTC(), Function: s.function, Version: s.lostLine.Version, Instance: s.lostLine.Instance,
-				Stream: "hearth", Text: fmt.Sprintf("%d log lines were dropped: %s", n, why),
+				Stream: "hearth", Level: hearth.LevelWarn, Text: fmt.Sprintf("%d log lines were dropped: %s", n, why),
 			})
 		}
 	}

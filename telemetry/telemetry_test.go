@@ -42,7 +42,7 @@ func line(function, format string, args ...any) hearth.LogLine {
 
 func tail(t testing.TB, l *telemetry.Logs, function string, n int) []string {
 	t.Helper()
-	lines, err := l.Tail(t.Context(), function, n)
+	lines, err := l.Tail(t.Context(), hearth.LogQuery{Function: function, Tail: n})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestTailSurvivesReopening(t *testing.T) {
 	l.Append(line("hello", "two"))
 	l.Append(line("other", "else"))
 	l.Append(line("../../etc/passwd", "evil"))
-	got, err := l.Tail(t.Context(), "hello", 10)
+	got, err := l.Tail(t.Context(), hearth.LogQuery{Function: "hello", Tail: 10})
 	if err != nil || len(got) != 2 || got[0].Time.IsZero() {
 		t.Fatalf("%v %v", got, err)
 	}
@@ -93,7 +93,7 @@ func TestTailSurvivesReopening(t *testing.T) {
 	if got := tail(t, l, "hello", 2); !slices.Equal(got, []string{"two", "three"}) {
 		t.Fatalf("got %q", got)
 	}
-	if _, err := l.Tail(t.Context(), "../x", 1); hearth.ErrorCode(err) != hearth.CodeInvalid {
+	if _, err := l.Tail(t.Context(), hearth.LogQuery{Function: "../x", Tail: 1}); hearth.ErrorCode(err) != hearth.CodeInvalid {
 		t.Fatalf("got %v", err)
 	}
 	entries, err := os.ReadDir(dir)
@@ -120,7 +120,7 @@ func TestFollowHasNoGapAndNoRepetition(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			next := -1
-			results <- l.Follow(ctx, "f", 10, func(line hearth.LogLine) error {
+			results <- l.Follow(ctx, hearth.LogQuery{Function: "f", Tail: 10}, func(line hearth.LogLine) error {
 				var i int
 				if _, err := fmt.Sscan(line.Text, &i); err != nil {
 					return err

@@ -2,11 +2,13 @@ package telemetry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -18,6 +20,7 @@ type writer struct {
 	files    map[*stream]*openFile
 	clock    int64 // grows with each use of a file
 	late     map[*stream]struct{}
+	used     int64 // what all segments take on the disk
 	lastWarn time.Time
 }
 
@@ -51,6 +54,10 @@ func (w *writer) run() {
 	write, notice := stoppedTimer(), stoppedTimer()
 	defer write.Stop()
 	defer notice.Stop()
+	old := time.NewTicker(expireEvery)
+	defer old.Stop()
+	w.expire(time.Now())
+	w.packLater()
 	writing, noticing := false, false
 	for {
 		select {
@@ -71,6 +78,9 @@ func (w *writer) run() {
 			for s := range late {
 				w.write(s)
 			}
+		case <-old.C:
+			w.expire(time.Now())
+			w.packLater() // it may have failed
 		case <-l.stop:
 			w.finish()
 			return
@@ -146,6 +156,10 @@ func (w *writer) write(s *stream) {
 	s.mu.Lock()
 	s.changedLocked()
 	s.mu.Unlock()
+	for _, line := range notices {
+		l.opts.Export(line)
+	}
+	w.shrink()
 }
 
 // failed puts losses on the account of the stream: lines that could not be
@@ -172,6 +186,14 @@ func (w *writer) writeLines(s *stream, lines []hearth.LogLine) (done int, err er
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
+	if _, err := w.file(s); err != nil {
+		return 0, err
+	}
+	if g := lastOf(s.segments); g.size > 0 && time.Since(g.first) > w.logs.opts.KeepFor/8 {
+		if err := w.rotate(s); err != nil {
+			return 0, err
+		}
+	}
 	for i, line := range lines {
 		before := buf.Len()
 		if err := enc.Encode(line); err != nil {
@@ -185,7 +207,7 @@ func (w *writer) writeLines(s *stream, lines []hearth.LogLine) (done int, err er
 			continue
 		}
 		rest := bytes.Clone(buf.Bytes()[before:])
-		if err := w.append(s, buf.Bytes()[:before]); err != nil {
+		if err := w.append(s, buf.Bytes()[:before], lines[done:i]); err != nil {
 			return done, err
 		}
 		done = i
@@ -195,7 +217,7 @@ func (w *writer) writeLines(s *stream, lines []hearth.LogLine) (done int, err er
 		buf.Reset()
 		buf.Write(rest)
 	}
-	if err := w.append(s, buf.Bytes()); err != nil {
+	if err := w.append(s, buf.Bytes(), lines[done:]); err != nil {
 		return done, err
 	}
 	return len(lines), nil
@@ -206,11 +228,11 @@ func (w *writer) size(s *stream) (int64, error) {
 	if _, err := w.file(s); err != nil {
 		return 0, err
 	}
-	return s.segments[len(s.segments)-1].size, nil // only this goroutine changes it
+	return lastOf(s.segments).size, nil // only this goroutine changes it
 }
 
-// append writes whole lines to the last segment: all of b, or nothing of it.
-func (w *writer) append(s *stream, b []byte) error {
+// append writes lines to the last segment, b as JSON: all of them, or none.
+func (w *writer) append(s *stream, b []byte, lines []hearth.LogLine) error {
 	if len(b) == 0 {
 		return nil
 	}
@@ -227,8 +249,17 @@ func (w *writer) append(s *stream, b []byte) error {
 		return err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	last.size += int64(len(b))
-	s.mu.Unlock()
+	w.used += int64(len(b))
+	if last.first.IsZero() {
+		last.first = lines[0].Time
+	}
+	for i := range lines {
+		if t := lines[i].Time; t.After(last.last) {
+			last.last = t
+		}
+	}
 	return nil
 }
 
@@ -242,7 +273,7 @@ func (w *writer) file(s *stream) (*openFile, error) {
 	}
 	w.evict()
 	var f *os.File
-	if n := len(s.segments); n > 0 {
+	if n := len(s.segments); n > 0 && !s.segments[n-1].packed {
 		last := &s.segments[n-1]
 		var size int64
 		var err error
@@ -251,12 +282,14 @@ func (w *writer) file(s *stream) (*openFile, error) {
 			return nil, err
 		}
 		if err == nil {
+			first := firstTime(w.logs.dir, s.function, last.number)
 			s.mu.Lock()
-			last.size = size
+			w.used += size - last.size
+			last.size, last.first = size, first
 			s.mu.Unlock()
 		}
 	}
-	if f == nil { // the first, or the last was removed by somebody
+	if f == nil { // the first, or somebody removed the last
 		var err error
 		f, err = os.OpenFile(segmentPath(w.logs.dir, s.function, s.next), os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {
@@ -331,23 +364,98 @@ func (w *writer) rotate(s *stream) error {
 	s.mu.Lock()
 	s.segments = append(s.segments, segment{number: s.next})
 	s.next++
-	var old []segment
-	if n := len(s.segments) - w.logs.opts.Files; n > 0 {
-		old = s.segments[:n:n]
-		s.segments = append([]segment(nil), s.segments[n:]...)
-	}
+	old := s.excessLocked(w.logs.opts)
 	s.mu.Unlock()
-	return w.remove(s, old)
+	w.packLater()
+	err = w.remove(s, old)
+	w.shrink()
+	return err
 }
 
+// excessLocked takes the oldest segments away that are too many, or too large if the last
+// one becomes full.
+func (s *stream) excessLocked(o LogOptions) []segment {
+	room := o.FunctionBytes - o.FileBytes
+	n := len(s.segments) - 1
+	for n > 0 && len(s.segments)-n < o.Files && s.segments[n-1].size <= room {
+		n--
+		room -= s.segments[n].size
+	}
+	old := s.segments[:n:n]
+	s.segments = slices.Clone(s.segments[n:])
+	return old
+}
+
+// packLater wakes the compressor.
+func (w *writer) packLater() {
+	select {
+	case w.logs.pack <- struct{}{}:
+	default:
+	}
+}
+
+// remove deletes the files of segments that are not the stream's any more.
 func (w *writer) remove(s *stream, segments []segment) error {
 	var errs []error
 	for _, g := range segments {
-		if err := os.Remove(segmentPath(w.logs.dir, s.function, g.number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+		w.used -= g.size
+		for _, path := range []string{segmentPath(w.logs.dir, s.function, g.number), packedPath(w.logs.dir, s.function, g.number)} {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// expire deletes segments of which every line is too old.
+func (w *writer) expire(now time.Time) {
+	for _, s := range w.logs.all() {
+		n := 0
+		for n < len(s.segments) && now.Sub(s.segments[n].last) > w.logs.opts.KeepFor {
+			n++
+		}
+		w.drop(s, n)
+	}
+}
+
+// shrink deletes the oldest segments of the functions that take most, if all take too
+// much, until there is a bit of room.
+func (w *writer) shrink() {
+	if w.used <= w.logs.opts.TotalBytes {
+		return
+	}
+	all := w.logs.all()
+	size := func(s *stream) (n int64) {
+		for _, g := range s.segments {
+			n += g.size
+		}
+		return n
+	}
+	for w.used > w.logs.opts.TotalBytes/20*19 && len(all) > 0 {
+		largest := slices.MaxFunc(all, func(a, b *stream) int { return cmp.Compare(size(a), size(b)) })
+		if len(largest.segments) == 0 {
+			return
+		}
+		w.drop(largest, 1)
+	}
+}
+
+// drop deletes the first n segments of a stream, the one that is written included.
+func (w *writer) drop(s *stream, n int) {
+	if n == 0 {
+		return
+	}
+	if n == len(s.segments) {
+		w.closeFile(s)
+	}
+	s.mu.Lock()
+	old := s.segments[:n:n]
+	s.segments = slices.Clone(s.segments[n:])
+	s.mu.Unlock()
+	if err := w.remove(s, old); err != nil {
+		w.logs.log.Warn("cannot delete old log files", "function", s.function, "error", err)
+	}
 }
 
 // delete removes everything of a stream, and the stream itself if nobody

@@ -121,7 +121,7 @@ func (d *dev) follow(ctx context.Context, name string, version int) *follower {
 		for ctx.Err() == nil {
 			seen := last
 			// What fails here fails the next deploy too, which says why.
-			_ = d.client.FollowLogs(ctx, name, tail, func(l hearth.LogLine) error {
+			_ = d.client.FollowLogs(ctx, name, tail, hearth.LogFilter{}, func(l hearth.LogLine) error {
 				if l.Version < version || !l.Time.After(seen) {
 					return nil
 				}

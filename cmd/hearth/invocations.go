@@ -36,7 +36,7 @@ Times are RFC 3339 or how long ago something was. All that is asked for must be 
 		Args:              oneFunctionAtMost,
 		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := q.filter(cmd.Flags(), strings.Join(args, ""), time.Now())
+			f, err := q.filter(cmd.Flags(), strings.Join(args, ""))
 			if err != nil {
 				return err
 			}
@@ -63,11 +63,10 @@ Times are RFC 3339 or how long ago something was. All that is asked for must be 
 // invocationQuery is what the flags of a search say.
 type invocationQuery struct {
 	hearth.InvocationFilter
-	async, cold          bool
-	kind                 string
-	sinceText, untilText string
-	limit                int
-	before               string
+	async, cold bool
+	kind        string
+	limit       int
+	before      string
 }
 
 func (q *invocationQuery) flags(f *pflag.FlagSet) {
@@ -78,15 +77,15 @@ func (q *invocationQuery) flags(f *pflag.FlagSet) {
 	f.BoolVar(&q.cold, "cold", false, "only cold starts; =false for only others")
 	durationVar(f, &q.MinDuration, "min-duration", 0, "shortest time from when a call came until it ended")
 	durationVar(f, &q.MaxDuration, "max-duration", 0, "longest time from when a call came until it ended")
-	f.StringVar(&q.sinceText, "since", "", "`TIME` when calls started at the earliest")
-	f.StringVar(&q.untilText, "until", "", "`TIME` before which they started")
+	f.Var((*momentValue)(&q.Since), "since", "`TIME` when calls started at the earliest")
+	f.Var((*momentValue)(&q.Until), "until", "`TIME` before which they started")
 	f.StringVar(&q.ID, "id", "", "how the id begins, at least 8 letters")
 	f.IntVarP(&q.limit, "limit", "n", 50, "how many to show at most")
 	f.StringVar(&q.before, "before", "", "go on behind the call with this `ID`")
 }
 
 // filter returns what was asked for. Errors: of usage.
-func (q *invocationQuery) filter(flags *pflag.FlagSet, target string, now time.Time) (hearth.InvocationFilter, error) {
+func (q *invocationQuery) filter(flags *pflag.FlagSet, target string) (hearth.InvocationFilter, error) {
 	f := q.InvocationFilter
 	f.Kind = hearth.Kind(q.kind)
 	name, number, ok := strings.Cut(target, "@")
@@ -105,16 +104,6 @@ func (q *invocationQuery) filter(flags *pflag.FlagSet, target string, now time.T
 	}
 	if q.limit < 1 {
 		return f, &usageError{fmt.Errorf("-n %d is not positive", q.limit)}
-	}
-	var since, until error
-	if q.sinceText != "" {
-		f.Since, since = hearth.ParseMoment(q.sinceText, now)
-	}
-	if q.untilText != "" {
-		f.Until, until = hearth.ParseMoment(q.untilText, now)
-	}
-	if err := errors.Join(since, until); err != nil {
-		return f, err
 	}
 	return f, f.Validate()
 }

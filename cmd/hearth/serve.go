@@ -4,13 +4,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/client"
@@ -56,6 +59,9 @@ machine, under any --listen address; functions are served to everyone.`,
 			if cfg.BuildEnv, err = parseEnv("--build-env", buildEnv); err != nil {
 				return err
 			}
+			if cfg.ExportHeaders, err = exportHeaders(a.getenv); err != nil {
+				return err
+			}
 			if cfg.DrainTimeout <= 0 {
 				return &usageError{fmt.Errorf("--drain-timeout %s is not positive", cfg.DrainTimeout)}
 			}
@@ -97,6 +103,9 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.TextVar(&cfg.InvocationsSize, "invocations-size", hearth.Bytes(1<<30), "`SIZE` of the records of calls that are kept at most")
 	f.IntVar(&cfg.RecordSuccesses, "record-successes", 200, "how many successful calls are recorded per second, besides all that failed or were asynchronous; -1 for all")
 	f.BoolVar(&telemetry, "telemetry", true, "record calls and keep metrics")
+	durationVar(f, &cfg.KeepLogsFor, "keep-logs-for", 15*24*time.Hour, "how long log lines of functions are kept")
+	f.TextVar(&cfg.LogsSize, "logs-size", hearth.Bytes(4<<30), "`SIZE` of the log lines of all functions that are kept at most, compressed; a function has 16MiB of it at most")
+	f.StringVar(&cfg.ExportLogs, "export-logs", "", "`URL` that log lines of functions are sent to as well: https://collector:4318 (OTLP), syslog+tcp://host:514 or syslog+udp://host:514")
 	durationVar(f, &cfg.KeepMetricsFor, "keep-metrics-for", 15*24*time.Hour, "how long metrics are kept")
 	f.TextVar(&cfg.MetricsSize, "metrics-size", hearth.Bytes(2<<30), "`SIZE` of the metrics that are kept at most")
 	durationVar(f, &cfg.MetricsInterval, "metrics-interval", 15*time.Second, "between two samples of metrics that are kept")
@@ -115,8 +124,30 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "loopback address to serve profiles on, under /debug/pprof/ (default none)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "invocations-size", "record-successes", "telemetry", "keep-versions", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "prices", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "invocations-size", "record-successes", "telemetry", "keep-versions", "keep-logs-for", "logs-size", "export-logs", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "prices", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
 	return cmd
+}
+
+// exportHeaders reads what OpenTelemetry's SDKs send to a receiver, from the variables that
+// they read it from: KEY=VALUE,KEY=VALUE with %-escapes. Errors: CodeInvalid.
+func exportHeaders(getenv func(string) string) (map[string]string, error) {
+	headers := map[string]string{}
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_LOGS_HEADERS"} {
+		for pair := range strings.SplitSeq(getenv(name), ",") {
+			key, value, ok := strings.Cut(pair, "=")
+			key = strings.TrimSpace(key)
+			value, err := url.PathUnescape(strings.TrimSpace(value))
+			switch {
+			case strings.TrimSpace(pair) == "":
+			case !ok || err != nil || !httpguts.ValidHeaderFieldName(key) || !httpguts.ValidHeaderFieldValue(value):
+				return nil, hearth.Errorf(hearth.CodeInvalid, "the variable %s holds no headers", name).
+					WithHint("write KEY=VALUE,KEY=VALUE, and other characters than letters and digits as %%XX")
+			default:
+				headers[key] = value
+			}
+		}
+	}
+	return headers, nil
 }
 
 // inherited returns the socket that a service manager has passed on, nil if there

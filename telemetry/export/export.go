@@ -1,0 +1,270 @@
+// Package export sends the log lines of functions to somebody else's system: to a
+// collector by OTLP, or to a syslog server. Nothing in it makes a call or another line
+// wait: what the receiver does not take in time is dropped and counted.
+package export
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hearthrun/hearth"
+)
+
+const (
+	// queueBytes is how much may wait for the receiver, of all functions and of one.
+	queueBytes    = 16 << 20
+	functionBytes = queueBytes / 4
+	// lineOverhead is what a line takes besides its text.
+	lineOverhead = 200
+	// batchLines and batchBytes bound what is sent at once, gatherFor is how long a line
+	// waits for others.
+	batchLines = 1000
+	batchBytes = 1 << 20
+	gatherFor  = 200 * time.Millisecond
+	// sendTimeout bounds one attempt to send.
+	sendTimeout = 10 * time.Second
+	// firstBackoff and lastBackoff are the pauses between attempts, which double.
+	firstBackoff = 500 * time.Millisecond
+	lastBackoff  = 30 * time.Second
+	// warnEvery is the shortest time between two complaints in the log.
+	warnEvery = time.Minute
+)
+
+// Options of an Exporter.
+type Options struct {
+	// URL is the receiver: http://HOST:4318 or https:// for OTLP, with a path below which
+	// there is v1/logs; syslog+udp://HOST:514 or syslog+tcp://HOST:514 for syslog.
+	URL string
+	// Headers are sent with each OTLP request, such as a key of the receiver.
+	Headers map[string]string
+	// Version is Hearth's own.
+	Version string
+	// CloseTimeout is how long Close waits for what is still to be sent; default 5 s.
+	CloseTimeout time.Duration
+	// Logger gets told when the receiver takes nothing, and when it does again.
+	Logger *slog.Logger
+}
+
+// sender sends lines somewhere. It is used by one goroutine.
+type sender interface {
+	// send sends lines once. With an error none of them counts as sent; if it is a
+	// refusal it is in vain to send them again. It returns how many of them the receiver
+	// has not taken.
+	send(ctx context.Context, lines []hearth.LogLine) (rejected int, err error)
+	close()
+}
+
+// refusal is an error of a receiver that understood and said no.
+type refusal struct{ err error }
+
+func (r refusal) Error() string { return r.err.Error() }
+func (r refusal) Unwrap() error { return r.err }
+
+// Exporter sends lines in the background. Its methods may be called from many goroutines.
+type Exporter struct {
+	// Constant after New.
+	sender sender
+	url    string
+	log    *slog.Logger
+	wait   time.Duration
+	kick   chan struct{} // something is queued; holds at most one token
+	stop   chan struct{} // closed by Close
+	done   chan struct{} // closed when the goroutine has ended
+
+	dropped atomic.Int64
+
+	mu     sync.Mutex
+	closed bool
+	queue  []hearth.LogLine
+	bytes  int64
+	used   map[string]int64 // of the bytes, by function
+}
+
+// New makes an exporter. It does not ask the receiver anything. The caller must Close it.
+// Errors: CodeInvalid for a URL it does not understand.
+func New(o Options) (*Exporter, error) {
+	u, err := url.Parse(o.URL)
+	if err != nil {
+		var inner *url.Error
+		if errors.As(err, &inner) {
+			err = inner.Err // the URL may hold a password
+		}
+		return nil, invalid("the URL cannot be read: %w", err)
+	}
+	e := &Exporter{
+		url: u.Redacted(), log: o.Logger, wait: o.CloseTimeout,
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), used: map[string]int64{},
+	}
+	if e.wait == 0 {
+		e.wait = 5 * time.Second
+	}
+	switch u.Scheme {
+	case "http", "https":
+		e.sender, err = newOTLP(u, o.Headers, o.Version)
+	case "syslog+tcp", "syslog+udp":
+		e.sender, err = newSyslog(u)
+	default:
+		err = invalid("%q is of no kind that is known", e.url)
+	}
+	if err != nil {
+		return nil, err
+	}
+	go e.run()
+	return e, nil
+}
+
+func invalid(format string, args ...any) error {
+	return hearth.Errorf(hearth.CodeInvalid, "log lines cannot be exported: "+format, args...).
+		WithHint("give https://collector:4318 for OTLP, or syslog+tcp://host:514 or syslog+udp://host:514")
+}
+
+// Append takes a line. It never waits: when too much waits already the line is dropped.
+func (e *Exporter) Append(line hearth.LogLine) {
+	cost := int64(len(line.Text)) + lineOverhead
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.bytes+cost > queueBytes || e.used[line.Function]+cost > functionBytes {
+		e.dropped.Add(1)
+		return
+	}
+	e.queue = append(e.queue, line)
+	e.bytes += cost
+	e.used[line.Function] += cost
+	select {
+	case e.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Dropped returns how many lines were not taken by the receiver.
+func (e *Exporter) Dropped() int64 { return e.dropped.Load() }
+
+// Close sends what is queued, as far as that is possible within CloseTimeout. Lines that
+// come later are dropped. A second Close does nothing.
+func (e *Exporter) Close() {
+	e.mu.Lock()
+	first := !e.closed
+	e.closed = true
+	e.mu.Unlock()
+	if first {
+		close(e.stop)
+	}
+	<-e.done
+}
+
+// run sends batches until Close.
+func (e *Exporter) run() {
+	defer close(e.done)
+	defer e.sender.close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	end := make(chan struct{})
+	defer func() { <-end }()
+	defer cancel()
+	go func() { // what is being sent at Close has until then
+		defer close(end)
+		select {
+		case <-e.stop:
+		case <-ctx.Done():
+			return
+		}
+		last := time.NewTimer(e.wait)
+		defer last.Stop()
+		select {
+		case <-last.C:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	b := &backoff{exporter: e}
+	for stopping := false; !stopping; {
+		select {
+		case <-e.kick:
+		case <-e.stop:
+		}
+		gather := time.NewTimer(gatherFor)
+		select {
+		case <-gather.C:
+		case <-e.stop:
+			stopping = true
+		}
+		gather.Stop()
+		for batch := e.take(); len(batch) > 0; batch = e.take() {
+			e.dropped.Add(int64(b.deliver(ctx, batch)))
+		}
+	}
+	if n := e.Dropped(); n > 0 {
+		e.log.Warn("log lines were not exported", "url", e.url, "lines", n)
+	}
+}
+
+// take takes the oldest lines out of the queue.
+func (e *Exporter) take() (batch []hearth.LogLine) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n, size := 0, int64(0)
+	for n < len(e.queue) && n < batchLines && size < batchBytes {
+		line := &e.queue[n]
+		cost := int64(len(line.Text)) + lineOverhead
+		size += cost
+		if e.used[line.Function] -= cost; e.used[line.Function] == 0 {
+			delete(e.used, line.Function)
+		}
+		n++
+	}
+	e.bytes -= size
+	batch = e.queue[:n:n]
+	if e.queue = e.queue[n:]; len(e.queue) == 0 {
+		e.queue = nil
+	}
+	return batch
+}
+
+// backoff sends batches until they are taken, with longer and longer pauses.
+type backoff struct {
+	exporter *Exporter
+	failing  bool
+	lastWarn time.Time
+}
+
+// deliver returns how many lines of the batch were not taken in the end: when ctx ends,
+// or when the receiver refuses them.
+func (b *backoff) deliver(ctx context.Context, batch []hearth.LogLine) (lost int) {
+	for pause := firstBackoff; ; pause = min(2*pause, lastBackoff) {
+		attempt, cancel := context.WithTimeout(ctx, sendTimeout)
+		rejected, err := b.exporter.sender.send(attempt, batch)
+		cancel()
+		if err == nil {
+			if b.failing {
+				b.failing = false
+				b.exporter.log.Info("log lines are exported again", "url", b.exporter.url, "dropped", b.exporter.Dropped())
+			}
+			return rejected
+		}
+		b.failing = true
+		if time.Since(b.lastWarn) > warnEvery {
+			b.lastWarn = time.Now()
+			b.exporter.log.Warn("log lines cannot be exported", "url", b.exporter.url, "err", err)
+		}
+		var no refusal
+		if errors.As(err, &no) || ctx.Err() != nil {
+			return len(batch)
+		}
+		timer := time.NewTimer(pause/2 + jitter(pause/2))
+		select {
+		case <-timer.C:
+		case <-b.exporter.stop: // there is time for few attempts
+			timer.Reset(min(pause, firstBackoff))
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+			}
+		}
+		timer.Stop()
+	}
+}
