@@ -87,6 +87,9 @@ const (
 // Timings attributes the time of one invocation. Their sum is what the caller
 // waited for Hearth and the function.
 type Timings struct {
+	// Route is until an instance was asked for: the call was matched, and its body
+	// arrived.
+	Route time.Duration `json:"route_ns" doc:"Until an instance was asked for: matching, and the arrival of the body, in nanoseconds"`
 	// Queue is the wait for an instance to become free, without Start and Init;
 	// of a call that got no instance it is the whole wait.
 	Queue time.Duration `json:"queue_ns" doc:"Wait for an instance to become free, in nanoseconds"`
@@ -138,6 +141,14 @@ type Invocation struct {
 	ColdReason ColdReason `json:"cold_reason,omitempty"`
 	// Cached is true when a kept response answered, and not the function.
 	Cached bool `json:"cached,omitempty"`
+	// Trace is the span of the call as a whole; Running is that of the function in it.
+	Trace
+	// Links are spans in other traces that led to it, if it has several messages, and
+	// HTTPRoute is the pattern that its path has matched. Attempt is the number of the
+	// attempt if it had been stored before. They are not kept.
+	Links     []Trace `json:"-"`
+	HTTPRoute string  `json:"-"`
+	Attempt   int     `json:"-"`
 	// Alias is through which it came, Live for most; empty for a version that was
 	// called by its number. It is not kept.
 	Alias string `json:"-"`
@@ -171,6 +182,8 @@ type EventRequest struct {
 	Event io.Reader
 	// Size is the length of Event in bytes, -1 when unknown.
 	Size int64
+	// Header are those of the request, from which the call learns its trace.
+	Header map[string][]string
 }
 
 // Invoker calls functions; package gateway implements it.

@@ -184,7 +184,7 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 	}
 	a := &answer{w: w}
 	inv, err := s.Invoker.InvokeEvent(r.Context(), hearth.EventRequest{
-		Target: hearth.Target(r.PathValue("name")), Event: bytes.NewReader(event), Size: int64(len(event)),
+		Target: hearth.Target(r.PathValue("name")), Event: bytes.NewReader(event), Size: int64(len(event)), Header: r.Header,
 	}, a, func(i hearth.Invocation) { a.record = i })
 	if inv.ID != "" {
 		a.record = inv

@@ -51,6 +51,8 @@ type Acceptor interface {
 	// AcceptEvents stores a call for each event and answers with their ids, or stores
 	// none and returns an error.
 	AcceptEvents(ctx context.Context, w http.ResponseWriter, target string, events [][]byte, h http.Header) error
+	// TraceOf returns the span of a call with the headers.
+	TraceOf(h map[string][]string) hearth.Trace
 }
 
 // maxWait bounds how long a request waits for a result.

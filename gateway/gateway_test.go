@@ -301,7 +301,7 @@ func TestUntrustedForwardingIsDropped(t *testing.T) {
 			HTTP struct{ SourceIP string }
 		} `json:"requestContext"`
 	}
-	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", time.Now())
+	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", hearth.NewTrace(true), time.Now())
 	if err := json.Unmarshal(b, &event); err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +346,7 @@ func TestSpoofedHeadersAreDropped(t *testing.T) {
 			HTTP struct{ SourceIP string }
 		} `json:"requestContext"`
 	}
-	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", time.Now())
+	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", hearth.NewTrace(true), time.Now())
 	if err := json.Unmarshal(b, &event); err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +398,7 @@ func FuzzEvent(f *testing.F) {
 			r.Header[canonical] = append(r.Header[canonical], value)
 		}
 		v := versionWith("f")
-		b := appendEvent(nil, r, &target{version: &v, path: path, routeKey: "$default", params: [][2]string{{"p", value}, {"q", path}}}, "id", time.Now())
+		b := appendEvent(nil, r, &target{version: &v, path: path, routeKey: "$default", params: [][2]string{{"p", value}, {"q", path}}}, "id", hearth.NewTrace(true), time.Now())
 		var event struct {
 			RawQueryString string
 			Headers        map[string]string

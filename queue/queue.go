@@ -51,16 +51,19 @@ type Runner interface {
 	// AsyncConfig returns the configuration of what a target names now.
 	// Errors: CodeNotFound.
 	AsyncConfig(target string) (hearth.Config, error)
-	// RunAsync makes an attempt of a call. lent tells whether an instance had it.
+	// NewTrace begins a trace.
+	NewTrace() hearth.Trace
+	// RunAsync makes an attempt of a call, which is the span e.Attempt. lent tells whether
+	// an instance had it.
 	RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int) (result hearth.AsyncResult, lent bool, err error)
 }
 
 // Deliverer sends webhooks.
 type Deliverer interface {
-	// Deliver posts a signed body to the URL and returns the response's status, and
-	// for how long the receiver wants to be left alone. Errors: CodeDenied for an
+	// Deliver posts a signed body to the URL, as the span of, and returns the response's
+	// status, and for how long the receiver wants to be left alone. Errors: CodeDenied for an
 	// address that is not allowed, CodeInvalid, CodeTimeout, CodeUnavailable.
-	Deliver(ctx context.Context, url, id string, body []byte) (status int, wait time.Duration, err error)
+	Deliver(ctx context.Context, url, id string, of hearth.Trace, body []byte) (status int, wait time.Duration, err error)
 }
 
 const (
@@ -88,6 +91,14 @@ type Config struct {
 	MaxRunningBytes int64
 	// Webhooks sends what goes to URLs; nil refuses all.
 	Webhooks Deliverer
+	// Traces takes the spans of calls that were accepted and of webhooks; nil takes none.
+	Traces Traces
+}
+
+// Traces exports spans. It must not block.
+type Traces interface {
+	// Span takes a span of the trace t, if that is sampled.
+	Span(t hearth.Trace, s hearth.Span)
 }
 
 // Queue accepts calls and, once it is started, runs them. Its methods may be called
@@ -233,6 +244,13 @@ func entry(id, function, target string, kind hearth.Kind, now, due time.Time, ag
 			Payer: function, Budget: maxFollow,
 		},
 		AsyncPayload: p,
+	}
+}
+
+// accepted exports the span of the acceptance of a call, which took as long as given.
+func (q *Queue) accepted(c hearth.AsyncCall, took time.Duration) {
+	if q.cfg.Traces != nil && c.Sampled {
+		q.cfg.Traces.Span(c.Trace, c.Accepted(took))
 	}
 }
 
