@@ -149,14 +149,19 @@ func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocati
 		i.ID = in.ID
 	}
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
-		return nil, (&hearth.Error{
-			Code: hearth.CodeNotFound, Message: "there is no record of a call " + strconv.Quote(clip(in.ID)), Err: err,
-		}).WithHint("records are written a moment after the call and kept for a limited time")
+		return nil, noRecord(in.ID, err)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return &invocationOutput{Body: invocationBody{i, async}}, nil
+}
+
+// noRecord says that there is no record of a call.
+func noRecord(id string, err error) error {
+	return (&hearth.Error{
+		Code: hearth.CodeNotFound, Message: "there is no record of a call " + strconv.Quote(clip(id)), Err: err,
+	}).WithHint("records are written a moment after the call and kept for a limited time")
 }
 
 // invoke serves POST /v1/functions/{name}/invocations.

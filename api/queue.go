@@ -22,6 +22,8 @@ type Queue interface {
 	// Calls returns at most limit calls of a function or a queue, newest first, in one
 	// state unless that is empty, that are older than the one with the id before.
 	Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error)
+	// TraceCalls returns at most limit calls of a trace, the first ones.
+	TraceCalls(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.AsyncCall, error)
 	// Cancel ends a call; canceled is false if it had ended before.
 	Cancel(ctx context.Context, id string) (call hearth.AsyncCall, canceled bool, err error)
 	// Send puts messages into a queue, durably, and returns them in the same order.

@@ -170,6 +170,13 @@ func (c *Client) Invocation(ctx context.Context, id string) (hearth.Invocation, 
 	return i, err
 }
 
+// Trace returns what is known of the trace that a call belongs to. Errors: CodeNotFound.
+func (c *Client) Trace(ctx context.Context, id string) (hearth.TraceView, error) {
+	var v hearth.TraceView
+	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "invocations", id, "trace"}}, &v)
+	return v, err
+}
+
 // Driver is what an isolation technology can do on the server's host.
 type Driver struct {
 	Name string `json:"name"`

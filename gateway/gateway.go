@@ -100,7 +100,7 @@ type Config struct {
 	// is that none does.
 	Managed func(host string) bool
 	// TraceRatio is how many of the traces that begin here are to be exported, from 0 to
-	// 1; others are as whoever began them says.
+	// 1, default none; others are as whoever began them says.
 	TraceRatio float64
 	// Ping is how long the client of a WebSocket may be silent before it is asked
 	// for a sign of life, and has as long to give one; default 30 s.

@@ -38,6 +38,7 @@ type Store interface {
 	Prune(ctx context.Context, now time.Time) error
 	Call(ctx context.Context, id string) (hearth.AsyncCall, error)
 	Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error)
+	TraceCalls(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.AsyncCall, error)
 	Waiting(ctx context.Context, lane string, limit int) ([]hearth.AsyncCall, error)
 	Lanes(ctx context.Context) ([]string, error)
 	Functions(ctx context.Context) ([]string, error)
@@ -364,6 +365,11 @@ func (q *Queue) Payload(ctx context.Context, id string) (hearth.AsyncPayload, er
 // Calls returns calls of a function, newest first; see Store.
 func (q *Queue) Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error) {
 	return q.cfg.Store.Calls(ctx, function, state, before, limit)
+}
+
+// TraceCalls returns calls of a trace, the first ones; see Store.
+func (q *Queue) TraceCalls(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.AsyncCall, error) {
+	return q.cfg.Store.TraceCalls(ctx, of, limit)
 }
 
 // Status counts what is stored, of one function or, if it is empty, of all.

@@ -109,13 +109,14 @@ var (
 	queueLagDesc      = described("queue_lag_seconds", "For how long the oldest of them has been due.", "function")
 	recordsLostDesc   = described("records_dropped_total", "Records of calls that were lost because the store was too slow or failed.")
 	recordsSampleDesc = described("records_skipped_total", "Records of successful and refused calls that were left out because there were too many.")
+	spansLostDesc     = described("spans_dropped_total", "Spans that were not exported because the collector was too slow or could not be reached.")
 )
 
 // Describe implements prometheus.Collector.
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		infoDesc, instancesDesc, memoryDesc, pssDesc, inFlightDesc, waitingDesc, poolUsedDesc, poolBudgetDesc, stemsDesc,
-		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc,
+		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc, spansLostDesc,
 	} {
 		ch <- d
 	}
@@ -133,7 +134,11 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	if err := c.queue(ctx, put); err != nil {
 		ch <- prometheus.NewInvalidMetric(queueCallsDesc, err)
 	}
-	for d, n := range map[*prometheus.Desc]int64{recordsLostDesc: c.s.recorder.Dropped(), recordsSampleDesc: c.s.recorder.Skipped()} {
+	var spans int64
+	if c.s.traces != nil {
+		spans = c.s.traces.Dropped()
+	}
+	for d, n := range map[*prometheus.Desc]int64{recordsLostDesc: c.s.recorder.Dropped(), recordsSampleDesc: c.s.recorder.Skipped(), spansLostDesc: spans} {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))
 	}
 }

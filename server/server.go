@@ -30,6 +30,7 @@ import (
 	"github.com/hearthrun/hearth/store"
 	"github.com/hearthrun/hearth/telemetry"
 	"github.com/hearthrun/hearth/telemetry/metrics"
+	"github.com/hearthrun/hearth/telemetry/traces"
 )
 
 // Config of a Server. DataDir and Logger are required.
@@ -67,6 +68,11 @@ type Config struct {
 	// are told of the alerts; they may be anywhere.
 	Rules     []string
 	AlertURLs []string
+	// ExportTraces is the URL of an OpenTelemetry collector that gets spans of calls, by
+	// OTLP over HTTP; default none. TraceRatio is how many of the traces that begin here
+	// are sampled, for that and in functions; default 1, all, negative none.
+	ExportTraces string
+	TraceRatio   float64
 	// KeepVersions is how many of the newest versions of a function are kept besides
 	// those that aliases and releases need; default 20.
 	KeepVersions int
@@ -158,6 +164,9 @@ func (c Config) withDefaults() Config {
 	if c.Version == "" {
 		c.Version = "dev"
 	}
+	if c.TraceRatio == 0 {
+		c.TraceRatio = 1
+	}
 	if c.KeepInvocations == 0 {
 		c.KeepInvocations = 1_000_000
 	}
@@ -179,6 +188,7 @@ type Server struct {
 	calls    metrics.Calls
 	state    *prometheus.Registry // what else there is of metrics
 	metrics  *metrics.DB
+	traces   *traces.Exporter // nil without Config.ExportTraces
 	drivers  map[string]driver.Driver
 	left     []*leftovers // the same drivers
 	builder  *build.Builder
@@ -226,7 +236,14 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.logs, err = telemetry.OpenLogs(filepath.Join(s.store.Dir(), "logs"), telemetry.LogOptions{Logger: log}); err != nil {
 		return nil, err
 	}
-	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{Counter: &s.calls}, log)
+	counting := counters{&s.calls}
+	if s.cfg.ExportTraces != "" {
+		if s.traces, err = traces.New(traces.Options{URL: s.cfg.ExportTraces, Version: s.cfg.Version, Logger: log}); err != nil {
+			return nil, err
+		}
+		counting = append(counting, s.traces)
+	}
+	s.recorder = telemetry.NewRecorder(s.store, telemetry.RecorderOptions{Counter: counting}, log)
 	if s.drivers, err = newDrivers(s.cfg.drivers(s.store.Dir(), s.store.Owner())); err != nil {
 		return nil, err
 	}
@@ -254,10 +271,14 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.webhooks, err = newWebhooks(calls.WebhookSecret(), s.cfg.WebhookAllow, s.cfg.Version); err != nil {
 		return nil, err
 	}
-	s.queue = queue.New(queue.Config{Store: calls, Webhooks: s.webhooks, Logger: log})
+	queued := queue.Config{Store: calls, Webhooks: s.webhooks, Logger: log}
+	if s.traces != nil {
+		queued.Traces = s.traces
+	}
+	s.queue = queue.New(queued)
 	s.gateway = gateway.New(gateway.Config{
 		SpoolDir: spool, Queue: s.queue, Keeper: calls, Schedules: s.queue,
-		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log,
+		Pool: lender{s.pool}, Catalog: s.store, Recorder: s.recorder, Logs: s.logs, Logger: log, TraceRatio: s.cfg.TraceRatio,
 		Managed: func(host string) bool { return api.ManagementHost(host, s.cfg.AllowedHosts) },
 	})
 	if err := s.startMetrics(); err != nil {
@@ -429,6 +450,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
+// traceFlush is how long the collector of traces is waited for at the end.
+const traceFlush = 5 * time.Second
+
 // Close frees everything. Run calls it; call it yourself only without Run.
 func (s *Server) Close() error {
 	var errs []error
@@ -460,6 +484,11 @@ func (s *Server) Close() error {
 	}
 	if s.recorder != nil {
 		errs = append(errs, s.recorder.Close())
+	}
+	if s.traces != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), traceFlush)
+		errs = append(errs, s.traces.Close(ctx))
+		cancel()
 	}
 	if s.logs != nil {
 		errs = append(errs, s.logs.Close())
