@@ -55,7 +55,8 @@ func (a *app) printTrace(v hearth.TraceView) {
 	w := newWaterfall(v)
 	calls := map[string]bool{}
 	for _, s := range v.Spans {
-		calls[s.Invocation] = true
+		id, _, _ := strings.Cut(s.Invocation, ".") // attempts are one call
+		calls[id] = true
 	}
 	fmt.Fprintf(a.stdout, "trace %s: %s, %s\n\n", v.TraceID, count(len(calls), "call"), took(w.end.Sub(w.begin)))
 	label := 0
