@@ -34,7 +34,7 @@ type traced struct {
 }
 
 func (s *API) getTrace(ctx context.Context, in *callInput) (*traceOutput, error) {
-	of, err := s.traceOf(ctx, in.ID)
+	of, asked, err := s.traceOf(ctx, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +43,9 @@ func (s *API) getTrace(ctx context.Context, in *callInput) (*traceOutput, error)
 		return nil, err
 	}
 	// The call that was asked for is never among those that are left out.
+	if !slices.ContainsFunc(all, func(c traced) bool { return c.id == in.ID }) {
+		all = append(all, traced{in.ID, asked})
+	}
 	slices.SortStableFunc(all, func(a, b traced) int {
 		if mine := a.id == in.ID; mine != (b.id == in.ID) {
 			if mine {
@@ -63,21 +66,22 @@ func (s *API) getTrace(ctx context.Context, in *callInput) (*traceOutput, error)
 	return &traceOutput{Body: view}, nil
 }
 
-// traceOf returns the trace of a call. Errors: CodeNotFound.
-func (s *API) traceOf(ctx context.Context, id string) (of hearth.TraceID, err error) {
+// traceOf returns the trace of a call, and the spans of that. Errors: CodeNotFound.
+func (s *API) traceOf(ctx context.Context, id string) (of hearth.TraceID, spans []hearth.Span, err error) {
 	i, err := s.Invocations.Invocation(ctx, id)
-	if of = i.TraceID; hearth.ErrorCode(err) == hearth.CodeNotFound {
+	of, spans = i.TraceID, i.Spans()
+	if hearth.ErrorCode(err) == hearth.CodeNotFound { // it may not have begun yet
 		var c hearth.AsyncCall
 		if c, err = s.Queue.Call(ctx, id); hearth.ErrorCode(err) == hearth.CodeNotFound {
-			return of, noRecord(id, err)
+			return of, nil, noRecord(id, err)
 		}
-		of = c.TraceID
+		of, spans = c.TraceID, c.Spans()
 	}
-	if err == nil && of == (hearth.TraceID{}) {
+	if err == nil && len(spans) == 0 {
 		err = hearth.Errorf(hearth.CodeNotFound, "the call %s has no trace", strconv.Quote(clip(id))).
 			WithHint("it was made before this server had traces")
 	}
-	return of, err
+	return of, spans, err
 }
 
 // tracedCalls returns what is kept of a trace, in no order.
