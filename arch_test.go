@@ -18,7 +18,7 @@ const module = "github.com/hearthrun/hearth"
 var imports = map[string][]string{
 	"":                            {},
 	"cmd/hearth":                  {"", "server", "client", "bench", "pool/policy", "telemetry/metrics"},
-	"server":                      {"", "api", "gateway", "pool", "queue", "build", "store", "telemetry", "telemetry/export", "telemetry/metrics", "driver", "driver/docker", "driver/egress", "driver/native", "driver/oci", "guest", "images"},
+	"server":                      {"", "api", "gateway", "pool", "queue", "build", "store", "telemetry", "telemetry/export", "telemetry/metrics", "telemetry/traces", "driver", "driver/docker", "driver/egress", "driver/native", "driver/oci", "guest", "images"},
 	"api":                         {"", "build", "driver", "jsonwalk"},
 	"gateway":                     {"", "guest", "jsonwalk"},
 	"jsonwalk":                    {},
@@ -30,6 +30,7 @@ var imports = map[string][]string{
 	"telemetry":                   {"", "jsonwalk"},
 	"telemetry/export":            {""},
 	"telemetry/metrics":           {""},
+	"telemetry/traces":            {""},
 	"client":                      {""},
 	"guest":                       {""},
 	"guest/guesttest":             {"", "guest"},

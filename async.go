@@ -68,6 +68,10 @@ func AttemptID(id string, attempt int) string {
 	return id + "." + strconv.Itoa(attempt)
 }
 
+// Number returns that of an attempt, the attempt-th since the call was accepted or
+// redriven, among all.
+func (c AsyncCall) Number(attempt int) int { return max(attempt, len(c.Failures)+1) }
+
 // LastAttempt returns the number of the latest attempt among all, those before the
 // call was redriven included; 0 if there was none.
 func (c AsyncCall) LastAttempt() int {
@@ -229,6 +233,8 @@ type AsyncCall struct {
 	// it in that chain.
 	Source string `json:"source,omitempty" doc:"Call whose destination this is"`
 	Depth  int    `json:"depth,omitempty" doc:"How many calls are before this one in a chain of destinations"`
+	// Trace is the span of its acceptance, to which those of its attempts belong.
+	Trace
 	// Payer is whose room it takes in the queue: the function, or queue:NAME, that the
 	// first call of the chain was for; apart from others if anybody could make that.
 	Payer string `json:"-"`
@@ -306,6 +312,8 @@ type AsyncRequest struct {
 	Fingerprint string
 	// Public tells that anybody can send such requests. They get less room than others.
 	Public bool
+	// Trace is that of the call; if it is zero, it begins one.
+	Trace Trace
 }
 
 // QueueStatus is what is stored for later.
@@ -358,6 +366,10 @@ type AsyncEntry struct {
 	Fingerprint, KeyScope string
 	// Public is that of its request. It is not stored.
 	Public bool
+	// Attempt is the span of the attempt under way, and Links are spans in other traces
+	// that led to it. They are not stored.
+	Attempt Trace
+	Links   []Trace
 }
 
 // Lane is what takes turns with other lanes: the calls of a function, or the

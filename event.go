@@ -199,6 +199,7 @@ func exampleHTTP(o ExampleOptions, headers map[string]string) (HTTPEvent, error)
 		Version: "2.0", RouteKey: "$default", RawPath: u.Path, RawQueryString: u.RawQuery,
 		Headers: map[string]string{
 			"accept": "*/*", "host": exampleHost, "user-agent": "curl/8.14.1",
+			"traceparent":     "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 			"x-forwarded-for": "127.0.0.1", "x-forwarded-host": exampleHost,
 			"x-forwarded-prefix": "/fn/" + o.Function, "x-forwarded-proto": "http",
 		},

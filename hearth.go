@@ -87,6 +87,9 @@ const (
 // Timings attributes the time of one invocation. Their sum is what the caller
 // waited for Hearth and the function.
 type Timings struct {
+	// Route is until an instance was asked for: the call was matched, and its body
+	// arrived.
+	Route time.Duration `json:"route_ns" doc:"Until an instance was asked for: matching, and the arrival of the body, in nanoseconds"`
 	// Queue is the wait for an instance to become free, without Start and Init;
 	// of a call that got no instance it is the whole wait.
 	Queue time.Duration `json:"queue_ns" doc:"Wait for an instance to become free, in nanoseconds"`
@@ -140,6 +143,12 @@ type Invocation struct {
 	Cached bool `json:"cached,omitempty"`
 	// Attempt is which one of an asynchronous call it is, from 1; 0 if the caller waited.
 	Attempt int `json:"attempt,omitempty" doc:"Which attempt of an asynchronous call, from 1"`
+	// Trace is the span of the call as a whole; Running is that of the function in it.
+	Trace
+	// Links are spans in other traces that led to it, if it has several messages, and
+	// HTTPRoute is the pattern that its path has matched. They are not kept.
+	Links     []Trace `json:"-"`
+	HTTPRoute string  `json:"-"`
 	// Alias is through which it came, Live for most; empty for a version that was
 	// called by its number. It is not kept.
 	Alias string `json:"-"`
@@ -176,6 +185,8 @@ type EventRequest struct {
 	Event io.Reader
 	// Size is the length of Event in bytes, -1 when unknown.
 	Size int64
+	// Header are those of the request, from which the call learns its trace.
+	Header map[string][]string
 }
 
 // Invoker calls functions; package gateway implements it.

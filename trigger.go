@@ -99,8 +99,9 @@ type Message struct {
 	Body string
 	// NotBefore is when it may be passed on; zero means now.
 	NotBefore time.Time
-	// DeduplicationKey is that of AsyncRequest.
+	// DeduplicationKey and Trace are those of AsyncRequest.
 	DeduplicationKey string
+	Trace            Trace
 }
 
 // SentMessage is a message that is in a queue.

@@ -111,6 +111,8 @@ type Invocations interface {
 	Invocations(ctx context.Context, f hearth.InvocationFilter, before string, limit int) (list []hearth.Invocation, next string, err error)
 	// Invocation returns one record. Errors: CodeNotFound.
 	Invocation(ctx context.Context, id string) (hearth.Invocation, error)
+	// TraceInvocations returns at most limit records of a trace, the oldest first.
+	TraceInvocations(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.Invocation, error)
 }
 
 // Drivers tells what the drivers can do on this host.
@@ -234,6 +236,7 @@ func New(d Deps) *API {
 	s.registerPool()
 	s.registerArtifacts()
 	s.registerInvocations()
+	s.registerTraces()
 	s.registerExamples()
 	s.registerQueue()
 	s.registerQueues()

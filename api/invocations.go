@@ -215,14 +215,19 @@ func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocati
 		i.ID = in.ID
 	}
 	if hearth.ErrorCode(err) == hearth.CodeNotFound {
-		return nil, (&hearth.Error{
-			Code: hearth.CodeNotFound, Message: "there is no record of a call " + strconv.Quote(clip(in.ID)), Err: err,
-		}).WithHint("records are written a moment after the call and kept for a limited time")
+		return nil, noRecord(in.ID, err)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return &invocationOutput{Body: invocationBody{i, async}}, nil
+}
+
+// noRecord says that there is no record of a call.
+func noRecord(id string, err error) error {
+	return (&hearth.Error{
+		Code: hearth.CodeNotFound, Message: "there is no record of a call " + strconv.Quote(clip(id)), Err: err,
+	}).WithHint("records are written a moment after the call and kept for a limited time")
 }
 
 // invoke serves POST /v1/functions/{name}/invocations.
@@ -250,7 +255,7 @@ func (s *API) invoke(w http.ResponseWriter, r *http.Request) error {
 	}
 	a := &answer{w: w}
 	inv, err := s.Invoker.InvokeEvent(r.Context(), hearth.EventRequest{
-		Target: hearth.Target(r.PathValue("name")), Event: bytes.NewReader(event), Size: int64(len(event)),
+		Target: hearth.Target(r.PathValue("name")), Event: bytes.NewReader(event), Size: int64(len(event)), Header: r.Header,
 	}, a, func(i hearth.Invocation) { a.record = i })
 	if inv.ID != "" {
 		a.record = inv

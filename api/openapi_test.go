@@ -169,6 +169,7 @@ func TestOpenAPIStructure(t *testing.T) {
 		"GET /v1/invocations",
 		"GET /v1/invocations/{id}",
 		"GET /v1/invocations/{id}/payload",
+		"GET /v1/invocations/{id}/trace",
 		"GET /v1/pool",
 		"GET /v1/pool/events",
 		"GET /v1/queue",

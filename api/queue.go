@@ -22,6 +22,8 @@ type Queue interface {
 	// Calls returns at most limit calls of a function or a queue, newest first, in one
 	// state unless that is empty, that are older than the one with the id before.
 	Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error)
+	// TraceCalls returns at most limit calls of a trace, the first ones.
+	TraceCalls(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.AsyncCall, error)
 	// Cancel ends a call; canceled is false if it had ended before.
 	Cancel(ctx context.Context, id string) (call hearth.AsyncCall, canceled bool, err error)
 	// Send puts messages into a queue, durably, and returns them in the same order.
@@ -51,6 +53,8 @@ type Acceptor interface {
 	// AcceptEvents stores a call for each event and answers with their ids, or stores
 	// none and returns an error.
 	AcceptEvents(ctx context.Context, w http.ResponseWriter, target string, events [][]byte, h http.Header) error
+	// TraceOf returns the span of a call with the headers.
+	TraceOf(h map[string][]string) hearth.Trace
 }
 
 // maxWait bounds how long a request waits for a result.

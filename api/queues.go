@@ -47,8 +47,10 @@ func (m messageInput) message(now time.Time) (hearth.Message, error) {
 // sendInput has the body as it came: to validate and unmarshal what is no message can
 // take hundreds of times its size.
 type sendInput struct {
-	Queue string `path:"queue" doc:"Name of the queue" example:"orders"`
-	Body  json.RawMessage
+	Queue       string `path:"queue" doc:"Name of the queue" example:"orders"`
+	Traceparent string `header:"Traceparent" doc:"Trace that the messages belong to, as W3C Trace Context has it"`
+	Tracestate  string `header:"Tracestate" doc:"What belongs to traceparent"`
+	Body        json.RawMessage
 }
 
 // sendInputBody describes the body of sendInput; messagesOf reads it.
@@ -139,6 +141,13 @@ func (s *API) sendMessages(ctx context.Context, in *sendInput) (*sendOutput, err
 	messages, err := messagesOf(in.Body, time.Now())
 	if err != nil {
 		return nil, err
+	}
+	header := http.Header{}
+	if in.Traceparent != "" {
+		header["Traceparent"], header["Tracestate"] = []string{in.Traceparent}, []string{in.Tracestate}
+	}
+	for i := range messages {
+		messages[i].Trace = s.Acceptor.TraceOf(header)
 	}
 	out := &sendOutput{}
 	out.Body.Messages, err = s.Queue.Send(ctx, in.Queue, messages)

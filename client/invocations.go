@@ -62,3 +62,10 @@ func (c *Client) Invocation(ctx context.Context, id string) (Invocation, error) 
 	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "invocations", id}}, &i)
 	return i, err
 }
+
+// Trace returns what is known of the trace that a call belongs to. Errors: CodeNotFound.
+func (c *Client) Trace(ctx context.Context, id string) (hearth.TraceView, error) {
+	var v hearth.TraceView
+	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "invocations", id, "trace"}}, &v)
+	return v, err
+}

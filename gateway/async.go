@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -95,7 +96,7 @@ func (g *Gateway) publicRequest(r *http.Request, t *target, now time.Time) (req 
 		return req, hearth.Errorf(hearth.CodeInvalid, "the call is to begin in %s", hearth.Duration(wait.Round(time.Second))).
 			WithHint("the longest delay over HTTP is %s, the async.max_delay of the function", policy.MaxDelay)
 	}
-	req.Public, req.Target = true, string(t.name)
+	req.Public, req.Target, req.Trace = true, string(t.name), g.TraceOf(r.Header)
 	if req.DeduplicationKey != "" { // no caller who can be told apart answers for the key of another
 		scope := sha256.New()
 		addCaller(scope, r.Header)
@@ -124,7 +125,7 @@ func (g *Gateway) AcceptEvent(ctx context.Context, target string, event []byte, 
 	if err != nil {
 		return call, false, err
 	}
-	r.Target = target
+	r.Target, r.Trace = target, g.TraceOf(h)
 	return g.acceptEvent(ctx, r, event)
 }
 
@@ -197,7 +198,7 @@ func (g *Gateway) acceptRequest(w http.ResponseWriter, r *http.Request, t *targe
 		return call, false, err
 	}
 	req.Kind, req.Body, req.URL = hearth.KindHTTP, body, cacheURL(r)
-	req.Head = appendEvent(nil, r, t, req.ID, now)
+	req.Head = appendEvent(nil, r, t, req.ID, req.Trace, now)
 	if req.DeduplicationKey != "" {
 		print := sha256.New()
 		addRequest(print, r)
@@ -291,10 +292,12 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
-	rec := g.newRecord(a, v, e.Kind, now)
-	rec.ID, rec.BytesIn = e.ID, int64(len(e.Body))
-	call := &guest.Call{ID: e.ID, Deadline: end, Kind: hearth.KindEvent, Event: e.Head, Body: e.Body}
+	rec := g.newRecord(a, v, e.Kind, e.Attempt, now)
+	rec.ID, rec.BytesIn, rec.Links, rec.Attempt = e.ID, int64(len(e.Body)), e.Links, e.Number(attempt)
+	call := &guest.Call{ID: e.ID, Deadline: end, Kind: hearth.KindEvent, Body: e.Body, Trace: rec.Running()}
 	if e.Kind == hearth.KindHTTP {
+		// What was stored has the span of the acceptance, which nobody knew before.
+		call.Event = bytes.Replace(e.Head, e.Trace.AppendTraceparent(nil), call.Trace.AppendTraceparent(nil), 1)
 		call.Kind = e.Kind
 		rec.Method, rec.Path = requestLine(e.Head)
 	}
@@ -316,23 +319,23 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 		rec.Status = result.Status
 	}
 	if lent {
-		g.finishAttempt(rec, max(attempt, len(e.Failures)+1), err)
+		g.finishAttempt(rec, err)
 	}
 	return result, lent, err
 }
 
 // finishAttempt logs and records an attempt. Its lines have the id of the call, as
 // those of the other attempts; records after the first one's have a number too.
-func (g *Gateway) finishAttempt(rec hearth.Invocation, attempt int, err error) {
+func (g *Gateway) finishAttempt(rec hearth.Invocation, err error) {
 	if err != nil {
 		e := hearth.AsError(err)
 		rec.ErrorCode, rec.ErrorMessage, rec.Status = e.Code, e.Message, e.Code.HTTPStatus()
 		if e.Code == hearth.CodeInternal || e.Code == hearth.CodeUnavailable {
-			g.cfg.Logger.Error("attempt failed", "function", rec.Function, "invocation", rec.ID, "attempt", attempt, "err", err)
+			g.cfg.Logger.Error("attempt failed", "function", rec.Function, "invocation", rec.ID, "attempt", rec.Attempt, "err", err)
 		}
 		g.logError(&rec, e)
 	}
-	rec.ID, rec.Attempt = hearth.AttemptID(rec.ID, attempt), attempt
+	rec.ID = hearth.AttemptID(rec.ID, rec.Attempt)
 	g.cfg.Recorder.Record(rec)
 }
 

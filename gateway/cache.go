@@ -114,7 +114,7 @@ func (x *exchange) replay(e *entry, now time.Time) error {
 		h[name] = append(h[name], values...)
 	}
 	h["Age"] = []string{strconv.FormatInt(max(0, int64(now.Sub(e.born)/time.Second)), 10)}
-	x.rec.Cached, x.rec.Status = true, e.status
+	x.rec.Cached, x.rec.Status, x.rec.Timings.Route = true, e.status, now.Sub(x.rec.StartedAt)-x.rec.Timings.Queue
 	body := e.body
 	switch {
 	case conditionsOf(x.r.Header).notModified(e.status, e.header):

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -165,9 +166,9 @@ func TestCachedAnswerIsComplete(t *testing.T) {
 		rec := s.records.last()
 		want := hearth.Invocation{
 			ID: id, Function: "f", Version: 1, Alias: hearth.Live, Isolation: "native", Kind: hearth.KindHTTP, Method: "GET", Path: "/fn/f/a",
-			Status: 200, Cached: true, BytesOut: 400_000, StartedAt: rec.StartedAt,
+			Status: 200, Cached: true, BytesOut: 400_000, StartedAt: rec.StartedAt, Trace: rec.Trace,
 		}
-		if rec != want {
+		if !reflect.DeepEqual(rec, want) {
 			t.Errorf("record %+v, want %+v", rec, want)
 		}
 

@@ -369,11 +369,12 @@ func (g *Gateway) AcceptEvents(ctx context.Context, w http.ResponseWriter, targe
 		return err
 	}
 	all.Target = target
-	return g.acceptEvents(ctx, w, all, events)
+	return g.acceptEvents(ctx, w, all, events, h)
 }
 
-// acceptEvents stores a call for each event, which are otherwise as all says.
-func (g *Gateway) acceptEvents(ctx context.Context, w http.ResponseWriter, all hearth.AsyncRequest, events [][]byte) error {
+// acceptEvents stores a call for each event of a request with the headers; the calls are
+// otherwise as all says.
+func (g *Gateway) acceptEvents(ctx context.Context, w http.ResponseWriter, all hearth.AsyncRequest, events [][]byte, h http.Header) error {
 	if all.DeduplicationKey != "" {
 		return hearth.Errorf(hearth.CodeInvalid, "a batch cannot have a Hearth-Deduplication-Key").WithHint("send the events one by one, each with its own")
 	}
@@ -381,7 +382,7 @@ func (g *Gateway) acceptEvents(ctx context.Context, w http.ResponseWriter, all h
 	list := make([]hearth.AsyncRequest, len(events))
 	for i, event := range events {
 		list[i] = all
-		list[i].ID, list[i].Body = newInvocationID(), event
+		list[i].ID, list[i].Body, list[i].Trace = newInvocationID(), event, g.traceOfEvent(h, event)
 	}
 	calls, err := g.cfg.Queue.AcceptAll(ctx, list)
 	if err != nil {
@@ -393,8 +394,8 @@ func (g *Gateway) acceptEvents(ctx context.Context, w http.ResponseWriter, all h
 
 // serveCloudEvents answers a request that carries events.
 func (g *Gateway) serveCloudEvents(w http.ResponseWriter, r *http.Request, t *target, later bool, now time.Time) (rec hearth.Invocation) {
-	rec = g.newRecord(t.alias, t.version, hearth.KindEvent, now)
-	rec.Method, rec.Path = r.Method, r.URL.Path
+	rec = g.newRecord(t.alias, t.version, hearth.KindEvent, hearth.Trace{}, now)
+	rec.Method, rec.Path, rec.HTTPRoute = r.Method, r.URL.Path, t.httpRoute()
 	value, called, err := g.takeCloudEvents(w, r, t, &rec, later, now)
 	if called {
 		g.finish(&rec, err)
@@ -434,15 +435,16 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 			return nil, false, err
 		}
 		if batch {
-			return nil, false, g.acceptEvents(ctx, w, all, events)
+			return nil, false, g.acceptEvents(ctx, w, all, events, r.Header)
 		}
+		all.Trace = g.traceOfEvent(r.Header, events[0])
 		call, first, err := g.acceptEvent(ctx, all, events[0])
 		if err == nil {
 			writeAccepted(w, r, call, first)
 		}
 		return nil, false, err
 	}
-	rec.BytesIn = int64(len(body))
+	rec.BytesIn, rec.Trace = int64(len(body)), g.traceOfEvent(r.Header, events[0])
 	waits, err := g.spoolEvent(events[0])
 	if err != nil {
 		return nil, false, err
@@ -450,7 +452,7 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 	defer waits.Close()
 	body, events = nil, nil // they have been spooled
 	free()
-	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent, Body: waits.head}
+	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent, Body: waits.head, Trace: rec.Running()}
 	if waits.rest != nil {
 		call.Rest = waits.rest
 	}

@@ -11,12 +11,15 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"github.com/hearthrun/hearth"
 )
 
 // appendEvent appends the request as an API Gateway payload 2.0 event, without
 // its body. The format: AWS, "Working with AWS Lambda proxy integrations for
-// HTTP APIs". It is written by hand as it is made for every call.
-func appendEvent(b []byte, r *http.Request, t *target, id string, now time.Time) []byte {
+// HTTP APIs". It is written by hand as it is made for every call. Its trace context is
+// that of trace, whatever the request has.
+func appendEvent(b []byte, r *http.Request, t *target, id string, trace hearth.Trace, now time.Time) []byte {
 	path := t.path
 	if plain, err := url.PathUnescape(path); err == nil {
 		path = plain
@@ -42,7 +45,7 @@ func appendEvent(b []byte, r *http.Request, t *target, id string, now time.Time)
 		b = append(b, ']')
 	}
 	b = append(b, `,"headers":`...)
-	b = appendHeaders(b, r, t, peer, trusted)
+	b = appendHeaders(b, r, t, trace, peer, trusted)
 	if r.URL.RawQuery != "" {
 		b = appendQuery(b, r.URL.RawQuery)
 	}
@@ -93,7 +96,7 @@ func hopByHop(name string) bool {
 	return false
 }
 
-func appendHeaders(b []byte, r *http.Request, t *target, peer string, trusted bool) []byte {
+func appendHeaders(b []byte, r *http.Request, t *target, trace hearth.Trace, peer string, trusted bool) []byte {
 	b = append(b, `{"host":`...)
 	b = appendString(b, r.Host)
 	connection := r.Header["Connection"]
@@ -103,6 +106,8 @@ func appendHeaders(b []byte, r *http.Request, t *target, peer string, trusted bo
 			continue
 		case strings.HasPrefix(name, "Hearth-"), strings.IndexByte(name, '_') >= 0 && ambiguous(name):
 			continue // only Hearth speaks with these names
+		case name == "Traceparent", name == "Tracestate":
+			continue // they are written below
 		case name == "Forwarded", strings.HasPrefix(name, "X-Forwarded-"):
 			if !trusted || name == "X-Forwarded-For" || name == "X-Forwarded-Prefix" {
 				continue // a claim nobody vouches for, or written below
@@ -136,6 +141,12 @@ func appendHeaders(b []byte, r *http.Request, t *target, peer string, trusted bo
 	if !trusted || r.Header["X-Forwarded-Host"] == nil {
 		b = append(b, `,"x-forwarded-host":`...)
 		b = appendString(b, r.Host)
+	}
+	b = trace.AppendTraceparent(append(b, `,"traceparent":"`...))
+	b = append(b, '"')
+	if trace.Tracestate != "" {
+		b = append(b, `,"tracestate":`...)
+		b = appendString(b, trace.Tracestate)
 	}
 	if t.prefix != "" {
 		b = append(b, `,"x-forwarded-prefix":`...)

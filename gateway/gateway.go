@@ -99,6 +99,9 @@ type Config struct {
 	// Managed tells that a host belongs to management, whatever routes say; default
 	// is that none does.
 	Managed func(host string) bool
+	// TraceRatio is how many of the traces that begin here are to be exported, from 0 to
+	// 1, default none; others are as whoever began them says.
+	TraceRatio float64
 	// Ping is how long the client of a WebSocket may be silent before it is asked
 	// for a sign of life, and has as long to give one; default 30 s.
 	Ping time.Duration
@@ -232,11 +235,13 @@ func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Cal
 	// What the call waited for until now belongs to the queue too.
 	before := rec.Timings.Queue
 	asked, lent := time.Now(), false
+	route := asked.Sub(rec.StartedAt) - before
 	err := g.cfg.Pool.Do(ctx, v, func(ctx context.Context, inst Instance) error {
 		lent = true
 		rec.Instance = inst.ID
 		rec.Cold, rec.ColdReason, rec.Timings = inst.Cold, inst.ColdReason, inst.Timings
 		rec.Timings.Queue += before
+		rec.Timings.Route = route
 		begin := time.Now()
 		err := inst.Conn.Invoke(ctx, call, sink)
 		rec.Timings.Run = time.Since(begin)
@@ -244,6 +249,7 @@ func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Cal
 	})
 	if !lent {
 		rec.Timings.Queue += time.Since(asked)
+		rec.Timings.Route = route
 	}
 	if hearth.ErrorCode(err) == hearth.CodeTimeout && rec.Timings.Run > 0 {
 		e := *hearth.AsError(err)
@@ -256,7 +262,7 @@ func (g *Gateway) invoke(ctx context.Context, v *hearth.Version, call *guest.Cal
 
 // newRecord begins the record of a call through an alias; nil for a version that was
 // named.
-func (g *Gateway) newRecord(a *alias, v *hearth.Version, kind hearth.Kind, now time.Time) hearth.Invocation {
+func (g *Gateway) newRecord(a *alias, v *hearth.Version, kind hearth.Kind, trace hearth.Trace, now time.Time) hearth.Invocation {
 	rec := hearth.Invocation{
 		ID:        newInvocationID(),
 		Function:  v.Function,
@@ -264,6 +270,7 @@ func (g *Gateway) newRecord(a *alias, v *hearth.Version, kind hearth.Kind, now t
 		Kind:      kind,
 		Isolation: v.Config.Isolation,
 		StartedAt: now,
+		Trace:     trace,
 	}
 	if a != nil {
 		rec.Alias = a.alias
@@ -334,8 +341,8 @@ func (g *Gateway) InvokeEvent(ctx context.Context, r hearth.EventRequest, w io.W
 	}
 	ctx, cancel, end := deadline(ctx, v, now)
 	defer cancel()
-	rec := g.newRecord(a, v, hearth.KindEvent, now)
-	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent}
+	rec := g.newRecord(a, v, hearth.KindEvent, g.TraceOf(r.Header), now)
+	call := &guest.Call{ID: rec.ID, Deadline: end, Kind: hearth.KindEvent, Trace: rec.Running()}
 	if r.Event != nil {
 		body, err := io.ReadAll(io.LimitReader(r.Event, g.maxRequest(v)+1))
 		if err == nil && int64(len(body)) > g.maxRequest(v) {

@@ -301,13 +301,14 @@ func TestUntrustedForwardingIsDropped(t *testing.T) {
 			HTTP struct{ SourceIP string }
 		} `json:"requestContext"`
 	}
-	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", time.Now())
+	of := hearth.NewTrace(true)
+	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", of, time.Now())
 	if err := json.Unmarshal(b, &event); err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{
 		"host": "example.com", "x-forwarded-for": "198.51.100.7", "x-forwarded-proto": "http",
-		"x-forwarded-host": "example.com", "x-kept": "k",
+		"x-forwarded-host": "example.com", "x-kept": "k", "traceparent": of.Traceparent(),
 	}
 	if !reflect.DeepEqual(event.Headers, want) || event.Context.HTTP.SourceIP != "198.51.100.7" {
 		t.Errorf("headers %v, source %s", event.Headers, event.Context.HTTP.SourceIP)
@@ -346,13 +347,14 @@ func TestSpoofedHeadersAreDropped(t *testing.T) {
 			HTTP struct{ SourceIP string }
 		} `json:"requestContext"`
 	}
-	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", time.Now())
+	of := hearth.NewTrace(true)
+	b := appendEvent(nil, r, &target{version: &v, path: "/p", routeKey: "$default"}, "id", of, time.Now())
 	if err := json.Unmarshal(b, &event); err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{
 		"host": "example.com", "x-forwarded-for": "1.1.1.1, not an address, 127.0.0.1", "x-forwarded-proto": "http",
-		"x-forwarded-host": "example.com", "a_b": "kept",
+		"x-forwarded-host": "example.com", "a_b": "kept", "traceparent": of.Traceparent(),
 	}
 	if !reflect.DeepEqual(event.Headers, want) || event.Context.HTTP.SourceIP != "127.0.0.1" {
 		t.Errorf("headers %v, source %s", event.Headers, event.Context.HTTP.SourceIP)
@@ -398,7 +400,7 @@ func FuzzEvent(f *testing.F) {
 			r.Header[canonical] = append(r.Header[canonical], value)
 		}
 		v := versionWith("f")
-		b := appendEvent(nil, r, &target{version: &v, path: path, routeKey: "$default", params: [][2]string{{"p", value}, {"q", path}}}, "id", time.Now())
+		b := appendEvent(nil, r, &target{version: &v, path: path, routeKey: "$default", params: [][2]string{{"p", value}, {"q", path}}}, "id", hearth.NewTrace(true), time.Now())
 		var event struct {
 			RawQueryString string
 			Headers        map[string]string

@@ -158,10 +158,10 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, t *target, now 
 	x := exchanges.Get().(*exchange)
 	defer x.recycle()
 	x.w, x.r, x.end, x.limit = w, r, end, g.maxResponse(t.version)
-	x.rec = g.newRecord(t.alias, t.version, hearth.KindHTTP, now)
-	x.rec.Method, x.rec.Path = r.Method, r.URL.Path
+	x.rec = g.newRecord(t.alias, t.version, hearth.KindHTTP, g.TraceOf(r.Header), now)
+	x.rec.Method, x.rec.Path, x.rec.HTTPRoute = r.Method, r.URL.Path, t.httpRoute()
 	x.cors = t.cors != nil
-	x.call.ID, x.call.Deadline, x.call.Kind = x.rec.ID, end, hearth.KindHTTP
+	x.call.ID, x.call.Deadline, x.call.Kind, x.call.Trace = x.rec.ID, end, hearth.KindHTTP, x.rec.Running()
 
 	var kept *entry
 	if t.version.Config.Cache != nil {
@@ -199,7 +199,7 @@ func (g *Gateway) call(ctx context.Context, x *exchange, t *target, now time.Tim
 	// What the body took to arrive is not the function's.
 	x.begin = time.Now().Add(-x.rec.Timings.Queue)
 	if err == nil {
-		x.event = appendEvent(x.event[:0], x.r, t, x.rec.ID, now)
+		x.event = appendEvent(x.event[:0], x.r, t, x.rec.ID, x.call.Trace, now)
 		x.call.Event = x.event
 		err = g.invoke(ctx, t.version, &x.call, &x.rec, x)
 	}

@@ -258,6 +258,12 @@ type target struct {
 	redirect http.Handler
 }
 
+// httpRoute returns the path of the route, "" below /fn.
+func (t *target) httpRoute() string {
+	_, path, _ := strings.Cut(t.routeKey, " ")
+	return path
+}
+
 // match finds the function for a request. If it names a version that is in no
 // alias, the target has neither alias nor version.
 func (g *Gateway) match(r *http.Request) (target, error) {

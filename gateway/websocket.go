@@ -160,15 +160,15 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 		g: g, version: t.version, limits: t.version.Config.Websocket.WithDefaults(),
 		x: &exchange{w: w, r: r, end: end, limit: g.maxResponse(t.version), cors: t.cors != nil, begin: now}, answered: make(chan struct{}), accepting: make(chan func()),
 	}
-	s.x.rec = g.newRecord(t.alias, t.version, hearth.KindWebsocket, now)
-	s.x.rec.Method, s.x.rec.Path = r.Method, r.URL.Path
+	s.x.rec = g.newRecord(t.alias, t.version, hearth.KindWebsocket, g.TraceOf(r.Header), now)
+	s.x.rec.Method, s.x.rec.Path, s.x.rec.HTTPRoute = r.Method, r.URL.Path, t.httpRoute()
 	if !g.sockets.add(s) {
 		writeError(w, r, nil, hearth.Errorf(hearth.CodeUnavailable, "the server is shutting down").WithHint("try again in a moment"))
 		return
 	}
 	call := &guest.SocketCall{
-		ID: s.x.rec.ID, Deadline: now.Add(time.Duration(s.limits.MaxDuration)),
-		Event:      appendEvent(nil, r, t, s.x.rec.ID, now),
+		ID: s.x.rec.ID, Deadline: now.Add(time.Duration(s.limits.MaxDuration)), Trace: s.x.rec.Running(),
+		Event:      appendEvent(nil, r, t, s.x.rec.ID, s.x.rec.Running(), now),
 		MaxMessage: int64(s.limits.MaxMessage), Leave: time.Duration(t.version.Config.Timeout),
 	}
 	go s.serve(r.Context(), call)
@@ -220,10 +220,12 @@ func (s *socket) hold(handshake context.Context, call *guest.SocketCall) error {
 	handshake, stop := context.WithDeadline(handshake, s.x.end)
 	defer stop()
 	rec, asked, lent := &s.x.rec, time.Now(), false
+	route := asked.Sub(rec.StartedAt)
 	err := s.g.cfg.Pool.Hold(handshake, s.version, func(handshake context.Context, inst Instance) error {
 		lent = true
 		rec.Instance = inst.ID
 		rec.Cold, rec.ColdReason, rec.Timings = inst.Cold, inst.ColdReason, inst.Timings
+		rec.Timings.Route = route
 		s.accepts = context.AfterFunc(handshake, func() { s.cancel(context.Cause(handshake)) })
 		defer s.accepts()
 		begin := time.Now()
@@ -233,6 +235,7 @@ func (s *socket) hold(handshake context.Context, call *guest.SocketCall) error {
 	})
 	if !lent {
 		rec.Timings.Queue += time.Since(asked)
+		rec.Timings.Route = route
 	}
 	var why *hearth.Error
 	switch code := hearth.ErrorCode(err); {

@@ -21,6 +21,8 @@ type Call struct {
 	// its caller has left may go on until then (see Options.Grace).
 	Deadline time.Time
 	Kind     hearth.Kind
+	// Trace is the span of the function, none if it is zero.
+	Trace hearth.Trace
 	// Event is the payload 2.0 event as JSON for KindHTTP, else empty.
 	Event []byte
 	// Body is the request's body, or the event of other kinds, as far as it is
@@ -210,7 +212,7 @@ func (c *Conn) recycle(x *exchange) {
 // that is too large; an error of Rest or sink is returned as it is. See ErrUnread
 // for calls that may be repeated: Rest and sink were not used for them.
 func (c *Conn) Invoke(ctx context.Context, in *Call, sink Sink) error {
-	size := len(in.Event) + len(in.ID) + 128
+	size := len(in.Event) + len(in.ID) + 2*len(in.Trace.Tracestate) + 224
 	if size > maxPayload {
 		return eventTooLarge(len(in.Event))
 	}
@@ -283,6 +285,13 @@ func appendInvoke(b []byte, in *Call) []byte {
 	if in.maxMessage > 0 {
 		b = append(b, `,"max_message":`...)
 		b = strconv.AppendInt(b, in.maxMessage, 10)
+	}
+	if in.Trace.TraceID != (hearth.TraceID{}) {
+		b = in.Trace.AppendTraceparent(append(b, `,"traceparent":"`...))
+		b = append(b, '"')
+		if in.Trace.Tracestate != "" { // printable ASCII, in which Go quotes as JSON does
+			b = strconv.AppendQuote(append(b, `,"tracestate":`...), in.Trace.Tracestate)
+		}
 	}
 	if len(in.Event) > 0 {
 		b = append(b, `,"event":`...)

@@ -34,9 +34,10 @@ const statusAccepted = 101
 
 // SocketCall is a WebSocket as the guest sees it.
 type SocketCall struct {
-	// ID, Deadline and Event are as in Call.
+	// ID, Deadline, Trace and Event are as in Call.
 	ID       string
 	Deadline time.Time
+	Trace    hearth.Trace
 	Event    []byte
 	// MaxMessage bounds messages in both directions, in bytes.
 	MaxMessage int64
@@ -110,7 +111,7 @@ func (c *Conn) InvokeSocket(ctx context.Context, in *SocketCall, sink SocketSink
 // beginSocket sends INVOKE. It is apart from InvokeSocket because that waits for as
 // long as the connection is open, and its stack with it.
 func (c *Conn) beginSocket(ctx context.Context, in *SocketCall, sink SocketSink) (*messages, error) {
-	size := len(in.Event) + len(in.ID) + 160
+	size := len(in.Event) + len(in.ID) + 2*len(in.Trace.Tracestate) + 256
 	if size > maxPayload {
 		return nil, eventTooLarge(len(in.Event))
 	}
@@ -121,7 +122,7 @@ func (c *Conn) beginSocket(ctx context.Context, in *SocketCall, sink SocketSink)
 		id: in.ID, deadline: in.Deadline, leave: in.Leave, socket: true, credit: windowSize,
 		notify: make(chan struct{}, 1), more: make(chan struct{}, 1),
 	}
-	invoke := &Call{ID: in.ID, Deadline: in.Deadline, Kind: hearth.KindWebsocket, Event: in.Event, maxMessage: in.MaxMessage}
+	invoke := &Call{ID: in.ID, Deadline: in.Deadline, Kind: hearth.KindWebsocket, Trace: in.Trace, Event: in.Event, maxMessage: in.MaxMessage}
 	var openErr error
 	err := c.send(ctx, size, func(b []byte) []byte {
 		if openErr = c.open(call); openErr != nil {

@@ -56,17 +56,22 @@ func (q *Queue) AcceptAll(ctx context.Context, list []hearth.AsyncRequest) ([]he
 		if r.Public {
 			entries[i].Payer = function + publicPayer
 		}
+		if entries[i].Trace = r.Trace; r.Trace.TraceID == (hearth.TraceID{}) {
+			entries[i].Trace = q.runner.NewTrace()
+		}
 		entries[i].DeduplicationKey, entries[i].KeyScope, entries[i].Fingerprint, entries[i].Public = r.DeduplicationKey, r.KeyScope, r.Fingerprint, r.Public
 	}
 	calls, err := q.cfg.Store.Accept(ctx, entries)
 	if err != nil {
 		return nil, err
 	}
+	took := time.Since(now)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var added []hearth.AsyncCall
 	for i, c := range calls {
 		if c.ID == entries[i].ID {
+			q.accepted(c, took)
 			added = append(added, c)
 		}
 	}

@@ -54,6 +54,8 @@ func (q *Queue) begin(ctx context.Context, items []item, outcomes []outcome) (en
 		case e.DueAt.After(now):
 			outcomes[i].again = again(e)
 			entries[i] = hearth.AsyncEntry{}
+		case e.TraceID == (hearth.TraceID{}): // it was stored by a server that had no traces
+			entries[i].Trace = q.runner.NewTrace()
 		}
 	}
 	return entries
@@ -102,12 +104,13 @@ func (q *Queue) attempt(ctx context.Context, it item) outcome {
 		return q.finish(e, policy, hearth.AsyncFailed, failure(e.Attempts, now, err), nil)
 	}
 	attempt := e.Attempts + 1
+	e.Attempt = e.Attempted(e.Number(attempt))
 	q.cfg.Store.Started(e.ID, attempt)
 	var result hearth.AsyncResult
 	var lent bool
 	var pause time.Duration
 	if e.Kind == hearth.KindWebhook {
-		result, pause, err = q.deliver(ctx, e)
+		result, pause, err = q.deliver(ctx, e, attempt)
 		lent = true
 	} else {
 		result, lent, err = q.runner.RunAsync(ctx, e, attempt)
@@ -182,6 +185,7 @@ func (q *Queue) finish(e hearth.AsyncEntry, policy hearth.Async, state hearth.As
 	o := outcome{ended: stored}
 	for _, f := range follow {
 		if stored { // those that were refused are found not to be there
+			q.accepted(f.AsyncCall, time.Since(now))
 			o.follow = append(o.follow, f.AsyncCall)
 		}
 	}
@@ -293,11 +297,18 @@ func (q *Queue) follow(e hearth.AsyncEntry, c hearth.AsyncCall, policy hearth.As
 		q.cfg.Logger.Warn("too many calls come of one by destinations: some are not told", "invocation", e.ID, "function", e.Function, "first", e.Payer)
 		list = list[:told]
 	}
+	parent := e.Trace // none was begun
+	if e.Attempt.TraceID != (hearth.TraceID{}) {
+		if parent = e.Attempt; e.Kind != hearth.KindWebhook {
+			parent = e.Attempt.Running()
+		}
+	}
 	var follow []hearth.AsyncEntry
 	branches := 0
 	for _, d := range list {
 		f, branch := q.told(c.Function, d, now)
-		body, err := notice(f.ID, e, c, now)
+		f.Trace = parent.Child()
+		body, err := notice(f, e, c, now)
 		if err != nil {
 			q.cfg.Logger.Error("telling a destination", "invocation", e.ID, "err", err)
 			continue
@@ -337,8 +348,8 @@ func (q *Queue) told(function string, d hearth.Destination, now time.Time) (f he
 // maxEcho is up to which size the event of a call is repeated to its destinations.
 const maxEcho = 256 << 10
 
-// notice is what a destination gets: a CloudEvent.
-func notice(id string, e hearth.AsyncEntry, c hearth.AsyncCall, now time.Time) ([]byte, error) {
+// notice is what the destination of the call f gets: a CloudEvent.
+func notice(f, e hearth.AsyncEntry, c hearth.AsyncCall, now time.Time) ([]byte, error) {
 	type response struct {
 		Status  int             `json:"status"`
 		Headers [][2]string     `json:"headers,omitempty"`
@@ -383,25 +394,33 @@ func notice(id string, e hearth.AsyncEntry, c hearth.AsyncCall, now time.Time) (
 		verb = "failed"
 	}
 	return json.Marshal(map[string]any{
-		"specversion": "1.0", "id": id, "type": "run.hearth.invocation." + verb,
+		"specversion": "1.0", "id": f.ID, "traceparent": f.Traceparent(), "type": "run.hearth.invocation." + verb,
 		"source": source, "subject": c.ID, "time": now.UTC().Format(time.RFC3339Nano),
 		"datacontenttype": "application/json", "data": data,
 	})
 }
 
 // deliver sends a webhook.
-func (q *Queue) deliver(ctx context.Context, e hearth.AsyncEntry) (r hearth.AsyncResult, pause time.Duration, err error) {
+func (q *Queue) deliver(ctx context.Context, e hearth.AsyncEntry, attempt int) (r hearth.AsyncResult, pause time.Duration, err error) {
 	if q.cfg.Webhooks == nil {
 		return r, 0, hearth.Errorf(hearth.CodeUnsupported, "this server sends no webhooks")
 	}
 	ctx, cancel := context.WithTimeout(ctx, webhookTimeout)
 	defer cancel()
-	r.Status, pause, err = q.cfg.Webhooks.Deliver(ctx, e.Target, e.ID, e.Body)
+	begin := time.Now()
+	r.Status, pause, err = q.cfg.Webhooks.Deliver(ctx, e.Target, e.ID, e.Attempt, e.Body)
 	if err == nil {
 		err = statusError(e.Kind, r.Status)
 	}
 	if err != nil {
 		err = fmt.Errorf("webhook: %w", err)
+	}
+	if q.cfg.Traces != nil && e.Sampled {
+		var f *hearth.AsyncFailure
+		if err != nil {
+			f = failure(attempt, begin, err)
+		}
+		q.cfg.Traces.Span(e.Attempt, e.Delivered(e.Number(attempt), begin, time.Now(), f))
 	}
 	return r, min(pause, time.Duration(webhookPolicy.MaxBackoff)), err
 }

@@ -172,11 +172,13 @@ func (s *schedules) fire(e *schedule, state hearth.ScheduleState, f hearth.Sched
 	}
 	ctx, cancel := context.WithTimeout(s.q.ctx, fireTimeout)
 	defer cancel()
+	began := time.Now()
 	next, accepted, err := s.q.cfg.Store.FireSchedule(ctx, f)
 	if err != nil {
 		return state, err
 	}
 	if accepted {
+		s.q.accepted(f.Entry.AsyncCall, time.Since(began))
 		s.q.mu.Lock()
 		s.q.addLocked(f.Entry.AsyncCall)
 		s.q.mu.Unlock()
@@ -208,6 +210,7 @@ func (s *schedules) entry(e *schedule, f hearth.ScheduleFiring, now time.Time) (
 	if f.Manual {
 		of = "run/" + cmp.Or(f.Key, id)
 	}
+	entry.Trace = s.q.runner.NewTrace()
 	entry.DeduplicationKey = hearth.ScheduleKey(e.key.function, e.key.name, of)
 	return entry, nil
 }

@@ -26,7 +26,7 @@ func (q *Queue) Send(ctx context.Context, queue string, messages []hearth.Messag
 		}
 		list[i] = hearth.AsyncRequest{
 			ID: NewID(), Target: hearth.QueueTarget(queue), Kind: hearth.KindQueue, NotBefore: m.NotBefore,
-			DeduplicationKey: m.DeduplicationKey, Fingerprint: fingerprint(m.Body), AsyncPayload: hearth.AsyncPayload{Body: []byte(m.Body)},
+			Trace: m.Trace, DeduplicationKey: m.DeduplicationKey, Fingerprint: fingerprint(m.Body), AsyncPayload: hearth.AsyncPayload{Body: []byte(m.Body)},
 		}
 	}
 	calls, err := q.AcceptAll(ctx, list)
@@ -88,8 +88,9 @@ func (q *Queue) pass(ctx context.Context, queue string, messages []hearth.AsyncE
 	target, now := hearth.QueueTarget(queue), time.Now()
 	call := entry(NewID(), target, target, hearth.KindQueue, now, now, policy.MaxAge, hearth.AsyncPayload{})
 	ids := make([]string, len(messages))
+	call.Attempt, call.Links = q.batchTrace(messages)
 	for i, m := range messages {
-		ids[i] = m.ID
+		ids[i], messages[i].Attempt = m.ID, call.Attempt
 		q.cfg.Store.Started(m.ID, m.Attempts+1)
 	}
 	result, lent, err := hearth.AsyncResult{}, true, error(nil)
@@ -130,6 +131,20 @@ func (q *Queue) pass(ctx context.Context, queue string, messages []hearth.AsyncE
 	}
 	wg.Wait()
 	return outcomes
+}
+
+// batchTrace returns the span of an attempt of messages: it belongs to what sent the first,
+// or is in a trace of its own with links to all if they are of several.
+func (q *Queue) batchTrace(messages []hearth.AsyncEntry) (of hearth.Trace, links []hearth.Trace) {
+	one := true
+	for _, m := range messages {
+		one = one && m.TraceID == messages[0].TraceID
+		links = append(links, m.Trace)
+	}
+	if one {
+		return messages[0].Child(), links[1:]
+	}
+	return q.runner.NewTrace(), links
 }
 
 // errReported is why a message failed that the function did not handle.

@@ -38,6 +38,7 @@ type Store interface {
 	Prune(ctx context.Context, now time.Time) error
 	Call(ctx context.Context, id string) (hearth.AsyncCall, error)
 	Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error)
+	TraceCalls(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.AsyncCall, error)
 	Waiting(ctx context.Context, lane string, limit int) ([]hearth.AsyncCall, error)
 	Lanes(ctx context.Context) ([]string, error)
 	Functions(ctx context.Context) ([]string, error)
@@ -51,16 +52,19 @@ type Runner interface {
 	// AsyncConfig returns the configuration of what a target names now.
 	// Errors: CodeNotFound.
 	AsyncConfig(target string) (hearth.Config, error)
-	// RunAsync makes an attempt of a call. lent tells whether an instance had it.
+	// NewTrace begins a trace.
+	NewTrace() hearth.Trace
+	// RunAsync makes an attempt of a call, which is the span e.Attempt. lent tells whether
+	// an instance had it.
 	RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int) (result hearth.AsyncResult, lent bool, err error)
 }
 
 // Deliverer sends webhooks.
 type Deliverer interface {
-	// Deliver posts a signed body to the URL and returns the response's status, and
-	// for how long the receiver wants to be left alone. Errors: CodeDenied for an
+	// Deliver posts a signed body to the URL, as the span of, and returns the response's
+	// status, and for how long the receiver wants to be left alone. Errors: CodeDenied for an
 	// address that is not allowed, CodeInvalid, CodeTimeout, CodeUnavailable.
-	Deliver(ctx context.Context, url, id string, body []byte) (status int, wait time.Duration, err error)
+	Deliver(ctx context.Context, url, id string, of hearth.Trace, body []byte) (status int, wait time.Duration, err error)
 }
 
 const (
@@ -88,6 +92,14 @@ type Config struct {
 	MaxRunningBytes int64
 	// Webhooks sends what goes to URLs; nil refuses all.
 	Webhooks Deliverer
+	// Traces takes the spans of calls that were accepted and of webhooks; nil takes none.
+	Traces Traces
+}
+
+// Traces exports spans. It must not block.
+type Traces interface {
+	// Span takes a span of the trace t, if that is sampled.
+	Span(t hearth.Trace, s hearth.Span)
 }
 
 // Queue accepts calls and, once it is started, runs them. Its methods may be called
@@ -236,6 +248,13 @@ func entry(id, function, target string, kind hearth.Kind, now, due time.Time, ag
 	}
 }
 
+// accepted exports the span of the acceptance of a call, which took as long as given.
+func (q *Queue) accepted(c hearth.AsyncCall, took time.Duration) {
+	if q.cfg.Traces != nil && c.Sampled {
+		q.cfg.Traces.Span(c.Trace, c.Accepted(took))
+	}
+}
+
 // Cancel ends a call that has not ended: one that runs is broken off as when its
 // caller leaves. canceled is false if it had ended before. Errors: CodeNotFound.
 func (q *Queue) Cancel(ctx context.Context, id string) (call hearth.AsyncCall, canceled bool, err error) {
@@ -346,6 +365,11 @@ func (q *Queue) Payload(ctx context.Context, id string) (hearth.AsyncPayload, er
 // Calls returns calls of a function, newest first; see Store.
 func (q *Queue) Calls(ctx context.Context, function string, state hearth.AsyncState, before string, limit int) ([]hearth.AsyncCall, error) {
 	return q.cfg.Store.Calls(ctx, function, state, before, limit)
+}
+
+// TraceCalls returns calls of a trace, the first ones; see Store.
+func (q *Queue) TraceCalls(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.AsyncCall, error) {
+	return q.cfg.Store.TraceCalls(ctx, of, limit)
 }
 
 // Status counts what is stored, of one function or, if it is empty, of all.

@@ -49,6 +49,8 @@ func (f *functions) AsyncConfig(target string) (hearth.Config, error) {
 	return c, nil
 }
 
+func (f *functions) NewTrace() hearth.Trace { return hearth.NewTrace(true) }
+
 func (f *functions) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error) {
 	f.mu.Lock()
 	f.began = append(f.began, begun{e.ID, e.Function, attempt, time.Now(), string(e.Body)})
@@ -567,7 +569,7 @@ type webhooks struct {
 
 type delivery struct{ url, id, body string }
 
-func (w *webhooks) Deliver(_ context.Context, url, id string, body []byte) (int, time.Duration, error) {
+func (w *webhooks) Deliver(_ context.Context, url, id string, _ hearth.Trace, body []byte) (int, time.Duration, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tries = append(w.tries, delivery{url, id, string(body)})

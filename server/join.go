@@ -117,6 +117,22 @@ func (r recorded) Invocations(ctx context.Context, f hearth.InvocationFilter, be
 	return r.Store.Invocations(ctx, f, before, limit)
 }
 
+func (r recorded) TraceInvocations(ctx context.Context, of hearth.TraceID, limit int) ([]hearth.Invocation, error) {
+	if err := r.recorder.Flush(ctx); err != nil {
+		return nil, err
+	}
+	return r.Store.TraceInvocations(ctx, of, limit)
+}
+
+// counters count calls one after the other.
+type counters []telemetry.Counter
+
+func (c counters) Count(v *hearth.Invocation) {
+	for _, counter := range c {
+		counter.Count(v)
+	}
+}
+
 // health is the server as the API sees it.
 type health struct{ *Server }
 

@@ -148,13 +148,14 @@ var (
 	recordsLostDesc   = described("records_dropped_total", "Records of calls that were lost because the store was too slow or failed.")
 	exportLostDesc    = described("logs_export_dropped_total", "Log lines that the receiver of --export-logs did not take, or not in time.")
 	recordsSampleDesc = described("records_skipped_total", "Records of successful and refused calls that were left out because there were too many.")
+	spansLostDesc     = described("spans_dropped_total", "Spans that were not exported because the collector was too slow or could not be reached.")
 )
 
 // Describe implements prometheus.Collector.
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		infoDesc, instancesDesc, memoryDesc, pssDesc, peakDesc, inFlightDesc, waitingDesc, poolUsedDesc, poolBudgetDesc, stemsDesc,
-		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc, exportLostDesc,
+		queueCallsDesc, queueBytesDesc, queueLagDesc, recordsLostDesc, recordsSampleDesc, exportLostDesc, spansLostDesc,
 	} {
 		ch <- d
 	}
@@ -175,6 +176,9 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	counts := map[*prometheus.Desc]int64{recordsLostDesc: c.s.recorder.Dropped(), recordsSampleDesc: c.s.recorder.Skipped()}
 	if c.s.export != nil {
 		counts[exportLostDesc] = c.s.export.Dropped()
+	}
+	if c.s.traces != nil {
+		counts[spansLostDesc] = c.s.traces.Dropped()
 	}
 	for d, n := range counts {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))

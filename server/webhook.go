@@ -81,10 +81,14 @@ func newWebhooks(secret string, allow []string, version string) (*webhooks, erro
 }
 
 // Deliver implements queue.Deliverer.
-func (w *webhooks) Deliver(ctx context.Context, address, id string, body []byte) (status int, pause time.Duration, err error) {
+func (w *webhooks) Deliver(ctx context.Context, address, id string, of hearth.Trace, body []byte) (status int, pause time.Duration, err error) {
 	req, err := w.request(ctx, address, id, "application/cloudevents+json", body)
 	if err != nil {
 		return 0, 0, err
+	}
+	req.Header.Set("Traceparent", of.Traceparent())
+	if of.Tracestate != "" {
+		req.Header.Set("Tracestate", of.Tracestate)
 	}
 	resp, err := w.client.Do(req)
 	switch {

@@ -31,7 +31,7 @@ func TestWebhookSignature(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	status, pause, err := w.Deliver(t.Context(), receiver.URL+"/hook", "msg-1", []byte(`{"a":1}`))
+	status, pause, err := w.Deliver(t.Context(), receiver.URL+"/hook", "msg-1", hearth.NewTrace(true), []byte(`{"a":1}`))
 	if err != nil || status != 503 || pause.Seconds() != 7 {
 		t.Fatal(status, pause, err)
 	}
@@ -60,7 +60,7 @@ func TestWebhookAddresses(t *testing.T) {
 		private.URL, "http://localhost:" + port, "http://[::1]:" + port, "http://[::ffff:127.0.0.1]:" + port, "http://0.0.0.0:" + port, "http://2130706433:" + port,
 		"http://169.254.169.254/latest", "http://10.0.0.1/", "http://192.168.1.1/", "http://[fd00::1]/", "http://[fe80::1]/",
 	} {
-		_, _, err := w.Deliver(t.Context(), url, "x", nil)
+		_, _, err := w.Deliver(t.Context(), url, "x", hearth.Trace{}, nil)
 		if known := w.CheckURL(url); strings.Contains(url, "2130706433") != (known == nil) {
 			t.Errorf("%s: at a deploy it is %v", url, known)
 		}
@@ -68,7 +68,7 @@ func TestWebhookAddresses(t *testing.T) {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
-	if status, _, err := w.Deliver(t.Context(), redirects.URL, "x", nil); err != nil || status != 307 {
+	if status, _, err := w.Deliver(t.Context(), redirects.URL, "x", hearth.Trace{}, nil); err != nil || status != 307 {
 		t.Errorf("a redirect: %d %v", status, err)
 	}
 	for _, url := range []string{redirects.URL, "https://example.com/hook", "http://8.8.8.8/", "http://localhost.example.com/"} {

@@ -28,7 +28,7 @@ const (
 var invocationPragmas = []string{"auto_vacuum(INCREMENTAL)", "journal_size_limit(16777216)"}
 
 const invocationColumns = `id, function, version, kind, method, path, status, error_code, error_message,
-	cold, started_at, queue_ns, start_ns, init_ns, run_ns, bytes_in, bytes_out, cold_reason, cached, instance, attempt`
+	cold, started_at, queue_ns, start_ns, init_ns, run_ns, bytes_in, bytes_out, cold_reason, cached, instance, attempt, trace_id, span_id, parent_id, route_ns`
 
 // AppendInvocations stores records, all or none. A record whose ID is stored
 // already is skipped, so a failed call may be repeated. Method, Path and ErrorMessage
@@ -39,7 +39,7 @@ func (s *Store) AppendInvocations(ctx context.Context, records []hearth.Invocati
 	}
 	return s.invocations.update(ctx, "store invocation records", func(tx *sql.Tx) error {
 		stmt, err := tx.PrepareContext(ctx, `INSERT INTO invocations (`+invocationColumns+`)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
 		if err != nil {
 			return err
 		}
@@ -48,7 +48,8 @@ func (s *Store) AppendInvocations(ctx context.Context, records []hearth.Invocati
 			r := &records[i]
 			_, err := stmt.ExecContext(ctx, r.ID, r.Function, r.Version, string(r.Kind), cut(r.Method, maxMethod), cut(r.Path, maxPath),
 				r.Status, string(r.ErrorCode), cut(r.ErrorMessage, maxMessage), r.Cold, r.StartedAt.UnixMicro(),
-				int64(r.Timings.Queue), int64(r.Timings.Start), int64(r.Timings.Init), int64(r.Timings.Run), r.BytesIn, r.BytesOut, string(r.ColdReason), r.Cached, r.Instance, r.Attempt)
+				int64(r.Timings.Queue), int64(r.Timings.Start), int64(r.Timings.Init), int64(r.Timings.Run), r.BytesIn, r.BytesOut, string(r.ColdReason), r.Cached, r.Instance, r.Attempt,
+				idColumn(r.TraceID[:]), idColumn(r.SpanID[:]), idColumn(r.ParentID[:]), int64(r.Timings.Route))
 			if err != nil {
 				return err
 			}
@@ -162,7 +163,8 @@ func (s *Store) pruneSome(ctx context.Context, where string, args ...any) (int64
 func scanInvocation(row row) (r hearth.Invocation, err error) {
 	var started int64
 	err = row.Scan(&r.ID, &r.Function, &r.Version, &r.Kind, &r.Method, &r.Path, &r.Status, &r.ErrorCode, &r.ErrorMessage,
-		&r.Cold, &started, &r.Timings.Queue, &r.Timings.Start, &r.Timings.Init, &r.Timings.Run, &r.BytesIn, &r.BytesOut, &r.ColdReason, &r.Cached, &r.Instance, &r.Attempt)
+		&r.Cold, &started, &r.Timings.Queue, &r.Timings.Start, &r.Timings.Init, &r.Timings.Run, &r.BytesIn, &r.BytesOut, &r.ColdReason, &r.Cached, &r.Instance, &r.Attempt,
+		idColumn(r.TraceID[:]), idColumn(r.SpanID[:]), idColumn(r.ParentID[:]), &r.Timings.Route)
 	r.StartedAt = fromMicros(started)
 	return r, err
 }

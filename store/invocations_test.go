@@ -19,7 +19,7 @@ func invocations(from, to int) (out []hearth.Invocation) {
 			ID: fmt.Sprintf("%06d", i), Function: fmt.Sprint("f", i%2), Version: 1, Instance: "i-1", Kind: hearth.KindHTTP,
 			Method: "GET", Path: "/x", Status: 502, ErrorCode: hearth.CodeFunction, ErrorMessage: "boom", Cold: i%3 == 0, ColdReason: hearth.ColdScale, Cached: i%2 == 1, Attempt: i % 3,
 			StartedAt: time.UnixMicro(int64(i)).UTC(),
-			Timings:   hearth.Timings{Queue: 1, Start: 2, Init: 3, Run: 4}, BytesIn: 5, BytesOut: 6,
+			Timings:   hearth.Timings{Route: 7, Queue: 1, Start: 2, Init: 3, Run: 4}, BytesIn: 5, BytesOut: 6,
 		})
 	}
 	return out

@@ -244,10 +244,11 @@ func (q *Queue) dropKept(tx *queueTx, n int64, by string) (int64, error) {
 
 func (q *Queue) insert(tx *queueTx, e hearth.AsyncEntry) error {
 	var seq int64
-	err := tx.row(`INSERT INTO calls (id, function, lane, target, kind, state, accepted_at, due_at, expires_at, dedup, fingerprint, source, depth, payer, budget, bytes)
-		VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
+	err := tx.row(`INSERT INTO calls (id, function, lane, target, kind, state, accepted_at, due_at, expires_at, dedup, fingerprint, source, depth, payer, budget, bytes, trace_id, span_id, parent_id, sampled, tracestate)
+		VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
 		e.ID, e.Function, e.Lane(), e.Target, string(e.Kind), e.AcceptedAt.UnixMicro(), e.DueAt.UnixMicro(), e.ExpiresAt.UnixMicro(),
-		storedKey(e), e.Fingerprint, e.Source, e.Depth, e.Payer, e.Budget, e.Bytes).Scan(&seq)
+		storedKey(e), e.Fingerprint, e.Source, e.Depth, e.Payer, e.Budget, e.Bytes,
+		idColumn(e.TraceID[:]), idColumn(e.SpanID[:]), idColumn(e.ParentID[:]), e.Sampled, e.Tracestate).Scan(&seq)
 	if err != nil || len(e.Head) == 0 && len(e.Body) == 0 {
 		return err
 	}

@@ -76,7 +76,7 @@ Exit codes: 0 success, 1 other errors, 2 wrong usage` + exitCodes() + `.`,
 	for _, c := range []*cobra.Command{
 		a.initCmd(), a.deployCmd(), a.devCmd(), a.invokeCmd(), a.eventsCmd(), a.listCmd(), a.getCmd(),
 		a.versionsCmd(), a.aliasCmd(), a.releaseCmd(), a.releasesCmd(), a.rollbackCmd(),
-		a.deleteCmd(), a.logsCmd(), a.invocationsCmd(), a.statsCmd(), a.topCmd(), a.costCmd(), a.queueCmd(), a.queuesCmd(), a.sendCmd(), a.schedulesCmd(), a.scheduleCmd(), a.secretCmd(), a.applyCmd(), a.exportCmd(), a.configCmd(),
+		a.deleteCmd(), a.logsCmd(), a.invocationsCmd(), a.traceCmd(), a.statsCmd(), a.topCmd(), a.costCmd(), a.queueCmd(), a.queuesCmd(), a.sendCmd(), a.schedulesCmd(), a.scheduleCmd(), a.secretCmd(), a.applyCmd(), a.exportCmd(), a.configCmd(),
 	} {
 		c.GroupID = "functions"
 		root.AddCommand(c)

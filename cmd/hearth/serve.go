@@ -28,6 +28,7 @@ func (a *app) serveCmd() *cobra.Command {
 	var logLevel, logFormat, prices string
 	var buildEnv []string
 	var telemetry bool
+	var traceRatio float64
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the server",
@@ -64,6 +65,12 @@ machine, under any --listen address; functions are served to everyone.`,
 			}
 			if cfg.DrainTimeout <= 0 {
 				return &usageError{fmt.Errorf("--drain-timeout %s is not positive", cfg.DrainTimeout)}
+			}
+			if !(traceRatio >= 0 && traceRatio <= 1) { // nor NaN
+				return &usageError{fmt.Errorf("--trace-ratio %v is not between 0 and 1", traceRatio)}
+			}
+			if cfg.TraceRatio = traceRatio; traceRatio == 0 {
+				cfg.TraceRatio = -1
 			}
 			if cfg.BuildTimeout <= 0 {
 				return &usageError{fmt.Errorf("--build-timeout %s is not positive", cfg.BuildTimeout)}
@@ -112,6 +119,8 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringSliceVar(&cfg.Rules, "rules", nil, "`FILE` with rules of Prometheus, which sum up metrics or raise alerts (repeatable)")
 	f.StringVar(&prices, "prices", "", "`FILE` with what this machine costs and clouds ask, for hearth cost; hearth cost prices prints one to edit")
 	f.StringSliceVar(&cfg.AlertURLs, "alert-webhook", nil, "`URL` that is told of alerts, as Alertmanager tells its webhooks (repeatable)")
+	f.StringVar(&cfg.ExportTraces, "export-traces", "", "`URL` of an OpenTelemetry collector that gets spans of calls by OTLP over HTTP, such as http://127.0.0.1:4318 (default none)")
+	f.Float64Var(&traceRatio, "trace-ratio", 1, "how many of the traces that begin here are sampled, from 0 to 1; others are as their beginning says")
 	f.IntVar(&cfg.KeepVersions, "keep-versions", 20, "how many of the newest versions of a function are kept besides those that are needed")
 	f.StringVar(&cfg.SecretsKeyFile, "secrets-key-file", "", "file with the key that secrets are encrypted with, made with the first secret (default secrets.key in the data directory)")
 	f.StringSliceVar(&cfg.BuildAllow, "build-allow", nil, "`HOST:PORT` that dependency builds may reach though its address is not public, such as a registry of your network (repeatable)")
@@ -124,7 +133,7 @@ machine, under any --listen address; functions are served to everyone.`,
 	f.StringVar(&cfg.DebugListen, "debug-listen", "", "loopback address to serve profiles on, under /debug/pprof/ (default none)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
-	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "invocations-size", "record-successes", "telemetry", "keep-versions", "keep-logs-for", "logs-size", "export-logs", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "prices", "alert-webhook", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
+	fromEnv(f, "listen", "drain-timeout", "allowed-hosts", "keep-invocations", "keep-invocations-for", "invocations-size", "record-successes", "telemetry", "keep-versions", "keep-logs-for", "logs-size", "export-logs", "keep-metrics-for", "metrics-size", "metrics-interval", "rules", "prices", "alert-webhook", "export-traces", "trace-ratio", "secrets-key-file", "build-allow", "build-timeout", "memory-budget", "stem-cells", "queue-size", "webhook-allow", "debug-listen", "log-level", "log-format")
 	return cmd
 }
 

@@ -160,6 +160,8 @@ func seconds(s float64, n int64) string {
 		return fmt.Sprintf("%.3g ms", s*1000)
 	case d < time.Second:
 		return fmt.Sprintf("%.0f ms", s*1000)
+	case d < 1000*time.Second:
+		return fmt.Sprintf("%.3g s", s)
 	}
-	return fmt.Sprintf("%.3g s", s)
+	return span(d)
 }

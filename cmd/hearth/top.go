@@ -39,8 +39,8 @@ In a terminal:
   q, Ctrl-C          leave
 
 FLIGHT is calls that have an instance, WAIT those that wait for one, INST how many
-instances are busy / there are, MEM what they used when they were last weighed,
-ERR% the part of calls that failed by the fault of the function or of Hearth. The
+instances are busy / there are, CPU% the cores and MEM the memory they use, ERR%
+the part of calls that failed by the fault of the function or of Hearth. The
 bars are calls a second between two looks, the newest on the right.
 
 Without a terminal, with --once or -o json it looks once, prints that and ends. A

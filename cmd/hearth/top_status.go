@@ -52,7 +52,7 @@ type topNumbers struct {
 	InFlight  int                          `json:"in_flight"`
 	Waiting   int                          `json:"waiting"`
 	Instances map[hearth.InstanceState]int `json:"instances"`
-	// Memory is what the instances used when they were last weighed, in bytes.
+	// Memory is what the instances use, in bytes.
 	Memory int64 `json:"memory"`
 }
 

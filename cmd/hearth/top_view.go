@@ -40,6 +40,7 @@ var topColumns = []topColumn{
 	{title: "INST", width: 6, cell: func(_ *topStatus, f *topFunction) string {
 		return fmt.Sprintf("%d/%d", f.Instances[hearth.InstanceBusy]+f.Instances[hearth.InstanceSettling], f.total())
 	}},
+	{title: "CPU%", width: 5, drop: 4, cell: rate(func(f *topFunction, seconds float64) string { return short(100 * f.Usage.CPUSeconds / seconds) })},
 	{title: "MEM", width: 5, cell: func(_ *topStatus, f *topFunction) string { return compact(f.Memory) }},
 }
 
@@ -64,6 +65,7 @@ var topOrders = []topOrder{
 	{"errors", func(f *topFunction) float64 { return float64(f.failed()) }},
 	{"p95", func(f *topFunction) float64 { return f.Duration.P95 }},
 	{"cold starts", func(f *topFunction) float64 { return float64(f.ColdStarts) }},
+	{"CPU", func(f *topFunction) float64 { return f.Usage.CPUSeconds }},
 	{"memory", func(f *topFunction) float64 { return float64(f.Memory) }},
 }
 
@@ -202,7 +204,7 @@ func (m *topModel) View() tea.View {
 
 const topHelp = `up, down, j, k     choose a function
 enter              show its versions, how calls ended and the last errors
-s                  sort by the next of calls/s, errors, p95, cold starts, memory
+s                  sort by the next of calls/s, errors, p95, cold starts, CPU, memory
 /                  show only functions whose names have a text
 p                  pause, or go on
 ?                  this help
@@ -213,7 +215,8 @@ ERR%     part that failed by the fault of the function or of Hearth
 P50 P95  how long calls took from when they came
 COLD/S   calls that waited for an instance that was made for them, a second
 FLIGHT   calls that have an instance     WAIT  calls that wait for one
-INST     instances that are busy / all   MEM   what they use`
+INST     instances that are busy / all   MEM   what they use
+CPU%     what they compute, of a core`
 
 // head is the totals.
 func (m *topModel) head() []string {

@@ -376,6 +376,7 @@ func (s *suite) environment(t *testing.T) {
 		Version      any
 		Memory       int
 		Remaining    int
+		Trace        []any
 	}
 	if err := json.Unmarshal([]byte(r.body()), &ctx); err != nil {
 		t.Fatalf("%v: %v", r, err)
@@ -383,6 +384,18 @@ func (s *suite) environment(t *testing.T) {
 	if ctx.ID != "call-1" || ctx.Function != "fixture" || ctx.Version != "7" || ctx.Memory != 128 || ctx.Remaining < 30_000 || ctx.Remaining > 60_000 {
 		t.Errorf("got %+v", ctx)
 	}
+	if !slices.Equal(ctx.Trace, []any{nil, nil}) {
+		t.Errorf("without a trace the context has %v", ctx.Trace)
+	}
+	p := s.function(t, "context")
+	p.trace = [2]string{"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", `a="b\c"`}
+	for _, kind := range []string{"http", "event"} {
+		r = p.wait(p.invoke(kind, map[string]any{}, nil))
+		if err := json.Unmarshal([]byte(r.body()), &ctx); err != nil || !slices.Equal(ctx.Trace, []any{p.trace[0], p.trace[1]}) {
+			t.Errorf("with the trace %q the context has %v: %v", p.trace, ctx.Trace, err)
+		}
+	}
+	p.stop()
 }
 
 func (s *suite) bodies(t *testing.T) {

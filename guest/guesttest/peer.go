@@ -106,6 +106,7 @@ type peer struct {
 	credit  map[uint32]int // bytes the guest may get
 	room    map[uint32]int // bytes the guest may send
 	initLog string         // output outside of calls
+	trace   [2]string      // traceparent and tracestate of calls
 	hold    bool           // do not open windows
 
 	outbox  chan []byte   // to writer
@@ -296,6 +297,12 @@ func (p *peer) begin(kind string, event any, body bool) uint32 {
 	}
 	if kind == "websocket" {
 		head["max_message"] = maxMessage
+	}
+	if p.trace[0] != "" {
+		head["traceparent"] = p.trace[0]
+	}
+	if p.trace[1] != "" {
+		head["tracestate"] = p.trace[1]
 	}
 	p.buffer(invoke, id, mustJSON(head))
 	return id

@@ -30,6 +30,8 @@ class Call {
     this.websocket = head.kind === 'websocket' ? head.max_message : null; // then the WebSocket
     this.warmup = head.kind === 'warmup';
     this.event = head.event;
+    this.traceparent = head.traceparent; // W3C Trace Context of the handler's span
+    this.tracestate = head.tracestate;
     this.parts = head.body ? [] : null; // chunks of the body
     this.complete = !head.body; // END has arrived
     this.streams = this.websocket !== null; // the handler reads the body as a stream
@@ -52,6 +54,8 @@ class Context {
   constructor(call) {
     this.#call = call;
     this.awsRequestId = call.id;
+    this.traceparent = call.traceparent;
+    this.tracestate = call.tracestate;
     this.callbackWaitsForEmptyEventLoop = true; // accepted, without effect
   }
   getRemainingTimeInMillis() { return Math.max(0, Math.floor(this.#call.deadline - now())); }

@@ -39,7 +39,7 @@ class Call:
     __slots__ = (
         "sid", "id", "deadline", "http", "event", "parts", "complete", "streams",
         "window", "credit", "consumed", "canceled", "done", "text", "task", "begun", "waiter", "warmup",
-        "websocket",
+        "websocket", "traceparent", "tracestate",
     )
 
     def __init__(self, sid, id, deadline, http, event, body):
@@ -62,6 +62,8 @@ class Call:
         self.waiter = None  # asyncio.Event set on more window or body
         self.warmup = False
         self.websocket = None  # the greatest size of a message, then the WebSocket
+        self.traceparent = None  # W3C Trace Context of the handler's span
+        self.tracestate = None
 
 
 class Context:
@@ -80,6 +82,8 @@ class Context:
 
     def __init__(self, call):
         self.aws_request_id = call.id
+        self.traceparent = call.traceparent
+        self.tracestate = call.tracestate
         self._deadline = call.deadline
 
     def get_remaining_time_in_millis(self):
@@ -267,6 +271,8 @@ def dispatch(kind, sid, payload):
             protocol_error("INVOKE lacks a field or has a wrong one")
         last_sid = sid
         call = calls[sid] = Call(sid, id, deadline, http, event, body)
+        call.traceparent = get("traceparent")
+        call.tracestate = get("tracestate")
         if invoked == "warmup":
             call.warmup = True
         if socket:

@@ -86,18 +86,7 @@ func (r *Reading) count(name string, m *dto.Metric) {
 	b.Sort()
 	t := tally{n: m.GetCounter().GetValue()}
 	if h := m.GetHistogram(); h != nil {
-		t.h = &histogram.FloatHistogram{
-			Schema: h.GetSchema(), ZeroThreshold: h.GetZeroThreshold(), ZeroCount: float64(h.GetZeroCount()),
-			Count: float64(h.GetSampleCount()), Sum: h.GetSampleSum(),
-		}
-		for _, s := range h.GetPositiveSpan() {
-			t.h.PositiveSpans = append(t.h.PositiveSpans, histogram.Span{Offset: s.GetOffset(), Length: s.GetLength()})
-		}
-		n := int64(0)
-		for _, d := range h.GetPositiveDelta() {
-			n += d
-			t.h.PositiveBuckets = append(t.h.PositiveBuckets, float64(n))
-		}
+		t.h = native(h).ToFloat(nil)
 		t.n = t.h.Count
 	}
 	l := b.Labels()
@@ -200,6 +189,12 @@ func (r *Reading) since(before *Reading) (map[string]hearth.Stats, error) {
 		if err := grown.addGrowth(before.counts[hash].tally, c.tally); err != nil {
 			return nil, hearth.Errorf(hearth.CodeUnavailable, "the server's metrics do not fit each other: %w", err)
 		}
+		if grown.n > 0 {
+			all.add(c.labels, grown)
+		}
+		if v.function == "" {
+			continue // stem cells
+		}
 		if functions[v.function] == nil {
 			functions[v.function] = newSums()
 		}
@@ -207,9 +202,8 @@ func (r *Reading) since(before *Reading) (map[string]hearth.Stats, error) {
 			versions[v] = newSums()
 		}
 		if grown.n > 0 {
-			for _, s := range []*sums{all, functions[v.function], versions[v]} {
-				s.add(c.labels, grown)
-			}
+			functions[v.function].add(c.labels, grown)
+			versions[v].add(c.labels, grown)
 		}
 	}
 	seconds := r.Time.Sub(before.Time).Seconds()

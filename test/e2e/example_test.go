@@ -59,6 +59,11 @@ func TestExampleHTTP(t *testing.T) {
 					t.Errorf("requestContext is %v", rc)
 				}
 				rc["requestId"], rc["time"], rc["timeEpoch"] = "", "", 0
+				h := v["headers"].(map[string]any)
+				if p, _ := h["traceparent"].(string); len(p) != 55 {
+					t.Errorf("traceparent is %q", p)
+				}
+				h["traceparent"] = ""
 			}
 			if diff := cmp.Diff(real, exampled); diff != "" {
 				t.Errorf("the example (+) differs from a real event (-):\n%s", diff)

@@ -155,6 +155,7 @@ export const context = (event, context) => ({
   version: context.functionVersion,
   memory: context.memoryLimitInMB,
   remaining: context.getRemainingTimeInMillis(),
+  trace: [context.traceparent, context.tracestate],
 });
 
 export const upload = async (event, context) => {

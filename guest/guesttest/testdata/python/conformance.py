@@ -189,6 +189,7 @@ def context(event, context):
         "version": context.function_version,
         "memory": context.memory_limit_in_mb,
         "remaining": context.get_remaining_time_in_millis(),
+        "trace": [context.traceparent, context.tracestate],
     }
 
 

@@ -1,0 +1,109 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/hearthrun/hearth"
+)
+
+// maxSpans bounds the spans of a trace that are shown.
+const maxSpans = 500
+
+type traceOutput struct{ Body hearth.TraceView }
+
+func (s *API) registerTraces() {
+	register(s, huma.Operation{
+		OperationID: "get-trace", Method: http.MethodGet, Path: "/v1/invocations/{id}/trace", Tags: []string{"Invocations"},
+		Summary: "Read the trace that a call belongs to",
+		Description: "What is known here of the trace: this call, those that led to it or came of it, attempts and webhooks of asynchronous calls, " +
+			"each with its parts. There are at most " + strconv.Itoa(maxSpans) + " spans, those of this call among them.",
+	}, s.getTrace)
+}
+
+// traced is a call of a trace with its spans, the first of which began first.
+type traced struct {
+	id    string
+	spans []hearth.Span
+}
+
+func (s *API) getTrace(ctx context.Context, in *callInput) (*traceOutput, error) {
+	of, asked, err := s.traceOf(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.tracedCalls(ctx, of)
+	if err != nil {
+		return nil, err
+	}
+	// The call that was asked for is never among those that are left out.
+	if !slices.ContainsFunc(all, func(c traced) bool { return c.id == in.ID }) {
+		all = append(all, traced{in.ID, asked})
+	}
+	slices.SortStableFunc(all, func(a, b traced) int {
+		if mine := a.id == in.ID; mine != (b.id == in.ID) {
+			if mine {
+				return -1
+			}
+			return 1
+		}
+		return a.spans[0].Start.Compare(b.spans[0].Start)
+	})
+	view := hearth.TraceView{TraceID: of, Spans: []hearth.Span{}}
+	for _, c := range all {
+		if view.Truncated = len(view.Spans)+len(c.spans) > maxSpans; view.Truncated {
+			break
+		}
+		view.Spans = append(view.Spans, c.spans...)
+	}
+	slices.SortStableFunc(view.Spans, func(a, b hearth.Span) int { return a.Start.Compare(b.Start) })
+	return &traceOutput{Body: view}, nil
+}
+
+// traceOf returns the trace of a call, and the spans of that. Errors: CodeNotFound.
+func (s *API) traceOf(ctx context.Context, id string) (of hearth.TraceID, spans []hearth.Span, err error) {
+	i, err := s.Invocations.Invocation(ctx, id)
+	of, spans = i.TraceID, i.Spans()
+	if hearth.ErrorCode(err) == hearth.CodeNotFound { // it may not have begun yet
+		var c hearth.AsyncCall
+		if c, err = s.Queue.Call(ctx, id); hearth.ErrorCode(err) == hearth.CodeNotFound {
+			return of, nil, noRecord(id, err)
+		}
+		of, spans = c.TraceID, c.Spans()
+	}
+	if err == nil && len(spans) == 0 {
+		err = hearth.Errorf(hearth.CodeNotFound, "the call %s has no trace", strconv.Quote(clip(id))).
+			WithHint("it was made before this server had traces")
+	}
+	return of, spans, err
+}
+
+// tracedCalls returns what is kept of a trace, in no order.
+func (s *API) tracedCalls(ctx context.Context, of hearth.TraceID) (all []traced, err error) {
+	calls, err := s.Queue.TraceCalls(ctx, of, maxSpans)
+	if err != nil {
+		return nil, err
+	}
+	stored := map[string]bool{}
+	for i := range calls {
+		stored[calls[i].ID] = true
+		all = append(all, traced{calls[i].ID, calls[i].Spans()})
+	}
+	records, err := s.Invocations.TraceInvocations(ctx, of, maxSpans)
+	for i := range records {
+		r := &records[i]
+		id, attempt, _ := strings.Cut(r.ID, ".")
+		if stored[id] {
+			n, _ := strconv.Atoi(cmp.Or(attempt, "1")) //nolint:errcheck // ids have numbers there
+			r.Attempt = n
+		}
+		all = append(all, traced{id, r.Spans()})
+	}
+	return all, err
+}

@@ -1,0 +1,63 @@
+package hearth_test
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/hearthrun/hearth"
+)
+
+func TestTraceText(t *testing.T) {
+	of := hearth.NewTrace(true).Child()
+	b, err := json.Marshal(of)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back hearth.Trace
+	if err := json.Unmarshal(b, &back); err != nil || back.TraceID != of.TraceID || back.SpanID != of.SpanID || back.ParentID != of.ParentID {
+		t.Errorf("%s became %+v: %v", b, back, err)
+	}
+	if b, _ := json.Marshal(hearth.Trace{}); string(b) != "{}" {
+		t.Errorf("none is %s", b)
+	}
+	for _, bad := range []string{"", "00", "zz000000000000000000000000000000", "0000000000000000000000000000000000"} {
+		var id hearth.TraceID
+		if err := id.UnmarshalText([]byte(bad)); hearth.ErrorCode(err) != hearth.CodeInvalid {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	if want := "00-" + of.TraceID.String() + "-" + of.SpanID.String() + "-01"; of.Traceparent() != want {
+		t.Errorf("%s, want %s", of.Traceparent(), want)
+	}
+}
+
+// TestSpanIDs: the parts of a call always have the same ids, and no two of a trace do.
+func TestSpanIDs(t *testing.T) {
+	seen := map[hearth.SpanID]string{}
+	add := func(what string, of hearth.Trace) {
+		if was := seen[of.SpanID]; was != "" || of.SpanID == (hearth.SpanID{}) {
+			t.Fatalf("%s has the id of %s", what, was)
+		}
+		seen[of.SpanID] = what
+	}
+	for range 1000 {
+		of := hearth.NewTrace(false)
+		add("a call", of)
+		for attempt := 1; attempt < 5; attempt++ {
+			a := of.Attempted(attempt)
+			if a != of.Attempted(attempt) || a.TraceID != of.TraceID || a.ParentID != of.SpanID {
+				t.Fatalf("an attempt is %+v", a)
+			}
+			add("an attempt", a)
+			i := hearth.Invocation{Trace: a, StartedAt: time.Unix(1, 0), Timings: hearth.Timings{Route: 1, Queue: 2, Start: 3, Init: 4, Run: 5}}
+			spans := i.Spans()
+			if len(spans) != 6 || spans[5].ID != a.Running().SpanID || spans[0].Duration != 15 {
+				t.Fatalf("its spans are %+v", spans)
+			}
+			for _, s := range spans[1:] {
+				add("a part", hearth.Trace{SpanID: s.ID})
+			}
+		}
+	}
+}
