@@ -81,11 +81,20 @@ Exit codes: 0 success, 1 other errors, 2 wrong usage` + exitCodes() + `.`,
 		c.GroupID = "functions"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.serveCmd(), a.poolCmd(), a.doctorCmd(), a.imagesCmd(), a.benchCmd(), a.versionCmd()} {
+	for _, c := range []*cobra.Command{a.serveCmd(), a.poolCmd(), a.doctorCmd(), a.imagesCmd(), a.benchCmd(), a.costCmd(), a.versionCmd()} {
 		c.GroupID = "server"
 		root.AddCommand(c)
 	}
 	return root
+}
+
+func (a *app) costCmd() *cobra.Command {
+	return group(&cobra.Command{
+		Use:     "cost",
+		Short:   "Show what functions cost",
+		Long:    "Cost computes what functions cost on this machine, and what they would in clouds.",
+		Example: "  hearth cost compare compare.json",
+	}, a.costCompareCmd())
 }
 
 // group makes cmd one that only has others: alone it prints its help.
