@@ -112,7 +112,8 @@ type ShapeCost struct {
 	Driver   string `json:"driver"`
 	Runtime  string `json:"runtime"`
 	Workload string `json:"workload"`
-	// Cheapest says that no other mode of the shape costs less.
+	// Cheapest says that no other mode of the shape costs less. None is if one of
+	// them has no figures.
 	Cheapest bool `json:"cheapest"`
 	// Cost is that of a million calls, PerMonth that of a month in which calls come
 	// like this; 0 for a shape that has no number of calls in a month.
@@ -379,22 +380,20 @@ func (m measured) of(s Shape, mode Mode) (u use, latency float64, problem string
 // costs returns the cost of a shape in each of its modes.
 func (m measured) costs(s Shape, p hearth.MachinePrice) []ShapeCost {
 	var out []ShapeCost
-	best := -1
+	best, complete := 0, true
 	for i, mode := range s.Modes {
 		x := ShapeCost{Shape: s.Name, Mode: mode, Driver: m.driver, Runtime: m.runtime, Workload: m.workload}
 		u, latency, problem := m.of(s, mode)
 		if x.Problem = problem; problem == "" {
 			x.Cost, x.LatencyMS = u.cost(p), latency
 			x.PerMonth = x.Cost.Total / million * s.CallsPerMonth
-			if best < 0 || x.Cost.Total < out[best].Cost.Total {
-				best = i
-			}
 		}
-		out = append(out, x)
+		complete = complete && problem == ""
+		if out = append(out, x); x.Cost.Total < out[best].Cost.Total {
+			best = i
+		}
 	}
-	if best >= 0 {
-		out[best].Cheapest = true
-	}
+	out[best].Cheapest = complete
 	return out
 }
 

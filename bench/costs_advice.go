@@ -20,12 +20,16 @@ func strength(driver string) int {
 	return map[string]int{"native": 1, "runc": 2, "docker": 2, "gvisor": 3}[driver]
 }
 
+// adviceNote says how to read advice.
+const adviceNote = "The first is for code that you trust: the cheapest, or one that is stronger and costs at most 5% more. For the code of strangers take a stronger one."
+
 // Advice is what to take for a shape of calls in a language.
 type Advice struct {
 	Shape   string `json:"shape"`
 	Runtime string `json:"runtime"`
-	// Text says it for people.
-	Text string `json:"text"`
+	// Text says it for people, and Stronger what each stronger technology costs more.
+	Text     string   `json:"text"`
+	Stronger []string `json:"stronger,omitempty"`
 	// Recommended is the strongest of the drivers whose cost is within 5 % of that of
 	// the cheapest. All are empty if nothing was measured.
 	Recommended string `json:"recommended,omitempty"`
@@ -94,7 +98,7 @@ func (c Costs) advise(s Shape, runtime string) Advice {
 	a := Advice{Shape: s.Name, Runtime: runtime, Workloads: []string{}, Drivers: []DriverMean{}}
 	drivers, workloads := c.common(s.Name, runtime)
 	if len(drivers) == 0 {
-		a.Text = "Nothing can be said: " + c.why(s.Name, runtime) + "."
+		a.Text = "Nothing can be said: " + strings.Join(append(c.problems(runtime), "nothing else was measured"), "; ") + "."
 		return a
 	}
 	a.Workloads = workloads
@@ -126,18 +130,32 @@ func (c Costs) advise(s Shape, runtime string) Advice {
 		}
 	}
 	a.Recommended, a.Cheapest, a.Fastest = take.Driver, a.Drivers[0].Driver, fastest.Driver
+	if take.Strength > 0 {
+		a.Stronger = c.stronger(s, a, take)
+	}
 	a.Text = c.say(s, a, take, fastest)
 	return a
 }
 
-// why tells why nothing has figures, by the first reason.
-func (c Costs) why(shape, runtime string) string {
-	for _, x := range c.Costs {
-		if x.Shape == shape && x.Runtime == runtime && x.Problem != "" {
-			return fmt.Sprintf("%s under %s: %s", x.Workload, x.Driver, x.Problem)
+// problems tells for a language what has no figures, and why: each reason once.
+func (c Costs) problems(runtime string) []string {
+	var out []string
+	for _, d := range c.Drivers {
+		var reasons []string
+		has := map[string][]string{}
+		for _, x := range c.Costs {
+			if x.Runtime == runtime && x.Driver == d && x.Problem != "" && !slices.Contains(has[x.Problem], x.Workload) {
+				if has[x.Problem] == nil {
+					reasons = append(reasons, x.Problem)
+				}
+				has[x.Problem] = append(has[x.Problem], x.Workload)
+			}
+		}
+		for _, r := range reasons {
+			out = append(out, fmt.Sprintf("%s under %s: %s", strings.Join(has[r], ", "), d, r))
 		}
 	}
-	return "nothing was measured"
+	return out
 }
 
 // say puts an advice into words.
@@ -175,45 +193,50 @@ func (c Costs) say(s Shape, a Advice, take, fastest DriverMean) string {
 	if take.Driver != fastest.Driver {
 		fmt.Fprintf(&b, " %s is the fastest: %s.", fastest.Driver, duration(fastest.LatencyMS))
 	}
-	// The cheapest of each stronger kind.
-	told := take.Strength
-	stronger := slices.Clone(a.Drivers)
-	slices.SortStableFunc(stronger, func(x, y DriverMean) int { return x.Strength - y.Strength })
-	for _, m := range stronger {
-		if m.Strength > told && take.Strength > 0 {
-			told = m.Strength
-			b.WriteString(" " + c.stronger(s, a, take, m))
-		}
-	}
-	if told == take.Strength && len(a.Drivers) > 1 && take.Strength > 0 {
+	if len(a.Drivers) > 1 && take.Strength > 0 && len(a.Stronger) == 0 {
 		b.WriteString(" None that was measured is stronger.")
 	}
 	if len(a.Left) > 0 {
-		fmt.Fprintf(&b, " Without %s, which not all were measured with.", strings.Join(a.Left, ", "))
+		fmt.Fprintf(&b, " Without %s, which has no figures under all of them.", strings.Join(a.Left, ", "))
 	}
 	return b.String()
 }
 
-// stronger says what m costs more than take, in the mean and at the extremes.
-func (c Costs) stronger(s Shape, a Advice, take, m DriverMean) string {
+// stronger says of the cheapest of each stronger kind what it costs more.
+func (c Costs) stronger(s Shape, a Advice, take DriverMean) []string {
+	var out []string
+	told := take.Strength
+	by := slices.Clone(a.Drivers)
+	slices.SortStableFunc(by, func(x, y DriverMean) int { return x.Strength - y.Strength })
+	for _, m := range by {
+		if m.Strength > told {
+			told = m.Strength
+			out = append(out, c.more(s, a, take, m))
+		}
+	}
+	return out
+}
+
+// more says what m costs more than take, in the mean and at the extremes.
+func (c Costs) more(s Shape, a Advice, take, m DriverMean) string {
 	text := fmt.Sprintf("Stronger: %s, for %s (%s %s for a million calls) and %s",
 		m.Driver, difference(take.PerMillion, m.PerMillion), signed(m.PerMillion-take.PerMillion), c.Prices.Currency, duration(m.LatencyMS))
 	type extreme struct {
 		workload string
-		ratio    float64
-		text     string
+		from, to float64
 	}
 	var all []extreme
 	for _, w := range a.Workloads {
-		from, to := c.best(s.Name, take.Driver, a.Runtime, w).Cost.Total, c.best(s.Name, m.Driver, a.Runtime, w).Cost.Total
-		if from > 0 {
-			all = append(all, extreme{w, to / from, difference(from, to)})
+		e := extreme{w, c.best(s.Name, take.Driver, a.Runtime, w).Cost.Total, c.best(s.Name, m.Driver, a.Runtime, w).Cost.Total}
+		if e.from > 0 {
+			all = append(all, e)
 		}
 	}
 	if len(all) > 1 {
-		slices.SortStableFunc(all, func(x, y extreme) int { return cmp.Compare(x.ratio, y.ratio) })
+		slices.SortStableFunc(all, func(x, y extreme) int { return cmp.Compare(x.to/x.from, y.to/y.from) })
 		low, high := all[0], all[len(all)-1]
-		text += fmt.Sprintf("; from %s for %s to %s for %s", low.text, low.workload, high.text, high.workload)
+		text += fmt.Sprintf("; from %s for %s to %s for %s",
+			difference(low.from, low.to), low.workload, difference(high.from, high.to), high.workload)
 	}
 	return text + "."
 }
@@ -260,7 +283,7 @@ func difference(a, b float64) string {
 
 // percent is how far b is from a, of a.
 func percent(a, b float64) string {
-	return figures(100*math.Abs(b-a)/a) + " %"
+	return figures(100*math.Abs(b-a)/a) + "%"
 }
 
 // figures writes a ratio with two digits, or as a whole number.

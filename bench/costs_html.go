@@ -13,10 +13,10 @@ var costsPage string
 // The drawing of costs against calls per hour, in units of its view box.
 const (
 	plotWidth, plotHeight                 = 400.0, 270.0
-	plotLeft, plotRight, plotTop, plotEnd = 46.0, 390.0, 12.0, 226.0
+	plotLeft, plotRight, plotTop, plotEnd = 50.0, 380.0, 12.0, 226.0
 	plotPoints                            = 80
-	// From one call in 10 hours to 100,000 an hour.
-	leastRate, mostRate = 0.1, 1e5
+	// From one call in 10 hours to 100,000 an hour: powers of ten.
+	leastRate, mostRate = -1.0, 5.0
 	// Costs below a hundred-millionth of the greatest are not drawn.
 	plotDecades = 8.0
 )
@@ -70,7 +70,7 @@ func (c Costs) plot(runtime, workload string, classes map[string]string) (plot, 
 			continue
 		}
 		all = append(all, e)
-		for _, v := range []float64{e.Cold, e.at(leastRate), e.at(mostRate)} {
+		for _, v := range []float64{e.Cold, e.at(math.Pow(10, leastRate)), e.at(math.Pow(10, mostRate))} {
 			if high = max(high, v); v > 0 {
 				low = min(low, v)
 			}
@@ -85,15 +85,18 @@ func (c Costs) plot(runtime, workload string, classes map[string]string) (plot, 
 		top++
 	}
 	x := func(rate float64) float64 {
-		return plotLeft + (plotRight-plotLeft)*math.Log10(rate/leastRate)/math.Log10(mostRate/leastRate)
+		return plotLeft + (plotRight-plotLeft)*(math.Log10(rate)-leastRate)/(mostRate-leastRate)
 	}
 	y := func(v float64) float64 {
 		part := (math.Log10(v) - bottom) / (top - bottom)
 		return plotEnd - (plotEnd-plotTop)*min(max(part, 0), 1) // log10(0) is below all
 	}
-	for e := math.Log10(leastRate); e <= math.Log10(mostRate); e++ {
-		rate := math.Pow(10, e)
-		p.X = append(p.X, plotTick{x(rate), map[bool]string{true: fmt.Sprintf("%g", rate), false: fmt.Sprintf("%gk", rate/1000)}[rate < 1000]})
+	for e := leastRate; e <= mostRate; e++ {
+		text := money10(e)
+		if e >= 3 {
+			text = money10(e-3) + "k"
+		}
+		p.X = append(p.X, plotTick{x(math.Pow(10, e)), text})
 	}
 	for e := bottom; e <= top; e++ {
 		p.Y = append(p.Y, plotTick{y(math.Pow(10, e)), money10(e)})
@@ -118,8 +121,8 @@ func (b BreakEven) line(class, currency string, x, y func(float64) float64) plot
 	even := math.Inf(1)
 	if b.CallsPerHour != nil {
 		even = *b.CallsPerHour
-		l.BreakEven = fmt.Sprintf("%.3g", even)
-		if l.Marked = even >= leastRate && even <= mostRate; l.Marked {
+		l.BreakEven = fmt.Sprintf(digits(even), even)
+		if l.Marked = even >= math.Pow(10, leastRate) && even <= math.Pow(10, mostRate); l.Marked {
 			l.MarkX, l.MarkY = x(even), y(b.Cold)
 		}
 	}
@@ -129,11 +132,9 @@ func (b BreakEven) line(class, currency string, x, y func(float64) float64) plot
 		cheapest.to(x(rate), y(min(cold, warm)))
 		other.to(x(rate), y(max(cold, warm)))
 	}
-	step := math.Pow(mostRate/leastRate, 1.0/plotPoints)
-	last := leastRate
-	point(last)
-	for i := 1; i <= plotPoints; i++ {
-		rate := leastRate * math.Pow(step, float64(i))
+	last := math.Inf(1)
+	for i := range plotPoints + 1 {
+		rate := math.Pow(10, leastRate+(mostRate-leastRate)*float64(i)/plotPoints)
 		if even > last && even < rate {
 			point(even) // a corner
 		}
@@ -173,10 +174,10 @@ type costsRuntime struct {
 func (c Costs) HTML() ([]byte, error) {
 	data := struct {
 		Costs
-		Line, Price, Warning, NotCounted string
-		Classes                          map[string]string
-		Pages                            []costsRuntime
-	}{c, c.Machine.line(), c.price(), c.warning(), notCounted, driverClasses(c.Drivers), nil}
+		Line, Price, Warning, NotCounted, AdviceNote string
+		Classes                                      map[string]string
+		Pages                                        []costsRuntime
+	}{c, c.Machine.line(), c.price(), c.warning(), notCounted, adviceNote, driverClasses(c.Drivers), nil}
 	classes := driverClasses(c.Drivers)
 	for _, p := range c.Prices.Clouds {
 		if classes[p.Name] == "" {

@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -17,8 +18,8 @@ func (c Costs) warning() string { return Comparison{BusyAtRest: c.BusyAtRest}.wa
 // price says what the machine is taken to cost.
 func (c Costs) price() string {
 	m := c.Prices.Machine
-	text := fmt.Sprintf("%s %s a month for %g cores and %.1f GiB, %s %% of it for the cores",
-		money(m.PerMonth), c.Prices.Currency, m.Cores, float64(m.Memory)/(1<<30), figures(100*m.CPUShare))
+	text := fmt.Sprintf("%s %s a month for %g cores and %.1f GiB, %s%% of it for the cores",
+		strconv.FormatFloat(m.PerMonth, 'f', -1, 64), c.Prices.Currency, m.Cores, float64(m.Memory)/(1<<30), figures(100*m.CPUShare))
 	if m.PerMillionRequests > 0 {
 		text += fmt.Sprintf("; %s %s for a million calls", money(m.PerMillionRequests), c.Prices.Currency)
 	}
@@ -46,20 +47,26 @@ func (c Costs) Table() string {
 	}
 	b.WriteString(layout(rows))
 	for _, r := range c.Runtimes {
-		fmt.Fprintf(&b, "\n%s: WHAT TO TAKE\n", strings.ToUpper(languageTitle(r)))
+		fmt.Fprintf(&b, "\n%s: WHAT TO TAKE\n%s", strings.ToUpper(languageTitle(r)), wrapped(adviceNote, "  ", 100))
 		for _, a := range c.Advice {
 			if a.Runtime == r {
-				fmt.Fprintf(&b, "  %s\n%s", a.Shape, wrapped(a.Text, "    ", 92))
+				fmt.Fprintf(&b, "  %s\n%s", a.Shape, wrapped(a.Text, "    ", 96))
+				for _, t := range a.Stronger {
+					b.WriteString(wrapped(t, "    ", 96))
+				}
 			}
 		}
 		for _, s := range c.sections(r) {
+			if s.detail {
+				continue
+			}
 			fmt.Fprintf(&b, "\n%s  (%s)\n%s", strings.ToUpper(s.title), s.unit, layout(s.rows()))
 			for _, n := range s.notes {
 				b.WriteString(wrapped(n, "  ", 100))
 			}
 		}
 	}
-	b.WriteString("\n" + wrapped(notCounted, "  ", 100))
+	b.WriteString("\n" + wrapped(notCounted+" Each function by itself: --html, --markdown or -o json.", "  ", 100))
 	return b.String()
 }
 
@@ -97,10 +104,10 @@ func (c Costs) Markdown() string {
 		fmt.Fprintf(&b, "\n**%s**\n", w)
 	}
 	for _, r := range c.Runtimes {
-		fmt.Fprintf(&b, "\n**%s: what to take**\n\n", languageTitle(r))
+		fmt.Fprintf(&b, "\n**%s: what to take.** %s\n\n", languageTitle(r), adviceNote)
 		for _, a := range c.Advice {
 			if a.Runtime == r {
-				fmt.Fprintf(&b, "- *%s:* %s\n", a.Shape, markdownText(a.Text))
+				fmt.Fprintf(&b, "- *%s:* %s\n", a.Shape, markdownText(strings.Join(append([]string{a.Text}, a.Stronger...), " ")))
 			}
 		}
 		for _, s := range c.sections(r) {
@@ -172,6 +179,17 @@ func (s *section) add(name, about string, values []sectionValue) {
 	}
 }
 
+// digits is a format with about three digits that say something.
+func digits(v float64) string {
+	switch {
+	case v < 9.995:
+		return "%.2f"
+	case v < 99.95:
+		return "%.1f"
+	}
+	return "%.0f"
+}
+
 func amount(v float64) sectionValue { return sectionValue{text: money(v), value: v} }
 
 // means are the tables of shapes in rows, over the workloads that can be compared.
@@ -200,7 +218,7 @@ func (c Costs) means(runtime string) []section {
 			}
 			mean := geometricMean(total)
 			costs = append(costs, amount(mean))
-			waits = append(waits, figure(geometricMean(latency), true, "%.3g"))
+			waits = append(waits, figure(geometricMean(latency), true, digits(geometricMean(latency))))
 			if n := w.shape.CallsPerMonth; n > 0 {
 				months = append(months, amount(mean/million*n))
 			} else {
@@ -216,6 +234,7 @@ func (c Costs) means(runtime string) []section {
 			clouds.add(a.Shape, c.shape(a.Shape).About, c.cloudValues(a, clouds.columns))
 		}
 	}
+	cost.notes = c.problems(runtime)
 	clouds.notes = c.cloudNotes()
 	if len(c.Prices.Clouds) == 0 {
 		clouds.lines = nil // the same as cost
@@ -275,7 +294,7 @@ func (c Costs) breakEvenSection(runtime string) section {
 		for i, d := range c.Drivers {
 			values[i] = none
 			if e := c.breakEven(d, runtime, w); e != nil && e.CallsPerHour != nil {
-				values[i] = figure(*e.CallsPerHour, true, "%.3g")
+				values[i] = figure(*e.CallsPerHour, true, digits(*e.CallsPerHour))
 			}
 		}
 		s.add(w, about(w), values)
@@ -336,11 +355,6 @@ func (c Costs) waySection(runtime string, w way) section {
 			}
 		}
 		s.add(wl, about(wl), values)
-	}
-	for _, x := range c.Costs {
-		if x.Shape == w.shape.Name && x.Mode == w.mode && x.Runtime == runtime && x.Problem != "" {
-			s.notes = append(s.notes, fmt.Sprintf("%s under %s: %s", x.Workload, x.Driver, x.Problem))
-		}
 	}
 	return s
 }
