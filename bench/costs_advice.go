@@ -180,9 +180,9 @@ func (c Costs) say(s Shape, a Advice, take, fastest DriverMean) string {
 	cheapest := a.Drivers[0]
 	switch {
 	case len(a.Drivers) == 1:
-		b.WriteString(" No other was measured.")
+		b.WriteString(" No other has figures.")
 	case take.Driver != cheapest.Driver:
-		fmt.Fprintf(&b, " %s costs %s less and is the weaker wall.", cheapest.Driver, percent(take.PerMillion, cheapest.PerMillion))
+		fmt.Fprintf(&b, " %s costs %s and is the weaker wall.", cheapest.Driver, difference(take.PerMillion, cheapest.PerMillion))
 	default:
 		b.WriteString(" It is the cheapest")
 		if take.Driver == fastest.Driver {
@@ -235,8 +235,9 @@ func (c Costs) more(s Shape, a Advice, take, m DriverMean) string {
 	if len(all) > 1 {
 		slices.SortStableFunc(all, func(x, y extreme) int { return cmp.Compare(x.to/x.from, y.to/y.from) })
 		low, high := all[0], all[len(all)-1]
-		text += fmt.Sprintf("; from %s for %s to %s for %s",
-			difference(low.from, low.to), low.workload, difference(high.from, high.to), high.workload)
+		if from, to := difference(low.from, low.to), difference(high.from, high.to); from != to {
+			text += fmt.Sprintf("; from %s for %s to %s for %s", from, low.workload, to, high.workload)
+		}
 	}
 	return text + "."
 }
@@ -299,7 +300,7 @@ func duration(ms float64) string {
 	switch {
 	case ms < 10:
 		return fmt.Sprintf("%.2f ms", ms)
-	case ms < 9995:
+	case ms < 999.5:
 		return fmt.Sprintf("%.0f ms", ms)
 	default:
 		return fmt.Sprintf("%.1f s", ms/1000)
