@@ -23,6 +23,8 @@ const (
 	burstCallers = 100
 	burstTime    = time.Minute
 	burstPause   = time.Hour
+	// alwaysWarm is the shape for which one buys an instance in a cloud.
+	alwaysWarm = "always warm"
 	// cloudCores is what a cloud gives a function that sells cores by themselves.
 	cloudCores = 1
 )
@@ -61,7 +63,7 @@ func Shapes() []Shape {
 	const cold, warm = "median of a cold call", "median of a warm call"
 	return []Shape{
 		even("rare", "a call an hour, and nothing is kept warm", cold, time.Hour, ModeCold),
-		even("always warm", "a call an hour, and an instance is kept warm for it", warm, time.Hour, ModeWarm),
+		even(alwaysWarm, "a call an hour, and an instance is kept warm for it", warm, time.Hour, ModeWarm),
 		even("occasional", "a call a minute", "median of a cold or a warm call", time.Minute, ModeCold, ModeWarm),
 		even("steady", "10 calls a second, evenly", warm, 100*time.Millisecond, ModeWarm),
 		{
@@ -148,8 +150,8 @@ type BreakEven struct {
 	KeepWarmPerHour float64 `json:"keep_warm_per_hour"`
 	// WarmMS is how long a warm call takes.
 	WarmMS float64 `json:"warm_ms"`
-	// CallsPerHour is 0 if keeping warm costs nothing, and nil if starting costs
-	// nothing or there are no figures.
+	// CallsPerHour is 0 if keeping warm costs nothing, and nil if a cold call costs no
+	// more than a warm one or there are no figures.
 	CallsPerHour *float64 `json:"calls_per_hour,omitempty"`
 	Problem      string   `json:"problem,omitempty"`
 }
@@ -458,7 +460,7 @@ func (c Comparison) cloudCosts(runtime, workload string, clouds []hearth.CloudPr
 			v := cloud.Cost(hearth.StatsNumbers{Calls: million, Phases: map[string]hearth.Durations{
 				"run": {Count: million, Mean: run}, "init": {Count: cold, Mean: load},
 			}}, compareMemory, cloudCores)
-			if s.Name == "always warm" {
+			if s.Name == alwaysWarm {
 				warm := cloud.Warm(compareMemory)
 				if warm == 0 {
 					continue // cannot be bought
