@@ -10,13 +10,17 @@ import (
 //go:embed compare.html
 var comparePage string
 
+// sharedPage has the style and the bars.
+//
+//go:embed page.html
+var sharedPage string
+
 // pageSection is a section as the page draws it.
 type pageSection struct {
 	ID, Title, Unit string
 	Lines           []pageLine
 	Notes           []string
-	Marks           bool // some bars have a plain command's mark
-	Spreads         bool
+	Wide            bool // for long names of bars
 }
 
 type pageLine struct {
@@ -39,27 +43,42 @@ type pageRuntime struct {
 // HTML returns the comparison as one page that needs nothing else: no script, no
 // font and no image from anywhere.
 func (c Comparison) HTML() ([]byte, error) {
-	t, err := template.New("compare").Funcs(template.FuncMap{
-		"ratio": func(v float64) string { return fmt.Sprintf("%.2f", v) },
-	}).Parse(comparePage)
-	if err != nil {
-		return nil, err
-	}
 	data := struct {
 		Comparison
 		Line, Warning string
 		Classes       map[string]string
 		Runtimes      []pageRuntime
-	}{c, c.Machine.line(), c.warning(), map[string]string{}, nil}
-	for i, d := range c.working() {
-		data.Classes[d] = fmt.Sprintf("d%d", i%6)
-	}
+	}{c, c.Machine.line(), c.warning(), driverClasses(c.working()), nil}
 	for _, r := range c.runtimes() {
-		p := pageRuntime{Name: map[string]string{"python": "Python", "nodejs": "Node.js"}[r]}
+		p := pageRuntime{Name: languageTitle(r)}
 		for _, s := range c.sections(r) {
 			p.Sections = append(p.Sections, s.page(data.Classes))
 		}
 		data.Runtimes = append(data.Runtimes, p)
+	}
+	return render(comparePage, data)
+}
+
+// driverClasses gives each driver a colour.
+func driverClasses(drivers []string) map[string]string {
+	out := map[string]string{}
+	for i, d := range drivers {
+		out[d] = fmt.Sprintf("d%d", i%6)
+	}
+	return out
+}
+
+// render fills a page.
+func render(page string, data any) ([]byte, error) {
+	t, err := template.New("page").Funcs(template.FuncMap{
+		"ratio": func(v float64) string { return fmt.Sprintf("%.2f", v) },
+		"money": money,
+	}).Parse(sharedPage)
+	if err == nil {
+		t, err = t.Parse(page)
+	}
+	if err != nil {
+		return nil, err
 	}
 	var b bytes.Buffer
 	if err := t.Execute(&b, data); err != nil {
@@ -87,11 +106,9 @@ func (s section) page(classes map[string]string) pageSection {
 				bar.Low, bar.Top, bar.Mark = 100*v.low/longest, 100*v.top/longest, 100*v.mark/longest
 			}
 			if bar.Spread = v.top > v.low; bar.Spread {
-				p.Spreads = true
 				bar.Label += fmt.Sprintf(", mostly %.4g to %.4g", v.low, v.top)
 			}
 			if bar.Marked = v.mark > 0; bar.Marked {
-				p.Marks = true
 				bar.Label += fmt.Sprintf("; plain %s: %.0f", v.markName, v.mark)
 			}
 			line.Bars = append(line.Bars, bar)

@@ -37,21 +37,7 @@ func (c Comparison) Markdown() string {
 	}
 	for _, runtime := range c.runtimes() {
 		for _, s := range c.sections(runtime) {
-			fmt.Fprintf(&b, "\n**%s** (%s)\n\n| |", s.title, s.unit)
-			for _, col := range s.columns {
-				b.WriteString(" " + col + " |")
-			}
-			b.WriteString("\n|---|" + strings.Repeat("---:|", len(s.columns)) + "\n")
-			for _, l := range s.lines {
-				b.WriteString("| " + l.name + " |")
-				for _, v := range l.values {
-					b.WriteString(" " + v.text + " |")
-				}
-				b.WriteString("\n")
-			}
-			for _, n := range s.notes {
-				b.WriteString("\n" + markdownText(n) + "\n")
-			}
+			s.markdown(&b)
 		}
 	}
 	if len(c.Ratios) > 0 {
@@ -70,6 +56,25 @@ func (c Comparison) Markdown() string {
 	return b.String()
 }
 
+// markdown writes the table.
+func (s section) markdown(b *strings.Builder) {
+	fmt.Fprintf(b, "\n**%s** (%s)\n\n| |", s.title, s.unit)
+	for _, col := range s.columns {
+		b.WriteString(" " + col + " |")
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---:|", len(s.columns)) + "\n")
+	for _, l := range s.lines {
+		b.WriteString("| " + l.name + " |")
+		for _, v := range l.values {
+			b.WriteString(" " + v.text + " |")
+		}
+		b.WriteString("\n")
+	}
+	for _, n := range s.notes {
+		b.WriteString("\n" + markdownText(n) + "\n")
+	}
+}
+
 // markdownText makes text from elsewhere harmless in a table.
 func markdownText(s string) string {
 	return strings.NewReplacer("|", "\\|", "<", "&lt;", "\n", " ").Replace(s)
@@ -79,18 +84,22 @@ func markdownText(s string) string {
 // comparison. Errors: CodeInvalid if the file has no markers, CodeUnavailable if
 // it cannot be read or written.
 func (c Comparison) UpdateMarkdown(file string) error {
+	return updateMarkdown(file, markdownBegin, markdownEnd, c.Markdown())
+}
+
+// updateMarkdown puts text between two markers of a file.
+func updateMarkdown(file, begin, end, text string) error {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return hearth.Errorf(hearth.CodeUnavailable, "cannot read %s: %w", file, err)
 	}
-	before, rest, ok1 := strings.Cut(string(b), markdownBegin)
-	_, after, ok2 := strings.Cut(rest, markdownEnd)
+	before, rest, ok1 := strings.Cut(string(b), begin)
+	_, after, ok2 := strings.Cut(rest, end)
 	if !ok1 || !ok2 {
 		return hearth.Errorf(hearth.CodeInvalid, "%s has no place for the comparison", file).
-			WithHint("put the lines %s and %s where it shall be", markdownBegin, markdownEnd)
+			WithHint("put the lines %s and %s where it shall be", begin, end)
 	}
-	text := before + markdownBegin + "\n\n" + c.Markdown() + "\n" + markdownEnd + after
-	return WriteReport(file, []byte(text))
+	return WriteReport(file, []byte(before+begin+"\n\n"+text+"\n"+end+after))
 }
 
 // WriteReport writes a report to a file, which appears only when it is complete.

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -254,7 +255,7 @@ func (c *Comparison) warmRatios(driver string) []Check {
 					if scope == "empty" {
 						r.Raw = raw[i]
 					} else {
-						value = geometricMean(kind.values)
+						value = geometricMean(slices.Collect(maps.Values(kind.values)))
 						r.Raw = fmt.Sprintf("geometric mean of %d", len(kind.values))
 					}
 					if value == 0 {
@@ -271,7 +272,8 @@ func (c *Comparison) warmRatios(driver string) []Check {
 	return out
 }
 
-func geometricMean(v map[string]float64) float64 {
+// geometricMean is 0 if there is no value, or one is 0.
+func geometricMean(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
 	}

@@ -63,6 +63,8 @@ type section struct {
 	columns []string
 	lines   []sectionLine
 	notes   []string
+	// For pages: a section that is drawn as lines, and one that is of interest to few.
+	drawn, detail bool
 }
 
 type sectionLine struct {
@@ -96,7 +98,7 @@ func (s section) rows() []row {
 
 // sections returns the tables of a language.
 func (c Comparison) sections(runtime string) []section {
-	title := map[string]string{"python": "Python", "nodejs": "Node.js"}[runtime]
+	title := languageTitle(runtime)
 	last := 1
 	for _, n := range c.Connections {
 		last = max(last, n)

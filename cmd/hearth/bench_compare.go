@@ -36,7 +36,8 @@ runc run, runsc run and the bare interpreter.
 It starts a server of its own with an empty data directory and ends it
 afterwards. Base images are those of the data directory or of --images-dir;
 hearth images build makes them. Dependencies are installed from PyPI and npm.
-Let nothing else run meanwhile.`,
+Let nothing else run meanwhile. hearth cost compare computes what the functions
+cost from what --json writes.`,
 		Example: `  hearth bench compare
   hearth bench compare --isolation native,docker --runtimes python --duration 1m
   hearth bench compare --duration 10m --json compare.json --html compare.html`,
@@ -66,7 +67,7 @@ Let nothing else run meanwhile.`,
 			if a.json() {
 				err = a.printJSON(c)
 			} else {
-				_, err = fmt.Fprint(a.stdout, c.Table())
+				_, err = fmt.Fprint(a.stdout, c.Table(), costsHint(files.json))
 			}
 			if err == nil && check && c.Missed() {
 				err = errors.New("a target was missed")
@@ -88,6 +89,14 @@ Let nothing else run meanwhile.`,
 	hostFlags(f, &cfg)
 	cmd.MarkFlagsMutuallyExclusive("quick", "duration")
 	return a.prints(cmd)
+}
+
+// costsHint says how to see what it all costs; file is that of --json.
+func costsHint(file string) string {
+	if file == "" {
+		return "\nWhat it costs: hearth bench compare --json FILE, then hearth cost compare FILE\n"
+	}
+	return "\nWhat it costs: hearth cost compare " + file + "\n"
 }
 
 // compare starts a server for the comparison and ends it.

@@ -49,7 +49,7 @@ explains the model.`,
 	cmd.Flags().StringVar(&function, "function", "", "`NAME` of the function; all if it is not given")
 	cmd.RegisterFlagCompletionFunc("function", a.completeName) //nolint:errcheck // the flag is there
 	a.talks(a.prints(cmd))
-	cmd.AddCommand(a.costPricesCmd())
+	cmd.AddCommand(a.costPricesCmd(), a.costCompareCmd())
 	return cmd
 }
 
