@@ -197,7 +197,7 @@ func (c Costs) say(s Shape, a Advice, take, fastest DriverMean) string {
 		b.WriteString(" None that was measured is stronger.")
 	}
 	if len(a.Left) > 0 {
-		fmt.Fprintf(&b, " Without %s, which has no figures under all of them.", strings.Join(a.Left, ", "))
+		fmt.Fprintf(&b, " Without %s: not all have figures for that.", strings.Join(a.Left, ", "))
 	}
 	return b.String()
 }

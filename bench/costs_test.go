@@ -211,6 +211,8 @@ func TestAdvice(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	has(a.Text, "Without cpu")
+	c.Cells[1].Warm[1].CPUPer1000 = -1
+	has(advice(c, "busy").Text, "Without empty")
 	// The cheapest mode is only known where both are.
 	if a = advice(c, "occasional"); len(a.Workloads) != 1 {
 		t.Errorf("%+v", a)
@@ -321,17 +323,18 @@ func TestReadComparison(t *testing.T) {
 		_, err = ReadComparison(file)
 		return err
 	}
-	if err := read(func(*Comparison) {}); err != nil {
-		t.Fatal(err)
+	for _, v := range []float64{10, -1} { // a process that ended has taken its processor time along
+		if err := read(func(c *Comparison) { c.Cells[0].Warm[0].CPUPer1000 = v }); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, change := range map[string]func(*Comparison){
-		"schema":   func(c *Comparison) { c.Schema = 7 },
-		"empty":    func(c *Comparison) { c.Cells = nil },
-		"name":     func(c *Comparison) { c.Cells[0].Driver = "\x1b[31m" },
-		"text":     func(c *Comparison) { c.Machine.CPU = "a\nb" },
-		"negative": func(c *Comparison) { c.Cells[0].Cold.CPUPer1000 = -1 },
-		"large":    func(c *Comparison) { c.Cells[0].Warm[0].P50MS = 1e300 },
-		"many":     func(c *Comparison) { c.Cells = append(c.Cells, make([]ComparedCell, maxCells)...) },
+		"schema": func(c *Comparison) { c.Schema = 7 },
+		"empty":  func(c *Comparison) { c.Cells = nil },
+		"name":   func(c *Comparison) { c.Cells[0].Driver = "\x1b[31m" },
+		"text":   func(c *Comparison) { c.Machine.CPU = "a\nb" },
+		"large":  func(c *Comparison) { c.Cells[0].Warm[0].P50MS = 1e300 },
+		"many":   func(c *Comparison) { c.Cells = append(c.Cells, make([]ComparedCell, maxCells)...) },
 	} {
 		if err := read(change); hearth.ErrorCode(err) != hearth.CodeInvalid {
 			t.Errorf("%s: %v", name, err)
