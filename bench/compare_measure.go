@@ -229,7 +229,7 @@ func (c *comparing) warmWindow(ctx context.Context, cl *cell, n int, d time.Dura
 	}
 	members := c.family.members()
 	more := append([]int{c.o.Server.PID}, c.daemons(cl, members)...)
-	before := cpuOf(members, more...)
+	before := with(members, more...)
 	s, err := generate(ctx, cl.target, n, 0, d)
 	if err != nil {
 		return err
@@ -245,8 +245,7 @@ func (c *comparing) warmWindow(ctx context.Context, cl *cell, n int, d time.Dura
 	if !counts {
 		return nil
 	}
-	after := c.family.members()
-	w.cpu += cpuOf(after, more...) - before
+	w.cpu += cpuBetween(before, with(c.family.members(), more...))
 	// Each connection's last answer may have come after the window.
 	w.requests += s.requests
 	w.cold += s.cold

@@ -209,3 +209,14 @@ func TestParseStat(t *testing.T) {
 		}
 	}
 }
+
+// A process that ends takes the time it used before with it, unless its parent has it.
+func TestCPUBetween(t *testing.T) {
+	before := map[int]procStat{1: {cpu: 10}, 2: {parent: 1, cpu: 5}, 3: {parent: 99, cpu: 7}, 4: {parent: 3, cpu: 2}}
+	// 2 ended, having used 3 more, which 1 has now besides 4 of its own; 3 and 4 ended
+	// unnoticed; 5 is new.
+	after := map[int]procStat{1: {cpu: 10 + 4 + 5 + 3}, 5: {parent: 1, cpu: 6}}
+	if d := cpuBetween(before, after); d != 4+3+6 {
+		t.Errorf("they used %d, want 13", d)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -147,16 +148,30 @@ type usage struct {
 	cpu       time.Duration
 }
 
-// cpuOf adds up the processor time of members and of further processes.
-func cpuOf(members map[int]procStat, more ...int) time.Duration {
-	var sum time.Duration
-	for _, s := range members {
-		sum += s.cpu
-	}
+// with adds further processes to members.
+func with(members map[int]procStat, more ...int) map[int]procStat {
+	all := maps.Clone(members)
 	for _, pid := range more {
 		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
-			s, _ := parseStat(b)
-			sum += s.cpu
+			if s, ok := parseStat(b); ok {
+				all[pid] = s
+			}
+		}
+	}
+	return all
+}
+
+// cpuBetween returns the processor time that processes used between two looks at them.
+// That of a process which ended meanwhile is known if its parent waited for it and is
+// still there.
+func cpuBetween(before, after map[int]procStat) (sum time.Duration) {
+	for _, s := range after {
+		sum += s.cpu
+	}
+	for pid, s := range before {
+		_, there := after[pid]
+		if _, waited := after[s.parent]; there || waited {
+			sum -= s.cpu
 		}
 	}
 	return sum
