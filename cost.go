@@ -28,7 +28,7 @@ type MachinePrice struct {
 	CPUShare float64 `json:"cpu_share" doc:"Part of the price that is for the cores; the rest is for the memory" example:"0.5"`
 	// PerMillionRequests and PerGBOut are what each costs besides; in 2^30 bytes.
 	PerMillionRequests float64 `json:"per_million_requests" doc:"What a million calls cost besides"`
-	PerGBOut           float64 `json:"per_gb_out" doc:"What a GiB costs that functions send"`
+	PerGBOut           float64 `json:"per_gb_out" doc:"What a GiB costs that functions send, in responses too"`
 }
 
 // CloudPrice is what a cloud asks for calls.
@@ -47,7 +47,7 @@ type CloudPrice struct {
 	MinMemory   Bytes    `json:"min_memory,omitempty" doc:"The least memory that is charged"`
 	// WarmPerGBSecond is for an instance that is kept warm.
 	WarmPerGBSecond float64 `json:"warm_per_gb_second,omitempty" doc:"For a second with a GiB of an instance that is kept warm; 0 where that cannot be bought"`
-	PerGBOut        float64 `json:"per_gb_out,omitempty" doc:"For a GiB that functions send"`
+	PerGBOut        float64 `json:"per_gb_out,omitempty" doc:"For a GiB that functions send, in responses too"`
 }
 
 // DefaultPrices returns prices of a machine for which nobody said what it costs, and the
@@ -145,7 +145,9 @@ const gb = 1 << 30
 
 // Cost is what calls and their instances cost, in the currency of the prices.
 type Cost struct {
-	Calls int64 `json:"calls" doc:"Calls that have ended"`
+	// Calls are those that an instance had: not what was refused or answered from the
+	// cache.
+	Calls int64 `json:"calls" doc:"Calls that an instance had"`
 	// CPU is for computing, Busy, Starting and KeepWarm are for memory while there were
 	// calls, until instances were ready, and while there were none.
 	CPU      float64 `json:"cpu" doc:"For computing"`
@@ -163,16 +165,16 @@ type Cost struct {
 
 // Cost returns what calls and their instances cost in a span of time.
 func (m MachinePrice) Cost(n StatsNumbers, span time.Duration) Cost {
-	u := n.Usage
+	u, calls := n.Usage, n.Phases["run"].Count
 	c := Cost{
-		Calls: n.Calls, CPU: u.CPUSeconds * m.CoreSecond(),
+		Calls: calls, CPU: u.CPUSeconds * m.CoreSecond(),
 		Busy: u.Busy.ByteSeconds / gb * m.GBSecond(), Starting: u.Starting.ByteSeconds / gb * m.GBSecond(),
 		KeepWarm: u.Idle.ByteSeconds / gb * m.GBSecond(),
-		Requests: float64(n.Calls) / 1e6 * m.PerMillionRequests, Network: float64(u.NetworkOut) / gb * m.PerGBOut,
+		Requests: float64(calls) / 1e6 * m.PerMillionRequests, Network: float64(n.sent()) / gb * m.PerGBOut,
 	}
 	c.Total = c.CPU + c.Busy + c.Starting + c.KeepWarm + c.Requests + c.Network
-	if n.Calls > 0 {
-		c.PerMillion = c.Total / float64(n.Calls) * 1e6
+	if calls > 0 {
+		c.PerMillion = c.Total / float64(calls) * 1e6
 	}
 	if span > 0 {
 		c.KeepWarmPerMonth = c.KeepWarm * float64(Month) / float64(span)
@@ -205,8 +207,11 @@ func (c CloudPrice) Cost(n StatsNumbers, memory Bytes, cores float64) float64 {
 	each := max(run.Mean+time.Duration(c.Granularity).Seconds()/2, time.Duration(max(c.MinDuration, c.Granularity)).Seconds())
 	seconds := each*float64(run.Count) + load.Mean*float64(load.Count)
 	perSecond := float64(max(memory, c.MinMemory))/gb*c.PerGBSecond + cores*c.PerCoreSecond
-	return float64(n.Calls)/1e6*c.PerMillionRequests + seconds*perSecond + float64(n.Usage.NetworkOut)/gb*c.PerGBOut
+	return float64(run.Count)/1e6*c.PerMillionRequests + seconds*perSecond + float64(n.sent())/gb*c.PerGBOut
 }
+
+// sent returns how many bytes functions sent: in responses, and on connections of theirs.
+func (n StatsNumbers) sent() int64 { return n.BytesOut + n.Usage.NetworkOut }
 
 // Warm returns what the cloud asks for an instance with so much memory that is kept warm
 // for a month; 0 where that cannot be bought.

@@ -23,9 +23,9 @@ func TestMachineCost(t *testing.T) {
 	m := hearth.MachinePrice{PerMonth: (4 + 16) * hearth.Month.Seconds(), Cores: 4, Memory: 8 << 30, CPUShare: 0.2, PerMillionRequests: 100, PerGBOut: 3}
 	almost(t, "a core", m.CoreSecond(), 1)
 	almost(t, "a GiB", m.GBSecond(), 2)
-	n := hearth.StatsNumbers{Calls: 500_000, Usage: hearth.Usage{
+	n := hearth.StatsNumbers{Calls: 900_000, Phases: map[string]hearth.Durations{"run": {Count: 500_000}}, BytesOut: 1 << 28, Usage: hearth.Usage{
 		CPUSeconds: 7, Starting: hearth.Occupancy{ByteSeconds: 1 << 30}, Busy: hearth.Occupancy{ByteSeconds: 2 << 30},
-		Idle: hearth.Occupancy{ByteSeconds: 3 << 30}, NetworkOut: 1 << 29,
+		Idle: hearth.Occupancy{ByteSeconds: 3 << 30}, NetworkOut: 1 << 28,
 	}}
 	c := m.Cost(n, hearth.Month/10)
 	want := hearth.Cost{

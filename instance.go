@@ -45,10 +45,10 @@ type Instance struct {
 	// InFlight is the calls it has now, Served those it has ended.
 	InFlight int   `json:"in_flight" doc:"Calls it has now"`
 	Served   int64 `json:"served" doc:"Calls it has ended"`
-	// Memory and PSS are what it used when it was last looked at, in bytes; 0 where
-	// that is not known.
-	Memory int64 `json:"memory,omitempty" doc:"What it used when it was last weighed, in bytes; missing where that is not known"`
-	PSS    int64 `json:"pss,omitempty" doc:"The same with what it shares with others counted in parts (proportional set size), in bytes; missing where that is not known"`
+	// Memory is what it uses, PSS what it used when it was last weighed, in bytes; 0
+	// where that is not known.
+	Memory int64 `json:"memory,omitempty" doc:"What it uses, in bytes; missing where that is not known"`
+	PSS    int64 `json:"pss,omitempty" doc:"What it used when it was last weighed, with what it shares with others counted in parts (proportional set size), in bytes; missing where that is not known"`
 	// MemoryPeak is the most it used at a time, CPU how long it has computed; 0 where
 	// that is not known.
 	MemoryPeak int64         `json:"memory_peak,omitempty" doc:"The most it used at a time, in bytes; missing where that is not known"`

@@ -11,9 +11,9 @@ type Stats struct {
 	StatsNumbers
 	// Previous is the same of the span before, of the same length.
 	Previous StatsNumbers `json:"previous" doc:"The same of the span before, which is as long"`
-	// Versions are the parts of the versions that were called, those with most calls
-	// first.
-	Versions []VersionStats `json:"versions" doc:"Those of each version that was called, the one with most calls first"`
+	// Versions are the parts of the versions that were called or had instances, and of
+	// stem cells, those with most calls first.
+	Versions []VersionStats `json:"versions" doc:"Those of each version that was called or had instances, and of stem cells, the one with most calls first"`
 }
 
 // Usage is what instances used.

@@ -42,6 +42,9 @@ type Versions interface {
 	// NextNumber returns the number that the next version of the function will
 	// get. The function need not exist.
 	NextNumber(ctx context.Context, function string) (int, error)
+	// FirstVersion returns the number of the first version of a function: what is known
+	// of lower ones is of deleted functions that had its name. Errors: CodeNotFound.
+	FirstVersion(ctx context.Context, function string) (int, error)
 	// Version returns one version. Errors: CodeNotFound.
 	Version(ctx context.Context, function string, number int) (hearth.Version, error)
 	// Versions returns at most limit versions with numbers below before, newest

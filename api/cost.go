@@ -25,9 +25,6 @@ func (s *API) registerCost() {
 		OperationID: "get-function-cost", Method: http.MethodGet, Path: "/v1/functions/{name}/cost", Tags: []string{"Metrics"},
 		Summary: "What a function costs in a span of time, and would have cost elsewhere", Description: description,
 	}, func(ctx context.Context, in *functionStatsInput) (*costOutput, error) {
-		if _, err := s.Catalog.Function(ctx, in.Name); err != nil {
-			return nil, err
-		}
 		return s.cost(ctx, in.Name, in.Range)
 	})
 }

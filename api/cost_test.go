@@ -13,10 +13,10 @@ import (
 // statsOf has what it returns.
 type statsOf []hearth.VersionStats
 
-func (s statsOf) Stats(_ context.Context, function string, from, to time.Time) (hearth.Stats, error) {
+func (s statsOf) Stats(_ context.Context, function string, first int, from, to time.Time) (hearth.Stats, error) {
 	out := hearth.Stats{Function: function, From: from, To: to}
 	for _, v := range s {
-		if function == "" || v.Function == function {
+		if function == "" || v.Function == function && v.Version >= first {
 			out.Versions = append(out.Versions, v)
 		}
 	}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"mime"
 	"net"
 	"net/http"
@@ -33,7 +34,8 @@ func proxied(r *http.Request) string {
 //     on: a proxy on this machine would make the whole world look local;
 //   - the Host must name this machine, against DNS rebinding: a web page whose
 //     name suddenly resolves to 127.0.0.1 is local in every other respect;
-//   - browsers may not send requests from pages of other origins.
+//   - browsers may not send requests from pages of other origins, nor read for them:
+//     the answers would stay hidden, but long queries would be work.
 //
 // Health is open to all.
 func (s *API) guard(next http.Handler) http.Handler {
@@ -56,7 +58,11 @@ func (s *API) guard(next http.Handler) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
-		if err := cross.Check(r); err != nil {
+		err := cross.Check(r)
+		if err == nil && r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-Mode") != "navigate" {
+			err = errors.New("cross-site request")
+		}
+		if err != nil {
 			s.fail(w, r, (&hearth.Error{
 				Code: hearth.CodeDenied, Message: "requests from web pages of other origins are refused", Err: err,
 			}).WithHint("use the CLI, or a page that Hearth itself serves"))

@@ -12,9 +12,10 @@ import (
 
 // Stats sums up what calls did; package metrics has it.
 type Stats interface {
-	// Stats returns what the calls of a function did between two times, or those of all
-	// if it is empty, and before. Errors: CodeUnavailable.
-	Stats(ctx context.Context, function string, from, to time.Time) (hearth.Stats, error)
+	// Stats returns what the calls of a function did between two times, of its versions
+	// from first on, or those of all functions if it is empty; and what they did before.
+	// Errors: CodeUnavailable.
+	Stats(ctx context.Context, function string, first int, from, to time.Time) (hearth.Stats, error)
 }
 
 type statsInput struct {
@@ -42,9 +43,6 @@ func (s *API) registerStats() {
 		OperationID: "get-function-stats", Method: http.MethodGet, Path: "/v1/functions/{name}/stats", Tags: []string{"Metrics"},
 		Summary: "What the calls of a function did in a span of time, and in the one before", Description: description,
 	}, func(ctx context.Context, in *functionStatsInput) (*statsOutput, error) {
-		if _, err := s.Catalog.Function(ctx, in.Name); err != nil {
-			return nil, err
-		}
 		return s.stats(ctx, in.Name, in.Range)
 	})
 }
@@ -59,8 +57,15 @@ func (s *API) stats(ctx context.Context, function, within string) (*statsOutput,
 	if d := time.Duration(span); d < time.Second || d > maxRange {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "the range %s is not possible", span).WithHint("choose between 1s and 366 days, which are 8784h")
 	}
+	first := 0
+	if function != "" {
+		var err error
+		if first, err = s.Versions.FirstVersion(ctx, function); err != nil {
+			return nil, err
+		}
+	}
 	now := time.Now()
-	out, err := s.Stats.Stats(ctx, function, now.Add(-time.Duration(span)), now)
+	out, err := s.Stats.Stats(ctx, function, first, now.Add(-time.Duration(span)), now)
 	if err != nil {
 		return nil, err
 	}

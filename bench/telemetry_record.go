@@ -116,7 +116,7 @@ func record(ctx context.Context, rate int, d time.Duration, progress io.Writer) 
 	r.HeapAfter = heapInUse()
 	r.Calls, r.Dropped, r.Skipped = took.TotalCount(), recorder.Dropped(), recorder.Skipped()
 	r.RecordP50US, r.RecordP99US, r.RecordMaxUS = float64(took.ValueAtQuantile(50))/1e3, float64(took.ValueAtQuantile(99))/1e3, float64(took.Max())/1e3
-	st, err := db.Stats(ctx, "", begin.Add(-time.Second), time.Now())
+	st, err := db.Stats(ctx, "", 0, begin.Add(-time.Second), time.Now())
 	if err != nil {
 		return r, err
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hearthrun/hearth"
@@ -44,6 +45,9 @@ type fakeDriver struct {
 	// use of a core, all the time.
 	memory int64
 	cpu    float64
+	// slow makes only Stats tell that, and asked counts how often it does.
+	slow  bool
+	asked atomic.Int64
 	// meter is driver.Meter's; nil where it cannot be told.
 	meter func(s *fakeSandbox) time.Duration
 	// noSlots makes a driver without slots, rigid one whose sandboxes have no
@@ -248,10 +252,14 @@ func (d *fakeDriver) made() int {
 func (s *fakeSandbox) ID() string                             { return s.id }
 func (s *fakeSandbox) Dial(context.Context) (net.Conn, error) { return s.host, nil }
 func (s *fakeSandbox) Stats(context.Context) (driver.Stats, error) {
+	s.d.asked.Add(1)
 	return driver.Stats{Usage: driver.Usage{Memory: s.d.memory, CPU: time.Duration(s.d.cpu * float64(time.Since(s.born)))}}, nil
 }
 
 func (s *fakeSandbox) Usage() (driver.Usage, bool) {
+	if s.d.slow {
+		return driver.Usage{}, false
+	}
 	stats, err := s.Stats(context.Background())
 	return stats.Usage, err == nil
 }

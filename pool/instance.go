@@ -356,10 +356,10 @@ func (i *instance) destroySandbox() {
 	if i.conn != nil {
 		i.conn.Close()
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(i.pool.background), destroyTimeout)
+	defer cancel()
+	i.meterLast(ctx)
 	if i.sandbox != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(i.pool.background), destroyTimeout)
-		defer cancel()
-		i.meterLast()
 		if err := i.sandbox.Destroy(ctx); err != nil {
 			i.pool.cfg.Logger.Error("a sandbox could not be destroyed", "instance", i.id, "function", i.functionName(), "err", err)
 		}

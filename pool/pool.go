@@ -72,8 +72,8 @@ type Config struct {
 	StartTimeout time.Duration
 	// InitTimeout bounds the loading of a function's code; default 60 s.
 	InitTimeout time.Duration
-	// Used is told what the instances of a version used since it was told last, at
-	// least every restEvery and at their end; for stem cells the function is empty and
+	// Used is told what the instances of a version used since it was told last: at
+	// least every restEvery once they are ready, and at their end; for stem cells the function is empty and
 	// the version 0. It must not block, nor call the pool. Default is nobody.
 	Used func(function string, version int, isolation string, u hearth.Usage)
 	// SnapshotDir is where functions are saved with their memory once they are

@@ -15,6 +15,8 @@ const (
 	// whose driver tells only what takes long to find out.
 	meterEvery = time.Second
 	restEvery  = 15 * time.Second
+	// lastReading bounds how long the end of a sandbox waits for what it used.
+	lastReading = time.Second
 )
 
 // activity is what the time of an instance is spent on.
@@ -52,6 +54,8 @@ type usageMeter struct {
 	reading driver.Usage // of its sandbox, when it was last
 	// sandboxes is how many it had before this one.
 	sandboxes int
+	slow      bool // what this one uses takes long to find out
+	asked     bool // somebody is finding it out
 }
 
 // pass adds the time until now, in which the instance was in a state.
@@ -102,7 +106,15 @@ func (p *Pool) meterAll() {
 			if p.background.Err() != nil {
 				return
 			}
-			p.meterOne(m)
+			if u, known := cheapUsage(m.sandbox); known {
+				p.note(m, u, true, true)
+			} else {
+				// Others do not wait for it.
+				p.wg.Go(func() {
+					u, known := slowUsage(p.background, m.sandbox, weighTimeout)
+					p.note(m, u, known, false)
+				})
+			}
 		}
 	}
 }
@@ -119,31 +131,27 @@ func (p *Pool) unmetered(now time.Time) (list []metered) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for inst := range p.instances {
-		if inst.state == hearth.InstanceStarting || inst.gone() {
+		if inst.state == hearth.InstanceStarting || inst.gone() || inst.meter.asked {
 			continue // its sandbox is not there yet, or is read at its end
 		}
 		every := restEvery
-		if _, cheap := inst.sandbox.(driver.Meter); cheap && (inst.meter.moved || inst.state == hearth.InstanceBusy) {
+		if !inst.meter.slow && (inst.meter.moved || inst.state == hearth.InstanceBusy) {
 			every = meterEvery
 		}
 		if now.Sub(inst.meter.readAt) >= every-meterEvery/2 {
+			inst.meter.asked = true
 			list = append(list, metered{inst, inst.sandbox, inst.meter.sandboxes})
 		}
 	}
 	return list
 }
 
-func (p *Pool) meterOne(m metered) {
-	u, known := cheapUsage(m.sandbox)
-	if !known {
-		ctx, cancel := context.WithTimeout(p.background, weighTimeout)
-		defer cancel()
-		stats, err := m.sandbox.Stats(ctx)
-		u, known = stats.Usage, err == nil
-	}
+// note tells what was read of an instance.
+func (p *Pool) note(m metered, u driver.Usage, known, cheap bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if m.meter.sandboxes == m.sandboxes { // else it did not fit, and has another
+		m.meter.asked, m.meter.slow = false, !cheap
 		m.usedLocked(u, known)
 	}
 }
@@ -156,14 +164,28 @@ func cheapUsage(s driver.Sandbox) (u driver.Usage, known bool) {
 	return u, false
 }
 
-// meterLast reads what the instance has used before its sandbox is destroyed; it may get
-// another.
-func (i *instance) meterLast() {
-	u, known := cheapUsage(i.sandbox)
+// slowUsage asks for it.
+func slowUsage(ctx context.Context, s driver.Sandbox, timeout time.Duration) (u driver.Usage, known bool) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	stats, err := s.Stats(ctx)
+	return stats.Usage, err == nil
+}
+
+// meterLast reads what the instance has used before its sandbox is destroyed, if there is
+// one; it may get another.
+func (i *instance) meterLast(ctx context.Context) {
+	var u driver.Usage
+	known := false
+	if i.sandbox != nil {
+		if u, known = cheapUsage(i.sandbox); !known {
+			u, known = slowUsage(ctx, i.sandbox, lastReading)
+		}
+	}
 	i.pool.mu.Lock()
 	defer i.pool.mu.Unlock()
 	i.usedLocked(u, known)
-	i.meter.reading = driver.Usage{}
+	i.meter.reading, i.meter.asked = driver.Usage{}, false
 	i.meter.sandboxes++
 }
 

@@ -88,3 +88,51 @@ func TestUsageOfStemCells(t *testing.T) {
 		t.Errorf("idle for %v seconds; want 20 of f, and those of stem cells apart", idle)
 	}
 }
+
+// What only takes long to find out is asked for seldom, one at a time, and at the end; an
+// instance that could not be created existed, too.
+func TestUsageThatIsSlow(t *testing.T) {
+	d := &fakeDriver{memory: 1 << 20, cpu: 1, slow: true}
+	fails := false
+	d.beforeCreate = func(context.Context) error {
+		if fails {
+			time.Sleep(10 * time.Second)
+			return hearth.Errorf(hearth.CodeUnavailable, "no")
+		}
+		return nil
+	}
+	d.script = func(*fakeGuest, []byte) []frame { time.Sleep(47 * time.Second); return answer("") }
+	var mu sync.Mutex
+	var all hearth.Usage
+	cfg := func(c *Config) {
+		c.MaxStems = -1
+		c.Used = func(_ string, _ int, _ string, u hearth.Usage) {
+			mu.Lock()
+			defer mu.Unlock()
+			all.CPUSeconds += u.CPUSeconds
+			all.Busy.Seconds += u.Busy.Seconds
+			all.Starting.Seconds += u.Starting.Seconds
+		}
+	}
+	run(t, d, cfg, func(t *testing.T, p *Pool) {
+		v := version("f", 1)
+		p.SetLive([]hearth.Version{*v})
+		if _, _, err := do(t.Context(), p, v, "call"); err != nil {
+			t.Fatal(err)
+		}
+		if n := d.asked.Load(); n > 4 {
+			t.Errorf("it was asked %d times in 47 s", n)
+		}
+		p.Evict(v.Incarnation)
+		for d.count() > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		fails = true
+		if _, _, err := do(t.Context(), p, v, "call"); err == nil {
+			t.Error("there is an instance")
+		}
+	})
+	if all.CPUSeconds < 46.9 || all.Busy.Seconds < 46.9 || all.Starting.Seconds < 9.9 {
+		t.Errorf("%+v; want 47 s of computing and of a call, and 10 s of a start", all)
+	}
+}

@@ -27,7 +27,7 @@ var (
 	requestsDesc      = described("http_requests_total", "Requests that were answered, by who did: gateway or api; error is the code of the error that Hearth answered with, if it did.", "part", "error")
 	connectionsDesc   = described("http_connections", "Connections that are open, by whether a request is under way.", "state")
 	storeBytesDesc    = described("store_bytes", "Size of a database with its write-ahead log.", "database")
-	storeWritesDesc   = described("store_writes_total", "Transactions that changed something.", "database")
+	storeWritesDesc   = described("store_writes_total", "Transactions that were to change something.", "database")
 	storeFailuresDesc = described("store_write_failures_total", "Those that the database could not do.", "database")
 	storeTimeDesc     = described("store_write_seconds_total", "How long those transactions took together.", "database")
 )
@@ -86,7 +86,11 @@ func newAnswers() *answers {
 
 // serve has a request answered and counts it.
 func (a *answers) serve(h http.Handler, w http.ResponseWriter, r *http.Request) {
+	defer a.count(w) // also when the answer is broken off
 	h.ServeHTTP(w, r)
+}
+
+func (a *answers) count(w http.ResponseWriter) {
 	if failed := w.Header()["Hearth-Error"]; len(failed) > 0 {
 		for i := range a.errors {
 			if e := &a.errors[i]; e.code == failed[0] {

@@ -31,6 +31,10 @@ func (s *Server) startMetrics() error {
 			return hearth.Errorf(hearth.CodeInvalid, "alerts cannot be sent to %q", address).WithHint("give a URL such as https://alerts.example.com/hook")
 		}
 	}
+	if s.cfg.NoTelemetry && len(s.cfg.Rules)+len(s.cfg.AlertURLs)+len(s.cfg.ExportTraces) > 0 {
+		return hearth.Errorf(hearth.CodeInvalid, "rules, alerts and traces need the telemetry that is off").
+			WithHint("leave out --telemetry=false, or --rules, --alert-webhook and --export-traces")
+	}
 	s.state = prometheus.NewRegistry()
 	s.state.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{s}, s.health)
 	if s.cfg.NoTelemetry {
@@ -44,6 +48,14 @@ func (s *Server) startMetrics() error {
 	return nil
 }
 
+// used returns what is told what instances use.
+func (s *Server) used() func(string, int, string, hearth.Usage) {
+	if s.cfg.NoTelemetry {
+		return nil
+	}
+	return s.calls.Use
+}
+
 // errNoTelemetry is what a server answers that keeps no metrics.
 func errNoTelemetry() error {
 	return hearth.Errorf(hearth.CodeUnsupported, "this server keeps no metrics").WithHint("start it without --telemetry=false")
@@ -52,7 +64,7 @@ func errNoTelemetry() error {
 // noMetrics is in the place of a database that there is not.
 type noMetrics struct{}
 
-func (noMetrics) Stats(context.Context, string, time.Time, time.Time) (hearth.Stats, error) {
+func (noMetrics) Stats(context.Context, string, int, time.Time, time.Time) (hearth.Stats, error) {
 	return hearth.Stats{}, errNoTelemetry()
 }
 

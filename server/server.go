@@ -126,7 +126,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.pool = pool.New(pool.Config{
 		Drivers: s.drivers, Artifacts: s.store, Secrets: s.secrets, Logs: s.logs, Logger: log,
 		SnapshotDir: filepath.Join(s.store.Dir(), "snapshots"),
-		Memory:      s.cfg.memoryBudget(), MaxStems: s.cfg.StemCells, Used: s.calls.Use,
+		Memory:      s.cfg.memoryBudget(), MaxStems: s.cfg.StemCells, Used: s.used(),
 	})
 	spool := filepath.Join(s.store.Dir(), "spool")
 	// A killed server may have left what it had no time to unlink.

@@ -1,17 +1,21 @@
 package store
 
 import (
+	"context"
+	"database/sql"
 	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
+
+	"github.com/hearthrun/hearth"
 )
 
 // DatabaseHealth is how a database of the store does.
 type DatabaseHealth struct {
 	Name   string // catalog, invocations or queue
 	Bytes  int64  // of its file and its write-ahead log
-	Writes int64  // transactions that changed something since Open
+	Writes int64  // transactions that were to change something, since Open
 	// Failures are those that the database could not do, WriteTime is how long all of
 	// them took together.
 	Failures  int64
@@ -28,6 +32,21 @@ func (w *writes) count(began time.Time, failed bool) {
 	if w.done.Add(1); failed {
 		w.failed.Add(1)
 	}
+}
+
+// exec changes something in a transaction of its own.
+func (d *database) exec(ctx context.Context, what, query string, args ...any) (sql.Result, error) {
+	began := time.Now()
+	res, err := d.write.ExecContext(ctx, query, args...)
+	err = dbError(ctx, err, what)
+	d.writes.count(began, broken(err))
+	return res, err
+}
+
+// broken tells whether an error is the database's fault.
+func broken(err error) bool {
+	code := hearth.ErrorCode(err)
+	return code == hearth.CodeUnavailable || code == hearth.CodeInternal
 }
 
 // Health tells how the databases do.

@@ -109,8 +109,8 @@ func (s *Store) BoundInvocations(ctx context.Context, limit int64) (deleted int6
 		if _, all, err = s.invocationPages(ctx); err != nil || all <= limit {
 			break
 		}
-		if _, err = s.invocations.write.ExecContext(ctx, fmt.Sprintf(`PRAGMA incremental_vacuum(%d)`, pagesAtOnce)); err != nil {
-			return deleted, dbError(ctx, err, "make the file of invocation records smaller")
+		if _, err = s.invocations.exec(ctx, "make the file of invocation records smaller", fmt.Sprintf(`PRAGMA incremental_vacuum(%d)`, pagesAtOnce)); err != nil {
+			return deleted, err
 		}
 		if _, after, err = s.invocationPages(ctx); after >= all {
 			break // an earlier version made the file: it is used again, but not smaller
@@ -151,10 +151,10 @@ func (s *Store) pruneWhere(ctx context.Context, where string, args ...any) (tota
 
 // pruneSome deletes one batch.
 func (s *Store) pruneSome(ctx context.Context, where string, args ...any) (int64, error) {
-	res, err := s.invocations.write.ExecContext(ctx,
+	res, err := s.invocations.exec(ctx, "delete invocation records",
 		`DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE `+where+` LIMIT ?)`, append(args, pruneBatch)...)
 	if err != nil {
-		return 0, dbError(ctx, err, "delete invocation records")
+		return 0, err
 	}
 	n, err := res.RowsAffected()
 	return n, dbError(ctx, err, "delete invocation records")

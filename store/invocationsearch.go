@@ -1,11 +1,13 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,7 +23,7 @@ const maxScan = 200_000
 // Invocations returns records that fit a filter, by when their calls started, newest
 // first: at most limit of them (1 to 1000; 0 means 1000), and only those behind the one
 // with the id before unless that is empty. next is the before of the next page, empty if
-// there is none. A page can have fewer than limit records, or none, and a next, if much was
+// there is none; a before may be the id of a call as well. A page can have fewer than limit records, or none, and a next, if much was
 // looked at in vain.
 //
 // Records are those of the functions that have the names now, not of deleted ones that
@@ -54,14 +56,17 @@ func (s *Store) Invocations(ctx context.Context, f hearth.InvocationFilter, befo
 			return err
 		}
 		if len(list) > limit {
-			list, next = list[:limit], list[limit-1].ID
+			v := &list[limit-1]
+			list, next = list[:limit], position{v.StartedAt.UnixMicro(), v.ID}.String()
 			return nil
 		}
 		// There was nothing more, or the search stopped.
-		err = tx.QueryRowContext(ctx, q.last(), q.look.args...).Scan(&next)
+		var last position
+		err = tx.QueryRowContext(ctx, q.last(), q.look.args...).Scan(&last.id, &last.started)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
+		next = last.String()
 		return err
 	})
 	return list, next, err
@@ -97,6 +102,16 @@ func (s *Store) search(ctx context.Context, tx *sql.Tx, q search, limit int) ([]
 // gone is the first version of a function that does not exist.
 const gone = math.MaxInt
 
+// FirstVersion returns the number of the first version of a function that exists: what is
+// known of lower ones is of deleted functions that had its name. Errors: CodeNotFound.
+func (s *Store) FirstVersion(ctx context.Context, function string) (int, error) {
+	first, err := s.firstVersion(ctx, function)
+	if first == gone {
+		return 0, noFunction(function)
+	}
+	return first, err
+}
+
 // firstVersion returns the first version of the function that has a name now. Numbers are
 // not used again, so it tells the records of a function from those of its predecessors,
 // even from those that were written after the delete.
@@ -114,10 +129,18 @@ type position struct {
 	id      string
 }
 
-// position returns that of a record. Errors: CodeInvalid.
-func (s *Store) position(ctx context.Context, id string) (position, error) {
-	p := position{id: id}
-	err := s.invocations.read.QueryRowContext(ctx, `SELECT started_at FROM invocations WHERE id = ?`, id).Scan(&p.started)
+// String writes p such that it can be read when the record is gone.
+func (p position) String() string { return p.id + "@" + strconv.FormatInt(p.started, 36) }
+
+// position returns what String wrote, or that of a record. Errors: CodeInvalid.
+func (s *Store) position(ctx context.Context, text string) (p position, err error) {
+	id, started, ok := strings.Cut(text, "@")
+	if p.id = id; ok {
+		if p.started, err = strconv.ParseInt(started, 36, 64); err == nil {
+			return p, nil
+		}
+	}
+	err = s.invocations.read.QueryRowContext(ctx, `SELECT started_at FROM invocations WHERE id = ?`, id).Scan(&p.started)
 	if !errors.Is(err, sql.ErrNoRows) {
 		return p, dbError(ctx, err, "read an invocation record")
 	}
@@ -167,12 +190,24 @@ func (q *search) looksAt(f hearth.InvocationFilter, end position) {
 	// Indexes are named, as SQLite does not know how much is in them.
 	status, _, _ := f.StatusRange() //nolint:errcheck // f is valid
 	failed := status >= 500 || f.Code != "" && f.Code != hearth.FilterOK
-	started, id, function := "started_at", "id", "function"
 	switch {
 	case f.ID != "":
-		// They are few, and sorted afterwards: + keeps SQLite from the indexes.
-		started, id, function = "+started_at", "+id", "+function"
-		q.look.add("id >= ? AND id < ?", f.ID, f.ID+"\U0010FFFF")
+		// In the order of ids, which is about that of their starts.
+		q.look.add("id >= ? AND id < ?", f.ID, cmp.Or(end.id, f.ID+"\U0010FFFF"))
+		q.order = "id DESC"
+		if f.Function != "" {
+			q.pick.add("function = ?", f.Function)
+		}
+		if failed {
+			q.pick.add("(error_code <> '' OR status >= 500)")
+		}
+		if !f.Until.IsZero() {
+			q.pick.add("started_at < ?", f.Until.UnixMicro())
+		}
+		if !f.Since.IsZero() {
+			q.pick.add("started_at >= ?", f.Since.UnixMicro())
+		}
+		return
 	case failed && f.Function != "":
 		q.index = "INDEXED BY invocations_function_failed"
 	case failed:
@@ -183,7 +218,7 @@ func (q *search) looksAt(f hearth.InvocationFilter, end position) {
 		q.index = "INDEXED BY invocations_started_at"
 	}
 	if f.Function != "" {
-		q.look.add(function+" = ?", f.Function)
+		q.look.add("function = ?", f.Function)
 	}
 	if failed { // in the words of the indexes, so that SQLite sees that they have all
 		q.look.add("(error_code <> '' OR status >= 500)")
@@ -191,11 +226,11 @@ func (q *search) looksAt(f hearth.InvocationFilter, end position) {
 	if until := f.Until.UnixMicro(); !f.Until.IsZero() && until < end.started {
 		end = position{started: until}
 	}
-	q.look.add(fmt.Sprintf("(%s, %s) < (?, ?)", started, id), end.started, end.id)
+	q.look.add("(started_at, id) < (?, ?)", end.started, end.id)
 	if !f.Since.IsZero() {
-		q.look.add(started+" >= ?", f.Since.UnixMicro())
+		q.look.add("started_at >= ?", f.Since.UnixMicro())
 	}
-	q.order = fmt.Sprintf("%s DESC, %s DESC", started, id)
+	q.order = "started_at DESC, id DESC"
 }
 
 // picks adds what no index has.
@@ -245,7 +280,7 @@ func (q *search) query() string {
 	return fmt.Sprintf("SELECT %s FROM (SELECT %s %s LIMIT %d) WHERE %s", invocationColumns, invocationColumns, q.from(), q.scan, &q.pick)
 }
 
-// last selects the id of the last record that query looks at, if there may be more.
+// last selects the id and the start of the last record that query looks at, if there may be more.
 func (q *search) last() string {
-	return fmt.Sprintf("SELECT id %s LIMIT 1 OFFSET %d", q.from(), q.scan-1)
+	return fmt.Sprintf("SELECT id, started_at %s LIMIT 1 OFFSET %d", q.from(), q.scan-1)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"github.com/hearthrun/hearth"
 	"github.com/hearthrun/hearth/store"
@@ -143,6 +144,9 @@ func TestSearchInvocations(t *testing.T) {
 		if len(want) == 0 {
 			empty++
 		}
+		if f.ID != "" { // in the order of ids
+			slices.SortFunc(want, func(a, b hearth.Invocation) int { return strings.Compare(b.ID, a.ID) })
+		}
 		got, _ := pages(t, s, f, 1+r.IntN(40))
 		if d := gocmp.Diff(ids(want), ids(got)); d != "" {
 			t.Fatalf("%+v (-want +got):\n%s", f, d)
@@ -183,6 +187,34 @@ func TestSearchIsBounded(t *testing.T) {
 		if len(found) != c.found || n != c.pages {
 			t.Errorf("%+v: %d records on %d pages, want %d on %d", c.filter, len(found), n, c.found, c.pages)
 		}
+	}
+}
+
+// TestSearchGoesOn: the next page begins where the one before ended, also if the record at
+// its end is gone, whose id says only when an asynchronous call was accepted.
+func TestSearchGoesOn(t *testing.T) {
+	s := open(t, t.TempDir())
+	d := artifact(t, s, "x")
+	create(t, s, version("a", d))
+	create(t, s, version("b", d))
+	now := time.Now().Truncate(time.Microsecond)
+	long := uuid.Must(uuid.NewV7()).String() // accepted an hour before it ran
+	err := s.AppendInvocations(t.Context(), []hearth.Invocation{
+		{ID: "00000001", Function: "a", Version: 1, StartedAt: now.Add(30 * time.Minute)},
+		{ID: long, Function: "b", Version: 1, StartedAt: now.Add(time.Hour), Attempt: 1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, next, err := s.Invocations(t.Context(), hearth.InvocationFilter{}, "", 1)
+	if err == nil {
+		err = s.DeleteFunction(t.Context(), "b", 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, _, err := s.Invocations(t.Context(), hearth.InvocationFilter{}, next, 1); err != nil || len(list) != 1 || list[0].ID != "00000001" {
+		t.Errorf("behind %s are %v, %v", next, ids(list), err)
 	}
 }
 

@@ -234,10 +234,7 @@ func migrate(ctx context.Context, db *sql.DB, path, schema string) error {
 // update runs fn in a transaction that writes.
 func (d *database) update(ctx context.Context, what string, fn func(tx *sql.Tx) error) (err error) {
 	began := time.Now()
-	defer func() {
-		code := hearth.ErrorCode(err)
-		d.writes.count(began, code == hearth.CodeUnavailable || code == hearth.CodeInternal)
-	}()
+	defer func() { d.writes.count(began, broken(err)) }()
 	tx, err := d.write.BeginTx(ctx, nil)
 	if err != nil {
 		return dbError(ctx, err, what)

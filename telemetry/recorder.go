@@ -173,6 +173,7 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 	many := r.refused[v.Function] > refusalRate
 	r.mu.Unlock()
 	if many {
+		r.Traffic.count(&v)
 		r.skipped.Add(1)
 		r.count(&v)
 		return false
@@ -185,10 +186,10 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 // sink. After Close it drops the record.
 func (r *Recorder) Record(v hearth.Invocation) {
 	r.Traffic.count(&v)
+	r.count(&v)
 	if r.opts.Off {
 		return
 	}
-	r.count(&v)
 	vital := v.Failed() || v.Attempt > 0
 	if !vital && r.opts.SuccessRate > 0 && r.budget.Add(-1) < 0 {
 		r.skipped.Add(1)
@@ -225,8 +226,9 @@ func (r *Recorder) roomLocked(size int, vital bool) bool {
 }
 
 // own bounds the texts of a record and makes those its own that are parts of longer ones:
-// of a request's first line, which would be kept as a whole.
+// of a request's first line, which would be kept as a whole. What is not stored goes.
 func own(v *hearth.Invocation) {
+	v.Links, v.Tracestate, v.HTTPRoute, v.Alias, v.Isolation = nil, "", "", "", ""
 	method := cut(v.Method)
 	both := method + cut(v.Path)
 	v.Method, v.Path = both[:len(method)], both[len(method):]
@@ -238,7 +240,7 @@ func own(v *hearth.Invocation) {
 func cut(s string) string { return s[:min(len(s), maxText)] }
 
 func (r *Recorder) count(v *hearth.Invocation) {
-	if r.opts.Counter != nil {
+	if r.opts.Counter != nil && !r.opts.Off {
 		r.opts.Counter.Count(v)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"math"
 	"maps"
 	"slices"
 	"strconv"
@@ -104,7 +105,11 @@ func (w *topWatch) look(ctx context.Context) (topStatus, error) {
 	}
 	if w.live == nil {
 		w.live = metrics.NewLive(w.span)
-		if past := w.past(ctx, now); past != nil {
+		past, err := w.past(ctx, now)
+		if hearth.ErrorCode(err) == hearth.CodeUnsupported {
+			return topStatus{}, err // it counts nothing
+		}
+		if past != nil {
 			w.live.Add(past)
 		}
 	}
@@ -126,17 +131,22 @@ func (w *topWatch) look(ctx context.Context) (topStatus, error) {
 
 // past returns what the server had counted a span ago, so that the first numbers are of
 // the whole span; nil if the server does not know: then they begin with the next look.
-func (w *topWatch) past(ctx context.Context, now time.Time) *metrics.Reading {
+func (w *topWatch) past(ctx context.Context, now time.Time) (*metrics.Reading, error) {
 	at, err := w.query(ctx, metrics.PastTime(w.span), time.Time{})
 	if err != nil || len(at) != 1 {
-		return nil
+		return nil, err
 	}
-	stored := time.UnixMilli(int64(float64(at[0].Value) * 1000))
-	counts, err := w.query(ctx, metrics.CountsQuery, stored)
+	moment := func(seconds model.SampleValue) time.Time { return time.UnixMilli(int64(math.Round(float64(seconds) * 1000))) }
+	stored := moment(at[0].Value)
+	started, err := w.query(ctx, metrics.StartedQuery, stored)
+	if err != nil || len(started) != 1 {
+		return nil, err
+	}
+	counts, err := w.query(ctx, metrics.CountsQuery(stored.Sub(moment(started[0].Value))), stored)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	return metrics.ReadCounts(counts, now.Add(-at[0].Timestamp.Time().Sub(stored))) // by our clock
+	return metrics.ReadCounts(counts, now.Add(-at[0].Timestamp.Time().Sub(stored))), nil // by our clock
 }
 
 func (w *topWatch) query(ctx context.Context, expression string, at time.Time) (v model.Vector, err error) {

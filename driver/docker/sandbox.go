@@ -325,7 +325,7 @@ func (s *sandbox) Usage() (driver.Usage, bool) {
 	}
 	u := s.group.Usage()
 	u.NetworkIn, u.NetworkOut = stack.Traffic()
-	return u, true
+	return u, u.Memory > 0
 }
 
 // Stats implements driver.Sandbox.

@@ -103,7 +103,7 @@ func BenchmarkDay(b *testing.B) {
 	for _, function := range []string{"", "f7"} {
 		b.Run("stats of "+function, func(b *testing.B) {
 			for b.Loop() {
-				if s, err := db.Stats(context.Background(), function, now.Add(-24*time.Hour), now); err != nil || s.Calls == 0 {
+				if s, err := db.Stats(context.Background(), function, 0, now.Add(-24*time.Hour), now); err != nil || s.Calls == 0 {
 					b.Fatal(s.Calls, err)
 				}
 			}

@@ -25,6 +25,9 @@ const (
 	// newProcess is by how much two starts of the same process may differ that the
 	// kernel tells, which reckons them by a clock that is set now and then.
 	newProcess = 3 * time.Second
+	// youngest is how old a process must be for rates since its start: its clock may
+	// not be ours.
+	youngest = time.Second
 )
 
 // NewLive returns a Live that tells of a span of time.
@@ -40,7 +43,7 @@ func (l *Live) Add(r *Reading) {
 			r.share(l.readings[n-1])
 		}
 	}
-	if len(l.readings) == 0 && !r.Started.IsZero() && r.Time.Sub(r.Started) <= l.span {
+	if age := r.Time.Sub(r.Started); len(l.readings) == 0 && !r.Started.IsZero() && age >= youngest && age <= l.span {
 		l.readings = append(l.readings, &Reading{Time: r.Started, Started: r.Started}) // all was 0
 	}
 	l.note(r)

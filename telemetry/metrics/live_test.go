@@ -145,7 +145,7 @@ func TestLivePast(t *testing.T) {
 	if len(at) != 1 || time.Since(time.UnixMilli(int64(at[0].Value*1000))) > time.Minute {
 		t.Fatalf("the past is %v", at)
 	}
-	past := ReadCounts(query(CountsQuery, time.Now()), then.Time)
+	past := ReadCounts(query(CountsQuery(time.Minute), time.Now()), then.Time)
 	if len(past.counts) != len(then.counts) || len(past.counts) < 7 {
 		t.Fatalf("%d of %d series", len(past.counts), len(then.counts))
 	}
@@ -154,6 +154,10 @@ func TestLivePast(t *testing.T) {
 		if got.n != c.n || (c.h != nil && !c.h.Copy().Compact(0).Equals(got.h)) {
 			t.Errorf("%s: got %v %v, want %v %v", c.labels, got.n, got.h, c.n, c.h)
 		}
+	}
+	// What another process counted is not this one's.
+	if other := ReadCounts(query(CountsQuery(0), time.Now().Add(time.Minute)), then.Time); len(other.counts) > 0 {
+		t.Errorf("%d series of a process that began after them", len(other.counts))
 	}
 	calls.Count(call("f", time.Second))
 	l := NewLive(time.Minute)

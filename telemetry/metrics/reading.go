@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"strconv"
@@ -124,14 +125,22 @@ func (r *Reading) State(name string) (sum float64) {
 	return sum
 }
 
+// StartedQuery is a query for when the process began that counted at the time of the query.
+const StartedQuery = startedMetric
+
 // PastTime is a query for when a server stored last what it counts, at the latest so long
-// ago, by its clock. CountsQuery asks for what it had counted then.
+// ago, by its clock.
 func PastTime(ago time.Duration) string {
 	return "timestamp(" + startedMetric + " offset " + model.Duration(ago).String() + ")"
 }
 
-// CountsQuery is a query for all that is counted of calls.
-var CountsQuery = `{__name__=~"` + familyPattern + `"}`
+// CountsQuery is a query for all that a process had counted that had run for so long.
+func CountsQuery(ran time.Duration) string {
+	// What is not repeated is stored again after repeatAfter; what is older than the
+	// process is another's.
+	within := min(ran, repeatAfter+time.Minute)
+	return fmt.Sprintf(`last_over_time({__name__=~"%s"}[%dms])`, familyPattern, max(1, within.Milliseconds()))
+}
 
 // ReadCounts makes a reading of the answer to CountsQuery, as of a time.
 func ReadCounts(v model.Vector, at time.Time) *Reading {

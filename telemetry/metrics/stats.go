@@ -32,17 +32,17 @@ type life struct {
 	to    time.Time // its last sample within the span
 }
 
-// Stats returns what the calls of a function did between two times, or those of all if it
-// is empty; and what they did in the span before. What ended until 0.1 s ago is in it.
+// Stats returns what the calls of a function did between two times, of its versions from
+// first on, or those of all functions if it is empty; and what they did in the span before. What ended until 0.1 s ago is in it.
 // Errors: CodeUnavailable if the database is not open.
-func (db *DB) Stats(ctx context.Context, function string, from, to time.Time) (hearth.Stats, error) {
+func (db *DB) Stats(ctx context.Context, function string, first int, from, to time.Time) (hearth.Stats, error) {
 	db.flush(ctx)
 	out := hearth.Stats{Function: function, From: from, To: to, Versions: []hearth.VersionStats{}}
-	before, _, err := db.sum(ctx, function, from.Add(from.Sub(to)), from)
+	before, _, err := db.sum(ctx, function, first, from.Add(from.Sub(to)), from)
 	if err != nil {
 		return out, err
 	}
-	now, versions, err := db.sum(ctx, function, from, to)
+	now, versions, err := db.sum(ctx, function, first, from, to)
 	if err != nil {
 		return out, err
 	}
@@ -143,7 +143,7 @@ func (s *sums) add(l labels.Labels, grown tally) {
 }
 
 // sum returns what was counted between two times, of all and of each version.
-func (db *DB) sum(ctx context.Context, function string, from, to time.Time) (*sums, map[version]*sums, error) {
+func (db *DB) sum(ctx context.Context, function string, first int, from, to time.Time) (*sums, map[version]*sums, error) {
 	t := db.open.Load()
 	if t == nil {
 		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics is not open").WithHint("it is being opened, or could not be: see the server's log")
@@ -158,6 +158,9 @@ func (db *DB) sum(ctx context.Context, function string, from, to time.Time) (*su
 		if err == nil {
 			err = r.grown(l, func(l labels.Labels, grown tally) {
 				number, _ := strconv.Atoi(l.Get("version")) //nolint:errcheck // it was written from one
+				if function != "" && number < first {
+					return
+				}
 				v := version{l.Get("function"), number, l.Get("isolation")}
 				if versions[v] == nil {
 					versions[v] = newSums()
@@ -347,7 +350,9 @@ func (s *sums) numbers(seconds float64) hearth.StatsNumbers {
 	}
 	out.ErrorRatio = ratio(out.Errors["function"]+out.Errors["hearth"], out.Calls)
 	out.ColdRatio = ratio(out.ColdStarts, out.Duration.Count)
-	out.PerSecond = float64(out.Calls) / seconds
+	if seconds > 0 {
+		out.PerSecond = float64(out.Calls) / seconds
+	}
 	return out
 }
 

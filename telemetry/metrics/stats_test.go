@@ -18,7 +18,7 @@ func TestStats(t *testing.T) {
 	db := start(t, dir, &calls, rarely)
 	stats := func(function string, from, to time.Time) hearth.Stats {
 		t.Helper()
-		s, err := db.Stats(t.Context(), function, from, to)
+		s, err := db.Stats(t.Context(), function, 0, from, to)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,6 +74,9 @@ func TestStats(t *testing.T) {
 	if s := stats("", begin, time.Now()); s.Calls != 50 || len(s.Versions) != 3 || s.Duration.Count != 50 || math.Abs(s.Duration.Mean-(20+1+40+40)/50.) > 0.01 {
 		t.Errorf("all: %+v", s)
 	}
+	if s, err := db.Stats(t.Context(), "f", 2, begin, time.Now()); err != nil || s.Calls != 3 || len(s.Versions) != 1 {
+		t.Errorf("from version 2 on: %+v, %v", s, err)
+	}
 	if s := stats("nosuch", begin, time.Now()); s.Calls != 0 || s.Duration.P99 != 0 || s.Versions == nil {
 		t.Errorf("nothing: %+v", s)
 	}
@@ -102,10 +105,10 @@ func TestStatsOfUsage(t *testing.T) {
 		Starting: hearth.Occupancy{Seconds: 1, ByteSeconds: 10}, Busy: hearth.Occupancy{Seconds: 2, ByteSeconds: 20}, Idle: hearth.Occupancy{Seconds: 6, ByteSeconds: 120},
 	}
 	eventually(t, "the usage is known", func() bool {
-		s, err := db.Stats(t.Context(), "f", begin, time.Now())
+		s, err := db.Stats(t.Context(), "f", 0, begin, time.Now())
 		return err == nil && s.Usage == double && len(s.Versions) == 1 && s.Versions[0].Usage == double
 	})
-	s, err := db.Stats(t.Context(), "", begin, time.Now())
+	s, err := db.Stats(t.Context(), "", 0, begin, time.Now())
 	if err != nil || s.Usage.CPUSeconds != 1 || s.Usage.Total() != (hearth.Occupancy{Seconds: 11, ByteSeconds: 350}) || len(s.Versions) != 2 {
 		t.Errorf("%v; all: %+v", err, s)
 	}
@@ -132,7 +135,7 @@ func TestPrune(t *testing.T) {
 	}
 	stats := func(from time.Time) int64 {
 		t.Helper()
-		s, err := db.Stats(t.Context(), "f", from, time.Now())
+		s, err := db.Stats(t.Context(), "f", 0, from, time.Now())
 		if err != nil || s.Duration.Count != s.Calls {
 			t.Errorf("%+v, %v", s.StatsNumbers, err)
 		}
