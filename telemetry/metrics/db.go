@@ -20,9 +20,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/rules"
 	"github.com/prometheus/prometheus/storage"
@@ -92,6 +90,7 @@ type DB struct {
 	looked     time.Time // when what was counted was noted or stored last
 	sampled    time.Time // when it was stored last
 	complained time.Time // when an error was logged last
+	gathered   gathered
 }
 
 // series is what is known of one value of a version.
@@ -354,7 +353,7 @@ func (db *DB) sample(now time.Time) {
 	}
 	db.started.t = now.UnixMilli()
 	_, err := a.Append(0, db.started.labels, db.started.t, db.started.n)
-	failed = cmp.Or(failed, err, db.gather(a, now))
+	failed = cmp.Or(failed, err, db.gathered.store(db, a, now))
 	if err = a.Commit(); err != nil {
 		db.failed("storing metrics", err)
 		return
@@ -379,62 +378,6 @@ func add(a storage.Appender, s *series, p point) (err error) {
 		s.ref, err = a.Append(s.ref, p.labels, p.t, p.n)
 	}
 	return err
-}
-
-// gather appends what the Gatherer has, but for the calls.
-func (db *DB) gather(a storage.Appender, now time.Time) error {
-	if db.opts.Gatherer == nil {
-		return nil
-	}
-	families, failed := db.opts.Gatherer.Gather() // what could be gathered is there
-	builder := labels.NewScratchBuilder(8)
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := func(suffix string) labels.Labels {
-				builder.Reset()
-				builder.Add(model.MetricNameLabel, f.GetName()+suffix)
-				for _, l := range m.GetLabel() {
-					builder.Add(l.GetName(), l.GetValue())
-				}
-				builder.Sort()
-				return builder.Labels()
-			}
-			put := func(suffix string, n float64) {
-				_, err := a.Append(0, name(suffix), now.UnixMilli(), n)
-				failed = cmp.Or(failed, err)
-			}
-			switch f.GetType() {
-			case dto.MetricType_COUNTER:
-				put("", m.GetCounter().GetValue())
-			case dto.MetricType_GAUGE:
-				put("", m.GetGauge().GetValue())
-			case dto.MetricType_UNTYPED:
-				put("", m.GetUntyped().GetValue())
-			case dto.MetricType_SUMMARY:
-				put("_sum", m.GetSummary().GetSampleSum())
-				put("_count", float64(m.GetSummary().GetSampleCount()))
-			case dto.MetricType_HISTOGRAM:
-				_, err := a.AppendHistogram(0, name(""), now.UnixMilli(), native(m.GetHistogram()), nil)
-				failed = cmp.Or(failed, err)
-			}
-		}
-	}
-	return failed
-}
-
-// native returns a native histogram as the database stores it.
-func native(h *dto.Histogram) *histogram.Histogram {
-	spans := func(from []*dto.BucketSpan) (to []histogram.Span) {
-		for _, s := range from {
-			to = append(to, histogram.Span{Offset: s.GetOffset(), Length: s.GetLength()})
-		}
-		return to
-	}
-	return &histogram.Histogram{
-		Schema: h.GetSchema(), ZeroThreshold: h.GetZeroThreshold(), ZeroCount: h.GetZeroCount(), Count: h.GetSampleCount(), Sum: h.GetSampleSum(),
-		PositiveSpans: spans(h.GetPositiveSpan()), PositiveBuckets: h.GetPositiveDelta(),
-		NegativeSpans: spans(h.GetNegativeSpan()), NegativeBuckets: h.GetNegativeDelta(),
-	}
 }
 
 // failed logs an error, not more than one a minute.

@@ -117,6 +117,37 @@ func eventually(t *testing.T, what string, so func() bool) {
 	}
 }
 
+// What there is no more, or not yet after a restart, is found no more.
+func TestGaugesEnd(t *testing.T) {
+	var calls Calls
+	dir := t.TempDir()
+	gauge := func(name string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: "It is 7."})
+		g.Set(7)
+		return g
+	}
+	registry := prometheus.NewRegistry()
+	ends, stays := gauge("hearth_test_ends"), gauge("hearth_test_stays")
+	registry.MustRegister(ends, stays)
+	with := func(o *Options) { o.Gatherer = registry }
+	db := start(t, dir, &calls, with)
+	calls.Count(call("f", time.Second))
+	becomes(t, db, "hearth_test_ends", 7)
+	registry.Unregister(ends)
+	becomes(t, db, "count(hearth_test_ends) or vector(0)", 0)
+	becomes(t, db, "hearth_test_stays", 7)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	registry = prometheus.NewRegistry()
+	registry.MustRegister(gauge("hearth_test_new"))
+	db = start(t, dir, &calls, with)
+	defer db.Close() //nolint:errcheck // tested above
+	becomes(t, db, "hearth_test_new", 7)
+	becomes(t, db, "count(hearth_test_stays) or vector(0)", 0)
+	becomes(t, db, "count(hearth_invocations_total)", 1)
+}
+
 func TestCallsAreStored(t *testing.T) {
 	var calls Calls
 	registry := prometheus.NewRegistry()

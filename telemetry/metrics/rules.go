@@ -83,7 +83,7 @@ func (l loader) Parse(query string) (parser.Expr, error) { return l.parser.Parse
 func (db *DB) newRules(ctx context.Context, t *tsdb.DB) (*rules.Manager, error) {
 	m := rules.NewManager(&rules.ManagerOptions{
 		NameValidationScheme: model.UTF8Validation,
-		ExternalURL:          &url.URL{Scheme: "http", Host: "localhost", Path: "/metrics"},
+		ExternalURL:          &externalURL,
 		QueryFunc:            rules.EngineQueryFunc(db.queries.engine, t),
 		NotifyFunc:           db.notify,
 		Context:              ctx,
@@ -98,39 +98,76 @@ func (db *DB) newRules(ctx context.Context, t *tsdb.DB) (*rules.Manager, error) 
 	return m, m.Update(ruleInterval, files, labels.EmptyLabels(), "", nil)
 }
 
-// notify tells of alerts.
-func (db *DB) notify(ctx context.Context, _ string, alerts ...*rules.Alert) {
+// externalURL is where rules say that they are.
+var externalURL = url.URL{Scheme: "http", Host: "localhost", Path: "/metrics"}
+
+// message is what webhooks of Alertmanager are told.
+type message struct {
+	Version           string        `json:"version"`
+	GroupKey          string        `json:"groupKey"`
+	TruncatedAlerts   int           `json:"truncatedAlerts"`
+	Status            string        `json:"status"`
+	Receiver          string        `json:"receiver"`
+	GroupLabels       labels.Labels `json:"groupLabels"`
+	CommonLabels      labels.Labels `json:"commonLabels"`
+	CommonAnnotations labels.Labels `json:"commonAnnotations"`
+	ExternalURL       string        `json:"externalURL"`
+	Alerts            []toldAlert   `json:"alerts"`
+}
+
+type toldAlert struct {
+	Status       string        `json:"status"`
+	Labels       labels.Labels `json:"labels"`
+	Annotations  labels.Labels `json:"annotations"`
+	StartsAt     time.Time     `json:"startsAt"`
+	EndsAt       time.Time     `json:"endsAt"` // the zero time while it fires
+	GeneratorURL string        `json:"generatorURL"`
+	Fingerprint  string        `json:"fingerprint"`
+}
+
+// notify tells of the alerts of a rule.
+func (db *DB) notify(ctx context.Context, expr string, alerts ...*rules.Alert) {
 	if db.opts.Notify == nil || len(alerts) == 0 {
 		return
 	}
-	type alert struct {
-		Status      string        `json:"status"`
-		Labels      labels.Labels `json:"labels"`
-		Annotations labels.Labels `json:"annotations"`
-		StartsAt    time.Time     `json:"startsAt"`
-		EndsAt      time.Time     `json:"endsAt,omitzero"`
+	generator := externalURL.JoinPath("api/v1/query")
+	generator.RawQuery = url.Values{"query": {expr}}.Encode()
+	m := message{
+		Version: "4", Status: "resolved", Receiver: "hearth", ExternalURL: externalURL.String(),
+		GroupLabels:  labels.FromStrings(labels.AlertName, alerts[0].Labels.Get(labels.AlertName)),
+		CommonLabels: alerts[0].Labels, CommonAnnotations: alerts[0].Annotations,
 	}
-	body := struct {
-		Version  string  `json:"version"`
-		Status   string  `json:"status"`
-		Receiver string  `json:"receiver"`
-		Alerts   []alert `json:"alerts"`
-	}{Version: "4", Status: "resolved", Receiver: "hearth"}
+	m.GroupKey = "{}:" + m.GroupLabels.String()
 	for _, a := range alerts {
-		out := alert{Status: "firing", Labels: a.Labels, Annotations: a.Annotations, StartsAt: a.FiredAt, EndsAt: a.ResolvedAt}
+		out := toldAlert{
+			Status: "firing", Labels: a.Labels, Annotations: a.Annotations, StartsAt: a.FiredAt, EndsAt: a.ResolvedAt,
+			GeneratorURL: generator.String(), Fingerprint: fmt.Sprintf("%016x", a.Labels.Hash()),
+		}
 		if !a.ResolvedAt.IsZero() {
 			out.Status = "resolved"
 		} else {
-			body.Status = "firing"
+			m.Status = "firing"
 		}
-		body.Alerts = append(body.Alerts, out)
+		m.CommonLabels, m.CommonAnnotations = common(m.CommonLabels, a.Labels), common(m.CommonAnnotations, a.Annotations)
+		m.Alerts = append(m.Alerts, out)
 	}
-	b, err := json.Marshal(body)
+	b, err := json.Marshal(m)
 	if err != nil {
 		db.failed("telling of alerts", err)
 		return
 	}
 	db.opts.Notify(ctx, b)
+}
+
+// common returns the labels that both have.
+func common(a, b labels.Labels) labels.Labels {
+	out := labels.NewBuilder(a)
+	a.Range(func(l labels.Label) {
+		if b.Get(l.Name) != l.Value {
+			out.Del(l.Name)
+		}
+	})
+	return out.Labels()
 }
 
 // rule is a rule as Prometheus' HTTP API has it.

@@ -57,11 +57,14 @@ groups:
 	}
 	gauge.Set(7)
 	wait := func() (message struct {
-		Status string
-		Alerts []struct {
+		Status, GroupKey, ExternalURL                string
+		GroupLabels, CommonLabels, CommonAnnotations map[string]string
+		Alerts                                       []struct {
 			Status              string
 			Labels, Annotations map[string]string
 			StartsAt, EndsAt    time.Time
+			GeneratorURL        string
+			Fingerprint         string
 		}
 	},
 	) {
@@ -80,6 +83,9 @@ groups:
 	if a := m.Alerts[0]; m.Status != "firing" || a.Status != "firing" || a.Labels["alertname"] != "TooMany" || a.Labels["severity"] != "page" ||
 		a.Annotations["summary"] != "it is 7" || a.StartsAt.IsZero() || !a.EndsAt.IsZero() {
 		t.Errorf("%+v", m)
+	} else if m.GroupKey != `{}:{alertname="TooMany"}` || m.GroupLabels["alertname"] != "TooMany" || m.CommonLabels["severity"] != "page" ||
+		m.CommonAnnotations["summary"] != "it is 7" || m.ExternalURL == "" || len(a.Fingerprint) != 16 || !strings.Contains(a.GeneratorURL, "query=") {
+		t.Errorf("it is not as Alertmanager tells it: %+v", m)
 	}
 	if _, data := ask(t, db, "alerts", nil); !strings.Contains(string(data), `"state":"firing"`) {
 		t.Errorf("alerts: %s", data)
