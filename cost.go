@@ -225,6 +225,8 @@ type CostReport struct {
 	To   time.Time `json:"to" doc:"End of the span"`
 	// Prices are those that it was computed with.
 	Prices Prices `json:"prices" doc:"The prices that it was computed with"`
+	// Assumed is true if nobody said what the machine costs.
+	Assumed bool `json:"assumed,omitempty" doc:"Whether nobody said what the machine costs"`
 	// Machine is what the machine cost in that time, whatever used it.
 	Machine float64 `json:"machine" doc:"What the machine cost in that time, whatever used it"`
 	// Cost is that of all functions together, with stem cells.

@@ -158,8 +158,9 @@ type Deps struct {
 	Health      Health
 	Traffic     Traffic
 	Stats       Stats
-	// Prices are what costs are computed with.
-	Prices hearth.Prices
+	// Prices are what costs are computed with; PricesAssumed if nobody said them.
+	Prices        hearth.Prices
+	PricesAssumed bool
 	// Metrics serves /metrics, and Query what is below it: /metrics/api/v1/… and
 	// /metrics/grafana.json.
 	Metrics, Query http.Handler

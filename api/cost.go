@@ -37,7 +37,7 @@ func (s *API) cost(ctx context.Context, function, within string) (*costOutput, e
 	st := stats.Body
 	span := st.To.Sub(st.From)
 	out := hearth.CostReport{
-		From: st.From, To: st.To, Prices: s.Prices, Machine: s.Prices.Machine.PerMonth * float64(span) / float64(hearth.Month),
+		From: st.From, To: st.To, Prices: s.Prices, Assumed: s.PricesAssumed, Machine: s.Prices.Machine.PerMonth * float64(span) / float64(hearth.Month),
 		Clouds: map[string]float64{}, Isolations: []hearth.IsolationCost{}, Functions: []hearth.FunctionCost{},
 	}
 	type key struct{ function, isolation string }

@@ -227,7 +227,7 @@ func (s *API) getInvocation(ctx context.Context, in *invocationInput) (*invocati
 func noRecord(id string, err error) error {
 	return (&hearth.Error{
 		Code: hearth.CodeNotFound, Message: "there is no record of a call " + strconv.Quote(clip(id)), Err: err,
-	}).WithHint("records are written a moment after the call and kept for a limited time")
+	}).WithHint("records are written a moment after the call and kept for a limited time; of many successful calls a second not all have one, see hearth serve --record-successes")
 }
 
 // invoke serves POST /v1/functions/{name}/invocations.

@@ -29,11 +29,15 @@ type functionStatsInput struct {
 
 type statsOutput struct{ Body hearth.Stats }
 
-// maxRange bounds the span of statistics.
-const maxRange = 366 * 24 * time.Hour
+// minRange and maxRange bound the span of statistics: samples are some seconds apart.
+const (
+	minRange = time.Minute
+	maxRange = 366 * 24 * time.Hour
+)
 
 func (s *API) registerStats() {
 	const description = "Counts are exact, percentiles to 5 %. Calls are counted when they end; what ended until 0.1 s ago is there. " +
+		"The span begins with a sample, so it may be some seconds longer than the range: from says when. " +
 		"Nothing is known of the time before what is kept of metrics begins."
 	register(s, huma.Operation{
 		OperationID: "get-stats", Method: http.MethodGet, Path: "/v1/stats", Tags: []string{"Metrics"},
@@ -54,8 +58,8 @@ func (s *API) stats(ctx context.Context, function, within string) (*statsOutput,
 			return nil, err
 		}
 	}
-	if d := time.Duration(span); d < time.Second || d > maxRange {
-		return nil, hearth.Errorf(hearth.CodeInvalid, "the range %s is not possible", span).WithHint("choose between 1s and 366 days, which are 8784h")
+	if d := time.Duration(span); d < minRange || d > maxRange {
+		return nil, hearth.Errorf(hearth.CodeInvalid, "the range %s is not possible", span).WithHint("choose between 1m and 366 days, which are 8784h")
 	}
 	first := 0
 	if function != "" {

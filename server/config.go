@@ -62,7 +62,8 @@ type Config struct {
 	Rules     []string
 	AlertURLs []string
 	// Prices are what costs are computed with; default DefaultPrices.
-	Prices hearth.Prices
+	Prices        hearth.Prices
+	pricesAssumed bool
 	// ExportTraces is the URL of an OpenTelemetry collector that gets spans of calls, by
 	// OTLP over HTTP; default none. TraceRatio is how many of the traces that begin here
 	// are sampled, for that and in functions; default 1, all, negative none.
@@ -172,7 +173,7 @@ func (c Config) withDefaults() Config {
 		c.Listen = "127.0.0.1:8080"
 	}
 	if c.Prices.Currency == "" {
-		c.Prices = DefaultPrices()
+		c.Prices, c.pricesAssumed = DefaultPrices(), true
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 30 * time.Second

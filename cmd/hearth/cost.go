@@ -33,7 +33,12 @@ explains the model.`,
 		Example: `  hearth cost
   hearth cost --function hello --range 168h
   hearth cost -o json | jq .functions[0].keep_warm_per_month`,
-		Args: noOther,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := noOther(cmd, args); err != nil {
+				return fmt.Errorf("%w; --function names a function", err)
+			}
+			return nil
+		},
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 			r, err := c.Cost(ctx, function, span)
 			if err != nil {
@@ -64,7 +69,7 @@ remove clouds.`,
   hearth serve --prices prices.yaml`,
 		Args: cobra.NoArgs,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-			r, err := c.Cost(ctx, "", time.Second)
+			r, err := c.Cost(ctx, "", time.Minute)
 			if err != nil {
 				return err
 			}
@@ -78,7 +83,7 @@ remove clouds.`,
 }
 
 func (a *app) printCost(r hearth.CostReport) error {
-	span := r.To.Sub(r.From)
+	span := r.To.Sub(r.From).Round(time.Second)
 	if r.Total == 0 && r.Calls == 0 {
 		fmt.Fprintf(a.stdout, "Nothing was used in the last %s.\n", hearth.Duration(span))
 		return nil
@@ -86,6 +91,9 @@ func (a *app) printCost(r hearth.CostReport) error {
 	perMonth := float64(hearth.Month) / float64(span)
 	fmt.Fprintf(a.stdout, "In the last %s, in %s: %s of the machine's %s were used, %s at this rate for a month.\n",
 		hearth.Duration(span), r.Prices.Currency, money(r.Total), money(r.Machine), money(r.Total*perMonth))
+	if r.Assumed {
+		fmt.Fprintf(a.stdout, "That the machine costs %s a month is assumed: hearth serve --prices says what it costs.\n", money(r.Prices.Machine.PerMonth))
+	}
 	fmt.Fprintln(a.stdout)
 	head := []string{"CALLS", "COST", "PER MONTH", "PER MILLION", "KEPT WARM/MONTH", "COMPUTING", "BUSY", "STARTING", "KEPT WARM"}
 	row := func(c hearth.Cost) []string {

@@ -88,7 +88,8 @@ machine, under any --listen address; functions are served to everyone.`,
 			if cfg.Listener != nil {
 				cfg.Logger.Info("the service manager holds the socket; --listen is ignored", "address", cfg.Listener.Addr())
 			}
-			if cfg.Prices = server.DefaultPrices(); prices != "" {
+			if prices != "" {
+				cfg.Prices = server.DefaultPrices()
 				if err := client.ReadPrices(prices, &cfg.Prices); err != nil {
 					return err
 				}

@@ -51,7 +51,7 @@ told apart. Durations are from when a call came until it ended.`,
 }
 
 func (a *app) printStats(st hearth.Stats) error {
-	span := hearth.Duration(st.To.Sub(st.From))
+	span := hearth.Duration(st.To.Sub(st.From).Round(time.Second))
 	if st.Calls == 0 && st.Previous.Calls == 0 {
 		fmt.Fprintf(a.stdout, "No call has ended in the last %s, nor in the %s before.\n", span, span)
 		return nil
@@ -67,6 +67,11 @@ func (a *app) printStats(st hearth.Stats) error {
 	for _, fault := range []string{"function", "hearth", "caller", "limit"} {
 		if st.Errors[fault]+st.Previous.Errors[fault] > 0 {
 			add("  by "+fault, func(n hearth.StatsNumbers) string { return strconv.FormatInt(n.Errors[fault], 10) })
+		}
+	}
+	for _, code := range slices.Sorted(maps.Keys(st.Codes)) {
+		if code != "ok" {
+			add("  "+code, func(n hearth.StatsNumbers) string { return strconv.FormatInt(n.Codes[code], 10) })
 		}
 	}
 	add("cold starts", func(n hearth.StatsNumbers) string {

@@ -5,8 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"math"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,7 +136,9 @@ func (w *topWatch) past(ctx context.Context, now time.Time) (*metrics.Reading, e
 	if err != nil || len(at) != 1 {
 		return nil, err
 	}
-	moment := func(seconds model.SampleValue) time.Time { return time.UnixMilli(int64(math.Round(float64(seconds) * 1000))) }
+	moment := func(seconds model.SampleValue) time.Time {
+		return time.UnixMilli(int64(math.Round(float64(seconds) * 1000)))
+	}
 	stored := moment(at[0].Value)
 	started, err := w.query(ctx, metrics.StartedQuery, stored)
 	if err != nil || len(started) != 1 {

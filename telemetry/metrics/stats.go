@@ -33,12 +33,22 @@ type life struct {
 }
 
 // Stats returns what the calls of a function did between two times, of its versions from
-// first on, or those of all functions if it is empty; and what they did in the span before. What ended until 0.1 s ago is in it.
-// Errors: CodeUnavailable if the database is not open.
+// first on, or those of all functions if it is empty; and what they did in the span before.
+// Both begin at the latest sample that is not after their beginning, if there is one; From
+// says when that was. What ended until 0.1 s ago is in it. Errors: CodeUnavailable if the
+// database is not open.
 func (db *DB) Stats(ctx context.Context, function string, first int, from, to time.Time) (hearth.Stats, error) {
 	db.flush(ctx)
-	out := hearth.Stats{Function: function, From: from, To: to, Versions: []hearth.VersionStats{}}
-	before, _, err := db.sum(ctx, function, first, from.Add(from.Sub(to)), from)
+	out := hearth.Stats{Function: function, To: to, Versions: []hearth.VersionStats{}}
+	var err error
+	earlier := from.Add(from.Sub(to))
+	for _, t := range []*time.Time{&from, &earlier} {
+		if *t, err = db.sampleAt(ctx, *t); err != nil {
+			return out, err
+		}
+	}
+	out.From = from
+	before, _, err := db.sum(ctx, function, first, earlier, from)
 	if err != nil {
 		return out, err
 	}
@@ -47,7 +57,7 @@ func (db *DB) Stats(ctx context.Context, function string, first int, from, to ti
 		return out, err
 	}
 	seconds := to.Sub(from).Seconds()
-	out.StatsNumbers, out.Previous = now.numbers(seconds), before.numbers(seconds)
+	out.StatsNumbers, out.Previous = now.numbers(seconds), before.numbers(from.Sub(earlier).Seconds())
 	for v, s := range versions {
 		if n := s.numbers(seconds); n.Calls > 0 || n.Usage != (hearth.Usage{}) {
 			out.Versions = append(out.Versions, hearth.VersionStats{Function: v.function, Version: v.number, Isolation: v.isolation, StatsNumbers: n})
@@ -142,20 +152,50 @@ func (s *sums) add(l labels.Labels, grown tally) {
 	}
 }
 
-// sum returns what was counted between two times, of all and of each version.
-func (db *DB) sum(ctx context.Context, function string, first int, from, to time.Time) (*sums, map[version]*sums, error) {
+// reader returns what reads what is counted. Errors: CodeUnavailable.
+func (db *DB) reader(ctx context.Context) (*reader, error) {
 	t := db.open.Load()
 	if t == nil {
-		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics is not open").WithHint("it is being opened, or could not be: see the server's log")
+		return nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics is not open").WithHint("it is being opened, or could not be: see the server's log")
 	}
-	r := reader{ctx: ctx, db: t, margin: db.margin(), matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, familyPattern)}}
+	return &reader{ctx: ctx, db: t, margin: db.margin(), matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, familyPattern)}}, nil
+}
+
+// sampleAt returns when the latest sample was stored that is not after a time; the time
+// itself if there was none shortly before.
+func (db *DB) sampleAt(ctx context.Context, at time.Time) (time.Time, error) {
+	r, err := db.reader(ctx)
+	if err != nil {
+		return at, err
+	}
+	lives, err := r.lives(at, at)
+	if len(lives) > 0 {
+		at = lives[len(lives)-1].to
+	}
+	return at, unreadable(err)
+}
+
+// unreadable is the error of a database that cannot be read; nil without one.
+func unreadable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return hearth.Errorf(hearth.CodeUnavailable, "the database of metrics cannot be read: %w", err)
+}
+
+// sum returns what was counted between two times, of all and of each version.
+func (db *DB) sum(ctx context.Context, function string, first int, from, to time.Time) (*sums, map[version]*sums, error) {
+	r, err := db.reader(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	if function != "" {
 		r.matchers = append(r.matchers, labels.MustNewMatcher(labels.MatchEqual, "function", function))
 	}
 	all, versions := newSums(), map[version]*sums{}
 	lives, err := r.lives(from, to)
 	for _, l := range lives {
-		if err == nil {
+		if err == nil && !l.to.Before(from) {
 			err = r.grown(l, func(l labels.Labels, grown tally) {
 				number, _ := strconv.Atoi(l.Get("version")) //nolint:errcheck // it was written from one
 				if function != "" && number < first {
@@ -170,10 +210,7 @@ func (db *DB) sum(ctx context.Context, function string, first int, from, to time
 			})
 		}
 	}
-	if err != nil {
-		return nil, nil, hearth.Errorf(hearth.CodeUnavailable, "the database of metrics cannot be read: %w", err)
-	}
-	return all, versions, nil
+	return all, versions, unreadable(err)
 }
 
 // reader reads the series that some matchers choose.
@@ -216,7 +253,7 @@ func (r *reader) lives(from, to time.Time) (lives []life, err error) {
 		}
 		return it.Err()
 	}, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, startedMetric))
-	return slices.DeleteFunc(lives, func(l life) bool { return l.to.Before(from) }), err
+	return lives, err
 }
 
 // grown calls fn with each series that grew in a part of a span, and by how much.
