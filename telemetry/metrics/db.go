@@ -83,7 +83,8 @@ type DB struct {
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
 	flushes chan chan struct{}
-	started point // of startedMetric
+	since   time.Time // when this process began
+	started point     // of startedMetric
 
 	// Of the goroutine.
 	journal    *journal
@@ -115,7 +116,7 @@ func Start(opts Options) *DB {
 // newDB returns a database that is not open and stores nothing by itself. All that is
 // stored already is older than now.
 func newDB(opts Options, now time.Time) *DB {
-	db := &DB{opts: opts.withDefaults(), done: make(chan struct{}), looked: now, sampled: now, flushes: make(chan chan struct{})}
+	db := &DB{opts: opts.withDefaults(), done: make(chan struct{}), since: now, looked: now, sampled: now, flushes: make(chan chan struct{})}
 	db.started = point{labels: labels.FromStrings(model.MetricNameLabel, startedMetric), n: float64(now.UnixMilli()) / 1000}
 	db.queries = newQueries(db, opts.Logger)
 	return db
@@ -141,6 +142,10 @@ func (db *DB) run(ctx context.Context) {
 		return
 	}
 	defer db.journal.close() //nolint:errcheck // what it has is stored
+	var fired []labels.Labels
+	if db.opts.Notify != nil {
+		fired = db.fired(db.since)
+	}
 	if m, err := db.newRules(ctx, db.open.Load()); err != nil {
 		db.opts.Logger.Error("rules are not evaluated", "err", err)
 	} else {
@@ -159,6 +164,7 @@ func (db *DB) run(ctx context.Context) {
 			return
 		case <-sample.C:
 			db.sample(time.Now())
+			fired = db.tellEnded(ctx, fired, time.Now())
 		case <-note.C:
 			db.note()
 		case done := <-db.flushes:

@@ -90,7 +90,7 @@ func (db *DB) newRules(ctx context.Context, t *tsdb.DB) (*rules.Manager, error) 
 		Appendable:           t,
 		Queryable:            t,
 		Logger:               db.opts.Logger.With("part", "rules"),
-		OutageTolerance:      time.Hour, ForGracePeriod: 10 * time.Minute, ResendDelay: resendAfter,
+		OutageTolerance:      outageTolerance, ForGracePeriod: 10 * time.Minute, ResendDelay: resendAfter,
 		GroupLoader: loader{db.queries.parser},
 		Parser:      db.queries.parser,
 	})

@@ -104,6 +104,57 @@ groups:
 	}
 }
 
+// An alert that ends while the server is started anew is told of all the same.
+func TestAlertEndsAcrossRestart(t *testing.T) {
+	file := rulesFile(t, `
+groups:
+  - name: mine
+    interval: 100ms
+    rules:
+      - {alert: TooMany, expr: hearth_test_gauge > 5, labels: {severity: page}}
+      - {alert: Goes on, expr: hearth_test_gauge > 0}
+`)
+	dir := t.TempDir()
+	registry := prometheus.NewRegistry()
+	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "hearth_test_gauge", Help: "It is set."})
+	registry.MustRegister(gauge)
+	told := make(chan string, 10000)
+	begin := func() *DB {
+		return start(t, dir, &Calls{}, func(o *Options) {
+			o.Gatherer, o.Rules = registry, []string{file}
+			o.Notify = func(_ context.Context, body []byte) { told <- string(body) }
+		})
+	}
+	wait := func(status, alert string) {
+		t.Helper()
+		for {
+			select {
+			case text := <-told:
+				if strings.Contains(text, `"status":"`+status+`","labels":{"alertname":"`+alert) {
+					return
+				}
+				if strings.Contains(text, `"resolved"`) {
+					t.Fatalf("%s has ended", text)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("nobody was told that %s is %s", alert, status)
+			}
+		}
+	}
+	gauge.Set(7)
+	db := begin()
+	wait("firing", "TooMany")
+	becomes(t, db, `count(ALERTS{alertstate="firing"})`, 2)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	gauge.Set(2)
+	db = begin()
+	defer db.Close() //nolint:errcheck // tested above
+	wait("firing", "Goes on")
+	wait("resolved", "TooMany")
+}
+
 // The rules that are shipped have no fault, and what dashboards ask is there.
 func TestShippedRules(t *testing.T) {
 	if err := CheckRules([]string{shippedRules}); err != nil {
