@@ -69,7 +69,7 @@ func TestMetrics(t *testing.T) {
 	in.do("GET", "/fn/nosuch", nil)
 	is(`hearth_http_requests_total{part="gateway",error="not_found"}`, 1)
 	is(`hearth_store_write_failures_total{database="queue"}`, 0)
-	is(`hearth_http_connections{state="active"} > 0 < bool 100`, 1)
+	is(`sum(hearth_http_connections) > bool 0`, 1)
 	for _, query := range []string{
 		`hearth_instance_cpu_seconds_total{function="counted"}`, `hearth_instance_seconds_total{function="counted",state="idle"}`,
 		`hearth_instance_memory_byte_seconds_total{function="counted",state="idle"}`, `hearth_instance_memory_peak_bytes{function="counted"}`,
