@@ -26,8 +26,13 @@ const (
 	batchLines = 1000
 	batchBytes = 1 << 20
 	gatherFor  = 200 * time.Millisecond
-	// sendTimeout bounds one attempt to send.
-	sendTimeout = 10 * time.Second
+	// sendTimeout bounds one attempt to send, batchTimeout all attempts with one batch: the
+	// queue is the newest lines that there is room for, not the oldest.
+	sendTimeout  = 10 * time.Second
+	batchTimeout = 5 * time.Minute
+	// maxRefusals is how often parts of one function's lines in a batch are divided to find
+	// out which of them the receiver refuses.
+	maxRefusals = 32
 	// firstBackoff and lastBackoff are the pauses between attempts, which double.
 	firstBackoff = 500 * time.Millisecond
 	lastBackoff  = 30 * time.Second
@@ -59,11 +64,21 @@ type sender interface {
 	close()
 }
 
-// refusal is an error of a receiver that understood and said no.
-type refusal struct{ err error }
+// refusal is an error of a receiver that says no, and would again.
+type refusal struct {
+	error
+	all bool // it would refuse any lines, as a key or the address is wrong
+}
 
-func (r refusal) Error() string { return r.err.Error() }
-func (r refusal) Unwrap() error { return r.err }
+func (r refusal) Unwrap() error { return r.error }
+
+// busy is an error of a receiver that says when it wants to be asked again.
+type busy struct {
+	error
+	after time.Duration
+}
+
+func (b busy) Unwrap() error { return b.error }
 
 // Exporter sends lines in the background. Its methods may be called from many goroutines.
 type Exporter struct {
@@ -228,36 +243,86 @@ func (e *Exporter) take() (batch []hearth.LogLine) {
 // backoff sends batches until they are taken, with longer and longer pauses.
 type backoff struct {
 	exporter *Exporter
-	failing  bool
+	failing  bool // and said so
 	lastWarn time.Time
 }
 
-// deliver returns how many lines of the batch were not taken in the end: when ctx ends,
-// or when the receiver refuses them.
+// deliver returns how many lines of the batch were not taken in the end: when ctx ends, when
+// it takes too long, or when the receiver refuses them. A refused batch is sent in parts, so
+// that nobody else's lines are lost with those that the receiver cannot stand.
 func (b *backoff) deliver(ctx context.Context, batch []hearth.LogLine) (lost int) {
+	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
+	defer cancel()
+	lost, no := b.send(ctx, batch)
+	if no == nil || no.all {
+		return lost
+	}
+	lost = 0
+	for _, lines := range byFunction(batch) {
+		refusals := maxRefusals
+		lost += b.divide(ctx, lines, &refusals)
+	}
+	return lost
+}
+
+// divide sends lines, those that are refused in halves, and returns how many were not taken.
+func (b *backoff) divide(ctx context.Context, lines []hearth.LogLine, refusals *int) (lost int) {
+	lost, no := b.send(ctx, lines)
+	if no == nil || no.all {
+		return lost
+	}
+	if *refusals--; len(lines) == 1 || *refusals <= 0 {
+		return lost
+	}
+	half := len(lines) / 2
+	return b.divide(ctx, lines[:half], refusals) + b.divide(ctx, lines[half:], refusals)
+}
+
+// byFunction keeps the order of each function's lines.
+func byFunction(lines []hearth.LogLine) (parts [][]hearth.LogLine) {
+	index := map[string]int{}
+	for _, l := range lines {
+		i, ok := index[l.Function]
+		if !ok {
+			i = len(parts)
+			index[l.Function], parts = i, append(parts, nil)
+		}
+		parts[i] = append(parts[i], l)
+	}
+	return parts
+}
+
+// send sends lines until they are taken or refused, or ctx ends. It returns how many were not
+// taken, and why if they were refused.
+func (b *backoff) send(ctx context.Context, lines []hearth.LogLine) (lost int, no *refusal) {
 	for pause := firstBackoff; ; pause = min(2*pause, lastBackoff) {
 		attempt, cancel := context.WithTimeout(ctx, sendTimeout)
-		rejected, err := b.exporter.sender.send(attempt, batch)
+		rejected, err := b.exporter.sender.send(attempt, lines)
 		cancel()
 		if err == nil {
 			if b.failing {
 				b.failing = false
 				b.exporter.log.Info("log lines are exported again", "url", b.exporter.url, "dropped", b.exporter.Dropped())
 			}
-			return rejected
+			return rejected, nil
 		}
-		b.failing = true
 		if time.Since(b.lastWarn) > warnEvery {
-			b.lastWarn = time.Now()
+			b.lastWarn, b.failing = time.Now(), true
 			b.exporter.log.Warn("log lines cannot be exported", "url", b.exporter.url, "err", err)
 		}
-		var no refusal
-		if errors.As(err, &no) || ctx.Err() != nil {
-			return len(batch)
+		var r refusal
+		if errors.As(err, &r) {
+			return len(lines), &r
 		}
-		timer := time.NewTimer(pause/2 + jitter(pause/2))
+		wait := pause/2 + jitter(pause/2)
+		var later busy
+		if errors.As(err, &later) {
+			wait = min(max(wait, later.after), lastBackoff)
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-ctx.Done():
 		case <-b.exporter.stop: // there is time for few attempts
 			timer.Reset(min(pause, firstBackoff))
 			select {
@@ -266,5 +331,8 @@ func (b *backoff) deliver(ctx context.Context, batch []hearth.LogLine) (lost int
 			}
 		}
 		timer.Stop()
+		if ctx.Err() != nil {
+			return len(lines), nil
+		}
 	}
 }

@@ -208,6 +208,50 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
+// TestPoison: of a batch that the receiver cannot stand all other lines arrive.
+func TestPoison(t *testing.T) {
+	for _, status := range []int{http.StatusBadRequest, http.StatusInternalServerError} {
+		requests := 0
+		c := newCollector(t, func(w http.ResponseWriter, r *http.Request) bool {
+			requests++
+			z, err := gzip.NewReader(r.Body)
+			if err != nil {
+				t.Error(err)
+				return false
+			}
+			body, err := io.ReadAll(z)
+			if err != nil {
+				t.Error(err)
+			}
+			if bytes.Contains(body, []byte("POISON")) {
+				w.WriteHeader(status)
+				return true
+			}
+			var packed bytes.Buffer
+			again := gzip.NewWriter(&packed)
+			if _, err := again.Write(body); err != nil || again.Close() != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(&packed)
+			return false
+		})
+		e, _ := start(t, export.Options{URL: c.URL})
+		for i := range 300 {
+			text := fmt.Sprint("fine ", i)
+			if i == 77 || i == 200 {
+				text = "POISON"
+			}
+			e.Append(line([]string{"good", "bad", "other"}[i%3], text))
+		}
+		e.Append(line("good", "last"))
+		eventually(t, "all others", func() bool { return len(c.got()) == 299 && e.Dropped() == 2 })
+		if requests > 60 {
+			t.Errorf("%d: %d requests", status, requests)
+		}
+		e.Close()
+	}
+}
+
 // TestReceiverThatHangs: it holds up nobody, one function leaves room for others, and the
 // end does not take long.
 func TestReceiverThatHangs(t *testing.T) {
