@@ -16,9 +16,12 @@ import (
 )
 
 const (
-	// queueBytes is how much may wait for the receiver, of all functions and of one.
-	queueBytes    = 16 << 20
-	functionBytes = queueBytes / 4
+	// queueBytes is how much may wait for the receiver, of all functions. One may have a
+	// third of what is free: alone a quarter of it all, and however many there are, there
+	// is room for another.
+	queueBytes = 16 << 20
+	// turnBytes is how much of one function is taken before others have their turn.
+	turnBytes = 32 << 10
 	// lineOverhead is what a line takes besides its text.
 	lineOverhead = 200
 	// batchLines and batchBytes bound what is sent at once, gatherFor is how long a line
@@ -93,12 +96,21 @@ type Exporter struct {
 
 	dropped atomic.Int64
 
-	mu     sync.Mutex
-	closed bool
-	queue  []hearth.LogLine
-	bytes  int64
-	used   map[string]int64 // of the bytes, by function
+	mu      sync.Mutex
+	closed  bool
+	waiting map[string]*queue // by function; none is empty
+	turns   []*queue          // the same, the next one first
+	bytes   int64             // of all
 }
+
+// queue has what waits of one function.
+type queue struct {
+	function string
+	lines    []hearth.LogLine
+	bytes    int64
+}
+
+func cost(l *hearth.LogLine) int64 { return int64(len(l.Text)) + lineOverhead }
 
 // New makes an exporter. It does not ask the receiver anything. The caller must Close it.
 // Errors: CodeInvalid for a URL it does not understand.
@@ -113,7 +125,7 @@ func New(o Options) (*Exporter, error) {
 	}
 	e := &Exporter{
 		url: u.Redacted(), log: o.Logger, wait: o.CloseTimeout,
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), used: map[string]int64{},
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), waiting: map[string]*queue{},
 	}
 	if e.wait == 0 {
 		e.wait = 5 * time.Second
@@ -140,16 +152,24 @@ func invalid(format string, args ...any) error {
 
 // Append takes a line. It never waits: when too much waits already the line is dropped.
 func (e *Exporter) Append(line hearth.LogLine) {
-	cost := int64(len(line.Text)) + lineOverhead
+	cost := cost(&line)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed || e.bytes+cost > queueBytes || e.used[line.Function]+cost > functionBytes {
+	q := e.waiting[line.Function]
+	if q == nil {
+		q = &queue{function: line.Function}
+	}
+	if e.closed || q.bytes+cost > (queueBytes-e.bytes)/3 {
 		e.dropped.Add(1)
 		return
 	}
-	e.queue = append(e.queue, line)
+	if len(q.lines) == 0 {
+		e.waiting[q.function] = q
+		e.turns = append(e.turns, q)
+	}
+	q.lines = append(q.lines, line)
+	q.bytes += cost
 	e.bytes += cost
-	e.used[line.Function] += cost
 	select {
 	case e.kick <- struct{}{}:
 	default:
@@ -218,25 +238,29 @@ func (e *Exporter) run() {
 	}
 }
 
-// take takes the oldest lines out of the queue.
+// take takes the next batch out of the queues, which take turns.
 func (e *Exporter) take() (batch []hearth.LogLine) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	n, size := 0, int64(0)
-	for n < len(e.queue) && n < batchLines && size < batchBytes {
-		line := &e.queue[n]
-		cost := int64(len(line.Text)) + lineOverhead
-		size += cost
-		if e.used[line.Function] -= cost; e.used[line.Function] == 0 {
-			delete(e.used, line.Function)
+	size := int64(0)
+	for len(e.turns) > 0 && len(batch) < batchLines && size < batchBytes {
+		q := e.turns[0]
+		e.turns = e.turns[1:]
+		for end := size + turnBytes; len(q.lines) > 0 && len(batch) < batchLines && size < end; {
+			c := cost(&q.lines[0])
+			size += c
+			q.bytes -= c
+			batch = append(batch, q.lines[0])
+			q.lines[0] = hearth.LogLine{} // free for the collector of garbage
+			q.lines = q.lines[1:]
 		}
-		n++
+		if len(q.lines) > 0 {
+			e.turns = append(e.turns, q)
+		} else {
+			delete(e.waiting, q.function)
+		}
 	}
 	e.bytes -= size
-	batch = e.queue[:n:n]
-	if e.queue = e.queue[n:]; len(e.queue) == 0 {
-		e.queue = nil
-	}
 	return batch
 }
 
