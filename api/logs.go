@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bufio"
 	"cmp"
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"slices"
@@ -78,10 +80,29 @@ func (s *API) readLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if lines == nil {
-		lines = []hearth.LogLine{}
+	writeLines(w, lines)
+	return nil
+}
+
+// writeLines writes a logList line by line: as a whole it would be in memory twice more. A
+// line that is written is given up.
+func writeLines(w http.ResponseWriter, lines []hearth.LogLine) {
+	w.Header().Set("Content-Type", "application/json")
+	out := bufio.NewWriterSize(w, 32<<10) // keeps its first error
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	_, _ = out.WriteString(`{"lines":[`)
+	for i := range lines {
+		if i > 0 {
+			_ = out.WriteByte(',')
+		}
+		if enc.Encode(&lines[i]) != nil {
+			return // the client has gone
+		}
+		lines[i] = hearth.LogLine{}
 	}
-	return writeJSON(w, http.StatusOK, logList{Lines: lines})
+	_, _ = out.WriteString("]}\n")
+	_ = out.Flush()
 }
 
 // logTarget returns whose lines a target means; no versions are all. Errors:

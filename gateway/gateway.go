@@ -304,9 +304,12 @@ func (g *Gateway) finish(rec *hearth.Invocation, err error) {
 	g.cfg.Recorder.Record(*rec)
 }
 
+// continued begins each line of an error but the first. What a function raised is text of
+// its choice: without a mark, a line break in it could begin what looks like another line
+// of Hearth's.
+const continued = "  | "
+
 func (g *Gateway) logError(rec *hearth.Invocation, e *hearth.Error) {
-	// What a function raised is text of its choice: a line break in it must not
-	// begin what looks like another line of Hearth's.
 	lines := strings.Split(string(e.Code)+": "+strings.TrimRight(e.Message, "\r\n"), "\n")
 	if e.Function != nil {
 		for _, s := range e.Function.Stack {
@@ -314,10 +317,13 @@ func (g *Gateway) logError(rec *hearth.Invocation, e *hearth.Error) {
 		}
 	}
 	now := time.Now()
-	for _, text := range lines {
+	for i, text := range lines {
+		if text = strings.TrimSuffix(text, "\r"); i > 0 {
+			text = continued + text
+		}
 		g.cfg.Logs.Append(hearth.LogLine{
 			Time: now, Function: rec.Function, Version: rec.Version,
-			Instance: rec.Instance, Invocation: rec.ID, Stream: "hearth", Level: hearth.LevelError, Text: strings.TrimSuffix(text, "\r"),
+			Instance: rec.Instance, Invocation: rec.ID, Stream: "hearth", Level: hearth.LevelError, Text: text,
 		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -382,9 +383,16 @@ func TestErrorTextIsSplitIntoLines(t *testing.T) {
 	g, _, _ := newGateway(t)
 	var lines keptLogs
 	g.cfg.Logs = &lines
-	g.logError(&hearth.Invocation{}, hearth.Errorf(hearth.CodeFunction, "a\r\n2026-01-01 hearth fake\n"))
-	if len(lines) != 2 || lines[0].Text != "function_error: a" || lines[1].Text != "2026-01-01 hearth fake" {
-		t.Errorf("lines %+v", lines)
+	e := hearth.Errorf(hearth.CodeFunction, "a\r\n2026-01-01 hearth fake\n")
+	e.Function = &hearth.FunctionError{Stack: []string{"timeout: fake\n", "  at f\ninternal: fake"}}
+	g.logError(&hearth.Invocation{}, e)
+	var got []string
+	for _, l := range lines {
+		got = append(got, l.Text)
+	}
+	want := []string{"function_error: a", "  | 2026-01-01 hearth fake", "  | timeout: fake", "  |   at f", "  | internal: fake"}
+	if !slices.Equal(got, want) {
+		t.Errorf("lines %q", got)
 	}
 }
 

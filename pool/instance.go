@@ -379,10 +379,10 @@ func (i *instance) log(invocation string, stream int, text []byte) {
 	n := 0
 	for line := range strings.Lines(strings.ToValidUTF8(i.masked(string(text)), "\uFFFD")) {
 		if n++; n > maxFrameLines {
-			i.append("hearth", invocation, "log lines were dropped: too many at once")
+			i.append("hearth", hearth.LevelWarn, invocation, "log lines were dropped: too many at once")
 			return
 		}
-		i.append(name, invocation, strings.TrimRight(line, "\r\n"))
+		i.append(name, "", invocation, strings.TrimRight(line, "\r\n"))
 	}
 }
 
@@ -392,7 +392,7 @@ func (i *instance) lineWriter(stream string) *telemetry.LineWriter {
 	return telemetry.NewLineWriter(func(text string) {
 		text = i.masked(text)
 		i.last.add(text)
-		i.append(stream, "", text)
+		i.append(stream, "", "", text)
 	})
 }
 
@@ -427,7 +427,7 @@ func (i *instance) functionName() string {
 	return ""
 }
 
-func (i *instance) append(stream, invocation, text string) {
+func (i *instance) append(stream string, level hearth.LogLevel, invocation, text string) {
 	v := i.version.Load()
 	if v == nil { // nobody's code has run in it
 		i.pool.cfg.Logger.Debug("output of a stem cell", "instance", i.id, "stream", stream, "text", text)
@@ -440,6 +440,7 @@ func (i *instance) append(stream, invocation, text string) {
 		Instance:   i.id,
 		Invocation: invocation,
 		Stream:     stream,
+		Level:      level,
 		Text:       text,
 	})
 }

@@ -168,7 +168,7 @@ func (p *Pool) start(ctx context.Context, inst *instance) {
 	spared := false // calls that came meanwhile have no part in its failure
 	if err == nil && (inst.ahead || inst.purpose == forVerification) {
 		if warmErr := inst.warmUp(ctx); warmErr != nil {
-			inst.append("hearth", "", hearth.AsError(warmErr).Message)
+			inst.append("hearth", hearth.LevelError, "", hearth.AsError(warmErr).Message)
 			if inst.purpose == forVerification || inst.conn.Err() != nil {
 				err, spared = warmErr, inst.purpose != forVerification
 			}

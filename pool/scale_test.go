@@ -611,13 +611,22 @@ func TestWarmUp(t *testing.T) {
 	})
 }
 
+// logged gets lines.
+type logged chan hearth.LogLine
+
+func (c logged) Append(l hearth.LogLine) { c <- l }
+
 func TestWarmUpThatFails(t *testing.T) {
 	d := &fakeDriver{onWarmup: func(*fakeGuest, []byte) []frame {
 		return []frame{{fErrorFr, `{"kind":"handler","type":"KeyError","message":"MODEL"}`}}
 	}}
-	run(t, d, nil, func(t *testing.T, p *Pool) {
+	logs := make(logged, 10)
+	run(t, d, func(c *Config) { c.Logs = logs }, func(t *testing.T, p *Pool) {
 		v := version("f", 4)
 		err := p.Verify(t.Context(), v)
+		if l := <-logs; l.Stream != "hearth" || l.Level != hearth.LevelError {
+			t.Errorf("line %+v", l)
+		}
 		e := hearth.AsError(err)
 		if e.Code != hearth.CodeFunction || e.Function == nil || e.Function.Type != "KeyError" {
 			t.Errorf("%v", err)

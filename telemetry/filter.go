@@ -33,11 +33,6 @@ func newMatcher(q hearth.LogQuery) matcher {
 	return m
 }
 
-// all tells whether every line is meant.
-func (m *matcher) all() bool {
-	return len(m.Versions) == 0 && m.LogFilter == (hearth.LogFilter{})
-}
-
 // parse reads a line of a file, if it is one and is meant. Blank and torn ones are none.
 func (m *matcher) parse(raw []byte) (line hearth.LogLine, ok bool) {
 	if m.hint != nil && !bytes.Contains(raw, m.hint) {
@@ -71,21 +66,22 @@ func (m *matcher) tooNew(first time.Time) bool {
 // newest collects lines that come oldest first, and keeps the last ones.
 type newest struct {
 	lines []hearth.LogLine
-	// room and bytes are how many lines may be kept, and how much of them; the last one
+	sizes []int64 // of their JSON
+	// room and bytes are how many more lines may be kept, and how much JSON; the last line
 	// is kept always.
 	room  int
 	bytes int64
 }
 
-func (n *newest) add(l hearth.LogLine) {
-	n.lines = append(n.lines, l)
+func (n *newest) add(l hearth.LogLine, size int64) {
+	n.lines, n.sizes = append(n.lines, l), append(n.sizes, size)
 	n.room--
-	n.bytes -= cost(&l)
+	n.bytes -= size
 	for n.room < 0 || n.bytes < 0 && len(n.lines) > 1 {
 		n.room++
-		n.bytes += cost(&n.lines[0])
+		n.bytes += n.sizes[0]
 		n.lines[0] = hearth.LogLine{} // free for the collector of garbage
-		n.lines = n.lines[1:]
+		n.lines, n.sizes = n.lines[1:], n.sizes[1:]
 	}
 }
 

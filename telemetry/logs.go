@@ -22,7 +22,8 @@ type LogOptions struct {
 	// Default 2 MiB, and at most a sixteenth of TotalBytes.
 	FileBytes int64
 	// Files and FunctionBytes are how many files a function has at most, and how much
-	// they take on the disk; the oldest are deleted. The number bounds what a search has
+	// they take on the disk; the oldest are deleted. Those that wait to be compressed may
+	// take as much again. The number bounds what a search has
 	// to read, however well lines can be compressed. Defaults 128 and 16 MiB.
 	Files         int
 	FunctionBytes int64
@@ -225,7 +226,7 @@ func (l *Logs) stream(function string, create bool) *stream {
 
 // Tail returns the newest lines that q asks for, oldest first, with everything appended
 // before the call; fewer than q.Tail if there are no more, or if they would take more
-// than 16 MiB. None is no error. Errors: CodeInvalid for a bad name, CodeUnavailable
+// than 16 MiB as JSON. None is no error. Errors: CodeInvalid for a bad name, CodeUnavailable
 // after Close.
 func (l *Logs) Tail(ctx context.Context, q hearth.LogQuery) ([]hearth.LogLine, error) {
 	m := newMatcher(q)
@@ -333,7 +334,7 @@ func (l *Logs) tail(ctx context.Context, m *matcher) ([]hearth.LogLine, position
 	if err := l.flush(ctx, s); err != nil {
 		return nil, position{}, err
 	}
-	if !m.all() { // it may have to read everything
+	if m.Tail > 0 { // it may have to read everything, and takes memory
 		select {
 		case l.slot <- struct{}{}:
 			defer func() { <-l.slot }()

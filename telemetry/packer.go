@@ -76,30 +76,42 @@ func (p *packer) pack(s *stream, g segment) error {
 		}
 		return err
 	}
-	// Only the writer's goroutine changes what a stream consists of.
+	// Only the writer's goroutine changes what a stream consists of, and its files.
 	stale := false
 	var failed error
-	err = p.logs.do(context.Background(), func(w *writer) {
+	err = p.logs.do(context.Background(), func(*writer) {
 		if stale = !s.has(g.number); !stale {
-			if failed = os.Rename(temp, packed); failed == nil {
-				w.used += size - g.size
-				s.replace(segment{number: g.number, size: size, packed: true, first: g.first, last: g.last})
-			}
+			failed = os.Rename(temp, packed)
 		}
 	})
 	if err = errors.Join(err, failed); err != nil || stale {
 		_ = os.Remove(temp)
 		return err
 	}
-	if err := syncDir(p.logs.dir); err != nil {
-		return err
-	}
-	err = p.logs.do(context.Background(), func(*writer) {
-		if s.has(g.number) { // else another's may have its name
-			failed = os.Remove(plain)
+	synced := syncDir(p.logs.dir)
+	err = p.logs.do(context.Background(), func(w *writer) {
+		switch {
+		case !s.has(g.number): // another's may have its name
+		case synced != nil:
+			failed = errors.Join(synced, os.Remove(packed))
+		default:
+			failed = w.packed(s, g, size)
 		}
 	})
 	return errors.Join(err, failed)
+}
+
+// packed makes a segment one that is compressed to a file of this size. What is too much by
+// that is deleted.
+func (w *writer) packed(s *stream, g segment, size int64) error {
+	w.used += size - g.size
+	g.size, g.packed = size, true
+	s.replace(g)
+	err := os.Remove(segmentPath(w.logs.dir, s.function, g.number))
+	s.mu.Lock()
+	old := s.excessLocked(w.logs.opts)
+	s.mu.Unlock()
+	return errors.Join(err, w.remove(s, old))
 }
 
 // compress writes the compressed file and returns its size. It ends early, with

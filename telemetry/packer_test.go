@@ -89,6 +89,40 @@ func TestCompressionKeepsMore(t *testing.T) {
 	check(openLogs(t, dir, opts))
 }
 
+// TestOldInstallationKeepsItsLines: large files of an older version are compressed before they
+// count.
+func TestOldInstallationKeepsItsLines(t *testing.T) {
+	dir := t.TempDir()
+	lines := 0
+	for _, name := range []string{"f.1.jsonl", "f.2.jsonl"} {
+		var b bytes.Buffer
+		for b.Len() < 8<<20-100<<10 {
+			x := line("f", "%d %s", lines, strings.Repeat(fmt.Sprint(rand.Uint64()), 3000))
+			x.Time = time.Now().UTC()
+			if err := json.NewEncoder(&b).Encode(x); err != nil {
+				t.Fatal(err)
+			}
+			lines++
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := openLogs(t, dir, telemetry.LogOptions{})
+	l.Append(line("f", "new"))
+	if err := l.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitPacked(t, dir)
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(names) != 3 || filepath.Base(names[0]) != "f.1.jsonl.zst" || diskUse(t, dir, "f") > 16<<20 {
+		t.Errorf("left %q, %v", names, err)
+	}
+	if got := tail(t, l, "f", 1000); len(got) != lines+1 || !strings.HasPrefix(got[0], "0 ") {
+		t.Errorf("%d lines of %d", len(got), lines+1)
+	}
+}
+
 // TestFollowThroughCompression: a follower that stands in a file when that is closed and
 // compressed goes on behind its last line.
 func TestFollowThroughCompression(t *testing.T) {

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// answerBytes is how much the lines of one answer may take in memory, so that many
-	// long ones do not: then there are fewer.
+	// answerBytes is how much the JSON of the lines of one answer may take, so that many
+	// long ones do not: then there are fewer. A byte of text can be six of JSON.
 	answerBytes = 16 << 20
 	// maxRaw is how long the JSON of a line can be: six bytes for one of its text, and
 	// the other fields.
@@ -123,11 +123,8 @@ func lastLines(ctx context.Context, dir string, segments []segment, m *matcher) 
 		if err != nil {
 			return nil, err
 		}
-		parts = append(parts, found)
-		room -= len(found)
-		for i := range found {
-			budget -= cost(&found[i])
-		}
+		parts = append(parts, found.lines)
+		room, budget = found.room, found.bytes
 		if full {
 			break
 		}
@@ -138,12 +135,13 @@ func lastLines(ctx context.Context, dir string, segments []segment, m *matcher) 
 
 // lastOfSegment reads the newest lines of a segment as far as there is room for them;
 // full tells whether there were more. A missing file has none.
-func lastOfSegment(ctx context.Context, dir string, g segment, m *matcher, room int, budget int64) (_ []hearth.LogLine, full bool, err error) {
+func lastOfSegment(ctx context.Context, dir string, g segment, m *matcher, room int, budget int64) (_ newest, full bool, err error) {
+	none := newest{room: room, bytes: budget}
 	src, err := openSource(dir, m.Function, g.number)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
+		return none, false, nil
 	} else if err != nil {
-		return nil, false, err
+		return none, false, err
 	}
 	defer src.close()
 	end := g.size
@@ -157,32 +155,32 @@ func lastOfSegment(ctx context.Context, dir string, g segment, m *matcher, room 
 		}
 		lines, err := src.lines(from, end)
 		if err != nil {
-			return nil, false, nil // damaged
+			return none, false, nil // damaged
 		}
-		found := newest{room: room, bytes: budget}
+		found := none
 		seen := 0
 		for first := true; ; first = false {
 			if ctx.Err() != nil {
-				return nil, false, ctxError(ctx)
+				return none, false, ctxError(ctx)
 			}
 			raw, _, err := lines.next()
 			if line, ok := m.parse(raw); ok && (!first || from == 0) { // else it may not be whole
 				seen++
-				found.add(line)
+				found.add(line, int64(len(raw)))
 			}
 			if first && from == 0 && err == nil {
 				if line, ok := parseLine(raw); ok && m.tooNew(line.Time) {
-					return nil, false, nil
+					return none, false, nil
 				}
 			}
 			if errors.Is(err, io.EOF) || err != nil && src.unpack != nil {
 				break // what is behind damage is lost
 			} else if err != nil {
-				return nil, false, err
+				return none, false, err
 			}
 		}
 		if full = seen > len(found.lines) || seen == room; full || from == 0 {
-			return found.lines, full, nil
+			return found, full, nil
 		}
 	}
 }

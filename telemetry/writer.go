@@ -282,7 +282,10 @@ func (w *writer) file(s *stream) (*openFile, error) {
 			return nil, err
 		}
 		if err == nil {
-			first := firstTime(w.logs.dir, s.function, last.number)
+			first := last.first
+			if first.IsZero() {
+				first = firstTime(w.logs.dir, s.function, last.number)
+			}
 			s.mu.Lock()
 			w.used += size - last.size
 			last.size, last.first = size, first
@@ -373,13 +376,21 @@ func (w *writer) rotate(s *stream) error {
 }
 
 // excessLocked takes the oldest segments away that are too many, or too large if the last
-// one becomes full.
+// one becomes full. What is still to be compressed has room of its own: it will be small.
 func (s *stream) excessLocked(o LogOptions) []segment {
-	room := o.FunctionBytes - o.FileBytes
-	n := len(s.segments) - 1
-	for n > 0 && len(s.segments)-n < o.Files && s.segments[n-1].size <= room {
+	room, plainRoom := o.FunctionBytes-o.FileBytes, o.FunctionBytes
+	n := max(0, len(s.segments)-1)
+	for n > 0 && len(s.segments)-n < o.Files {
+		g := s.segments[n-1]
+		if g.packed {
+			room -= g.size
+		} else {
+			plainRoom -= g.size
+		}
+		if room < 0 || plainRoom < 0 {
+			break
+		}
 		n--
-		room -= s.segments[n].size
 	}
 	old := s.segments[:n:n]
 	s.segments = slices.Clone(s.segments[n:])

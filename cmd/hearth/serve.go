@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
 	"os"
@@ -19,9 +21,6 @@ import (
 	"github.com/hearthrun/hearth/client"
 	"github.com/hearthrun/hearth/server"
 )
-
-// minInvocationsSize is what --invocations-size must allow.
-const minInvocationsSize = 16 << 20
 
 func (a *app) serveCmd() *cobra.Command {
 	cfg := server.Config{Version: version}
@@ -78,8 +77,8 @@ machine, under any --listen address; functions are served to everyone.`,
 			if cfg.RecordSuccesses == 0 || cfg.RecordSuccesses < -1 {
 				return &usageError{fmt.Errorf("--record-successes %d is no number of calls\n\ngive one from 1 on, or -1 for all", cfg.RecordSuccesses)}
 			}
-			if cfg.InvocationsSize < minInvocationsSize {
-				return &usageError{fmt.Errorf("--invocations-size %s is less than %s", cfg.InvocationsSize, hearth.Bytes(minInvocationsSize))}
+			if err := checkBounds(&cfg); err != nil {
+				return err
 			}
 			cfg.NoTelemetry = !telemetry
 			if cfg.Listener, err = inherited(); err != nil {
@@ -138,23 +137,54 @@ machine, under any --listen address; functions are served to everyone.`,
 	return cmd
 }
 
-// exportHeaders reads what OpenTelemetry's SDKs send to a receiver, from the variables that
-// they read it from: KEY=VALUE,KEY=VALUE with %-escapes. Errors: CodeInvalid.
+// checkBounds refuses bounds with which nothing worth it would be kept. Below a second,
+// samples of metrics cost more than they say; more than a minute apart, queries and
+// /v1/stats would not find them.
+func checkBounds(cfg *server.Config) error {
+	return cmp.Or(
+		within("--keep-invocations", cfg.KeepInvocations, 1, math.MaxInt),
+		within("--keep-invocations-for", cfg.KeepInvocationsFor, time.Minute, math.MaxInt64),
+		within("--invocations-size", cfg.InvocationsSize, 16<<20, math.MaxInt64),
+		within("--keep-logs-for", cfg.KeepLogsFor, time.Minute, math.MaxInt64),
+		within("--logs-size", cfg.LogsSize, 16<<20, math.MaxInt64),
+		within("--keep-metrics-for", cfg.KeepMetricsFor, time.Hour, math.MaxInt64),
+		within("--metrics-size", cfg.MetricsSize, 64<<20, math.MaxInt64),
+		within("--metrics-interval", cfg.MetricsInterval, time.Second, time.Minute),
+		within("--keep-versions", cfg.KeepVersions, 1, math.MaxInt),
+	)
+}
+
+// within is nil if least <= value <= most.
+func within[T cmp.Ordered](flag string, value, least, most T) error {
+	switch {
+	case value < least:
+		return &usageError{fmt.Errorf("%s %v is less than %v", flag, value, least)}
+	case value > most:
+		return &usageError{fmt.Errorf("%s %v is more than %v", flag, value, most)}
+	}
+	return nil
+}
+
+// exportHeaders reads what OpenTelemetry's SDKs send to a receiver of log lines, from the
+// variable that they read it from: KEY=VALUE,KEY=VALUE with %-escapes. The one for log lines
+// stands in the place of the one for everything. Errors: CodeInvalid.
 func exportHeaders(getenv func(string) string) (map[string]string, error) {
+	name := "OTEL_EXPORTER_OTLP_LOGS_HEADERS"
+	if getenv(name) == "" {
+		name = "OTEL_EXPORTER_OTLP_HEADERS"
+	}
 	headers := map[string]string{}
-	for _, name := range []string{"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_LOGS_HEADERS"} {
-		for pair := range strings.SplitSeq(getenv(name), ",") {
-			key, value, ok := strings.Cut(pair, "=")
-			key = strings.TrimSpace(key)
-			value, err := url.PathUnescape(strings.TrimSpace(value))
-			switch {
-			case strings.TrimSpace(pair) == "":
-			case !ok || err != nil || !httpguts.ValidHeaderFieldName(key) || !httpguts.ValidHeaderFieldValue(value):
-				return nil, hearth.Errorf(hearth.CodeInvalid, "the variable %s holds no headers", name).
-					WithHint("write KEY=VALUE,KEY=VALUE, and other characters than letters and digits as %%XX")
-			default:
-				headers[key] = value
-			}
+	for pair := range strings.SplitSeq(getenv(name), ",") {
+		key, value, ok := strings.Cut(pair, "=")
+		key = strings.TrimSpace(key)
+		value, err := url.PathUnescape(strings.TrimSpace(value))
+		switch {
+		case strings.TrimSpace(pair) == "":
+		case !ok || err != nil || !httpguts.ValidHeaderFieldName(key) || !httpguts.ValidHeaderFieldValue(value):
+			return nil, hearth.Errorf(hearth.CodeInvalid, "the variable %s holds no headers", name).
+				WithHint("write KEY=VALUE,KEY=VALUE, and other characters than letters and digits as %%XX")
+		default:
+			headers[key] = value
 		}
 	}
 	return headers, nil

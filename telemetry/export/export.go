@@ -16,9 +16,12 @@ import (
 )
 
 const (
-	// queueBytes is how much may wait for the receiver, of all functions and of one.
-	queueBytes    = 16 << 20
-	functionBytes = queueBytes / 4
+	// queueBytes is how much may wait for the receiver, of all functions. One may have a
+	// third of what is free: alone a quarter of it all, and however many there are, there
+	// is room for another.
+	queueBytes = 16 << 20
+	// turnBytes is how much of one function is taken before others have their turn.
+	turnBytes = 32 << 10
 	// lineOverhead is what a line takes besides its text.
 	lineOverhead = 200
 	// batchLines and batchBytes bound what is sent at once, gatherFor is how long a line
@@ -26,8 +29,13 @@ const (
 	batchLines = 1000
 	batchBytes = 1 << 20
 	gatherFor  = 200 * time.Millisecond
-	// sendTimeout bounds one attempt to send.
-	sendTimeout = 10 * time.Second
+	// sendTimeout bounds one attempt to send, batchTimeout all attempts with one batch: the
+	// queue is the newest lines that there is room for, not the oldest.
+	sendTimeout  = 10 * time.Second
+	batchTimeout = 5 * time.Minute
+	// maxRefusals is how often parts of one function's lines in a batch are divided to find
+	// out which of them the receiver refuses.
+	maxRefusals = 32
 	// firstBackoff and lastBackoff are the pauses between attempts, which double.
 	firstBackoff = 500 * time.Millisecond
 	lastBackoff  = 30 * time.Second
@@ -59,11 +67,21 @@ type sender interface {
 	close()
 }
 
-// refusal is an error of a receiver that understood and said no.
-type refusal struct{ err error }
+// refusal is an error of a receiver that says no, and would again.
+type refusal struct {
+	error
+	all bool // it would refuse any lines, as a key or the address is wrong
+}
 
-func (r refusal) Error() string { return r.err.Error() }
-func (r refusal) Unwrap() error { return r.err }
+func (r refusal) Unwrap() error { return r.error }
+
+// busy is an error of a receiver that says when it wants to be asked again.
+type busy struct {
+	error
+	after time.Duration
+}
+
+func (b busy) Unwrap() error { return b.error }
 
 // Exporter sends lines in the background. Its methods may be called from many goroutines.
 type Exporter struct {
@@ -78,12 +96,21 @@ type Exporter struct {
 
 	dropped atomic.Int64
 
-	mu     sync.Mutex
-	closed bool
-	queue  []hearth.LogLine
-	bytes  int64
-	used   map[string]int64 // of the bytes, by function
+	mu      sync.Mutex
+	closed  bool
+	waiting map[string]*queue // by function; none is empty
+	turns   []*queue          // the same, the next one first
+	bytes   int64             // of all
 }
+
+// queue has what waits of one function.
+type queue struct {
+	function string
+	lines    []hearth.LogLine
+	bytes    int64
+}
+
+func cost(l *hearth.LogLine) int64 { return int64(len(l.Text)) + lineOverhead }
 
 // New makes an exporter. It does not ask the receiver anything. The caller must Close it.
 // Errors: CodeInvalid for a URL it does not understand.
@@ -98,7 +125,7 @@ func New(o Options) (*Exporter, error) {
 	}
 	e := &Exporter{
 		url: u.Redacted(), log: o.Logger, wait: o.CloseTimeout,
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), used: map[string]int64{},
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), waiting: map[string]*queue{},
 	}
 	if e.wait == 0 {
 		e.wait = 5 * time.Second
@@ -125,16 +152,24 @@ func invalid(format string, args ...any) error {
 
 // Append takes a line. It never waits: when too much waits already the line is dropped.
 func (e *Exporter) Append(line hearth.LogLine) {
-	cost := int64(len(line.Text)) + lineOverhead
+	cost := cost(&line)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed || e.bytes+cost > queueBytes || e.used[line.Function]+cost > functionBytes {
+	q := e.waiting[line.Function]
+	if q == nil {
+		q = &queue{function: line.Function}
+	}
+	if e.closed || q.bytes+cost > (queueBytes-e.bytes)/3 {
 		e.dropped.Add(1)
 		return
 	}
-	e.queue = append(e.queue, line)
+	if len(q.lines) == 0 {
+		e.waiting[q.function] = q
+		e.turns = append(e.turns, q)
+	}
+	q.lines = append(q.lines, line)
+	q.bytes += cost
 	e.bytes += cost
-	e.used[line.Function] += cost
 	select {
 	case e.kick <- struct{}{}:
 	default:
@@ -203,61 +238,115 @@ func (e *Exporter) run() {
 	}
 }
 
-// take takes the oldest lines out of the queue.
+// take takes the next batch out of the queues, which take turns.
 func (e *Exporter) take() (batch []hearth.LogLine) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	n, size := 0, int64(0)
-	for n < len(e.queue) && n < batchLines && size < batchBytes {
-		line := &e.queue[n]
-		cost := int64(len(line.Text)) + lineOverhead
-		size += cost
-		if e.used[line.Function] -= cost; e.used[line.Function] == 0 {
-			delete(e.used, line.Function)
+	size := int64(0)
+	for len(e.turns) > 0 && len(batch) < batchLines && size < batchBytes {
+		q := e.turns[0]
+		e.turns = e.turns[1:]
+		for end := size + turnBytes; len(q.lines) > 0 && len(batch) < batchLines && size < end; {
+			c := cost(&q.lines[0])
+			size += c
+			q.bytes -= c
+			batch = append(batch, q.lines[0])
+			q.lines[0] = hearth.LogLine{} // free for the collector of garbage
+			q.lines = q.lines[1:]
 		}
-		n++
+		if len(q.lines) > 0 {
+			e.turns = append(e.turns, q)
+		} else {
+			delete(e.waiting, q.function)
+		}
 	}
 	e.bytes -= size
-	batch = e.queue[:n:n]
-	if e.queue = e.queue[n:]; len(e.queue) == 0 {
-		e.queue = nil
-	}
 	return batch
 }
 
 // backoff sends batches until they are taken, with longer and longer pauses.
 type backoff struct {
 	exporter *Exporter
-	failing  bool
+	failing  bool // and said so
 	lastWarn time.Time
 }
 
-// deliver returns how many lines of the batch were not taken in the end: when ctx ends,
-// or when the receiver refuses them.
+// deliver returns how many lines of the batch were not taken in the end: when ctx ends, when
+// it takes too long, or when the receiver refuses them. A refused batch is sent in parts, so
+// that nobody else's lines are lost with those that the receiver cannot stand.
 func (b *backoff) deliver(ctx context.Context, batch []hearth.LogLine) (lost int) {
+	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
+	defer cancel()
+	lost, no := b.send(ctx, batch)
+	if no == nil || no.all {
+		return lost
+	}
+	lost = 0
+	for _, lines := range byFunction(batch) {
+		refusals := maxRefusals
+		lost += b.divide(ctx, lines, &refusals)
+	}
+	return lost
+}
+
+// divide sends lines, those that are refused in halves, and returns how many were not taken.
+func (b *backoff) divide(ctx context.Context, lines []hearth.LogLine, refusals *int) (lost int) {
+	lost, no := b.send(ctx, lines)
+	if no == nil || no.all {
+		return lost
+	}
+	if *refusals--; len(lines) == 1 || *refusals <= 0 {
+		return lost
+	}
+	half := len(lines) / 2
+	return b.divide(ctx, lines[:half], refusals) + b.divide(ctx, lines[half:], refusals)
+}
+
+// byFunction keeps the order of each function's lines.
+func byFunction(lines []hearth.LogLine) (parts [][]hearth.LogLine) {
+	index := map[string]int{}
+	for _, l := range lines {
+		i, ok := index[l.Function]
+		if !ok {
+			i = len(parts)
+			index[l.Function], parts = i, append(parts, nil)
+		}
+		parts[i] = append(parts[i], l)
+	}
+	return parts
+}
+
+// send sends lines until they are taken or refused, or ctx ends. It returns how many were not
+// taken, and why if they were refused.
+func (b *backoff) send(ctx context.Context, lines []hearth.LogLine) (lost int, no *refusal) {
 	for pause := firstBackoff; ; pause = min(2*pause, lastBackoff) {
 		attempt, cancel := context.WithTimeout(ctx, sendTimeout)
-		rejected, err := b.exporter.sender.send(attempt, batch)
+		rejected, err := b.exporter.sender.send(attempt, lines)
 		cancel()
 		if err == nil {
 			if b.failing {
 				b.failing = false
 				b.exporter.log.Info("log lines are exported again", "url", b.exporter.url, "dropped", b.exporter.Dropped())
 			}
-			return rejected
+			return rejected, nil
 		}
-		b.failing = true
 		if time.Since(b.lastWarn) > warnEvery {
-			b.lastWarn = time.Now()
+			b.lastWarn, b.failing = time.Now(), true
 			b.exporter.log.Warn("log lines cannot be exported", "url", b.exporter.url, "err", err)
 		}
-		var no refusal
-		if errors.As(err, &no) || ctx.Err() != nil {
-			return len(batch)
+		var r refusal
+		if errors.As(err, &r) {
+			return len(lines), &r
 		}
-		timer := time.NewTimer(pause/2 + jitter(pause/2))
+		wait := pause/2 + jitter(pause/2)
+		var later busy
+		if errors.As(err, &later) {
+			wait = min(max(wait, later.after), lastBackoff)
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-ctx.Done():
 		case <-b.exporter.stop: // there is time for few attempts
 			timer.Reset(min(pause, firstBackoff))
 			select {
@@ -266,5 +355,8 @@ func (b *backoff) deliver(ctx context.Context, batch []hearth.LogLine) (lost int
 			}
 		}
 		timer.Stop()
+		if ctx.Err() != nil {
+			return len(lines), nil
+		}
 	}
 }

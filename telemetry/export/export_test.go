@@ -208,6 +208,75 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
+// TestPoison: of a batch that the receiver cannot stand all other lines arrive.
+func TestPoison(t *testing.T) {
+	for _, status := range []int{http.StatusBadRequest, http.StatusInternalServerError} {
+		requests := 0
+		c := newCollector(t, func(w http.ResponseWriter, r *http.Request) bool {
+			requests++
+			z, err := gzip.NewReader(r.Body)
+			if err != nil {
+				t.Error(err)
+				return false
+			}
+			body, err := io.ReadAll(z)
+			if err != nil {
+				t.Error(err)
+			}
+			if bytes.Contains(body, []byte("POISON")) {
+				w.WriteHeader(status)
+				return true
+			}
+			var packed bytes.Buffer
+			again := gzip.NewWriter(&packed)
+			if _, err := again.Write(body); err != nil || again.Close() != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(&packed)
+			return false
+		})
+		e, _ := start(t, export.Options{URL: c.URL})
+		for i := range 300 {
+			text := fmt.Sprint("fine ", i)
+			if i == 77 || i == 200 {
+				text = "POISON"
+			}
+			e.Append(line([]string{"good", "bad", "other"}[i%3], text))
+		}
+		e.Append(line("good", "last"))
+		eventually(t, "all others", func() bool { return len(c.got()) == 299 && e.Dropped() == 2 })
+		if requests > 60 {
+			t.Errorf("%d: %d requests", status, requests)
+		}
+		e.Close()
+	}
+}
+
+// TestTurns: a function with little to say does not wait behind one with much.
+func TestTurns(t *testing.T) {
+	release, arrived := make(chan struct{}), make(chan struct{}, 1)
+	c := newCollector(t, func(http.ResponseWriter, *http.Request) bool {
+		select {
+		case arrived <- struct{}{}:
+			<-release
+		default:
+		}
+		return false
+	})
+	e, _ := start(t, export.Options{URL: c.URL})
+	e.Append(line("first", "x"))
+	<-arrived
+	for range 5000 {
+		e.Append(line("loud", "x"))
+	}
+	e.Append(line("quiet", "x"))
+	close(release)
+	eventually(t, "all lines", func() bool { return len(c.got()) == 5002 })
+	if i := slices.IndexFunc(c.got(), func(s string) bool { return strings.Contains(s, "service.name=quiet") }); i < 0 || i > 1001 {
+		t.Errorf("it was number %d", i)
+	}
+}
+
 // TestReceiverThatHangs: it holds up nobody, one function leaves room for others, and the
 // end does not take long.
 func TestReceiverThatHangs(t *testing.T) {
@@ -234,6 +303,10 @@ func TestReceiverThatHangs(t *testing.T) {
 	if kept := 1000 - flooded; kept < 60 || kept > 64 {
 		t.Errorf("%d lines of the flood wait", kept)
 	}
+	for i := range 1000 { // whom there are many of
+		e.Append(line(fmt.Sprint("flood", i%10), long))
+	}
+	flooded = e.Dropped()
 	for range 100 {
 		e.Append(line("quiet", "x"))
 	}
@@ -242,10 +315,10 @@ func TestReceiverThatHangs(t *testing.T) {
 	}
 	began := time.Now()
 	e.Close()
-	if took := time.Since(began); took > 5*time.Second || e.Dropped() != 1101 {
+	if took := time.Since(began); took > 5*time.Second || e.Dropped() != 2101 {
 		t.Errorf("the end took %s, %d lines were dropped", took, e.Dropped())
 	}
-	if !strings.Contains(said.String(), "lines=1101") {
+	if !strings.Contains(said.String(), "lines=2101") {
 		t.Errorf("said %s", said)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,7 +56,7 @@ func (o *otlp) close() { o.client.CloseIdleConnections() }
 func (o *otlp) send(ctx context.Context, lines []hearth.LogLine) (rejected int, err error) {
 	body, err := proto.Marshal(o.request(lines))
 	if err != nil {
-		return 0, refusal{err}
+		return 0, refusal{error: err}
 	}
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
@@ -67,7 +68,7 @@ func (o *otlp) send(ctx context.Context, lines []hearth.LogLine) (rejected int, 
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, o.url, &packed)
 	if err != nil {
-		return 0, refusal{err}
+		return 0, refusal{error: err}
 	}
 	for k, v := range o.headers {
 		req.Header.Set(k, v)
@@ -89,11 +90,33 @@ func (o *otlp) send(ctx context.Context, lines []hearth.LogLine) (rejected int, 
 		partial, _ := field(answer, 1)
 		_, n := field(partial, 1)
 		return int(min(n, uint64(len(lines)))), nil
-	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode/100 == 5:
-		return 0, fmt.Errorf("its answer is %s", resp.Status)
 	default:
-		return 0, refusal{fmt.Errorf("its answer is %s", resp.Status)}
+		return 0, failure(resp)
 	}
+}
+
+// failure says what an answer means, as the specification of OTLP does.
+func failure(resp *http.Response) error {
+	err := fmt.Errorf("its answer is %s", resp.Status)
+	switch resp.StatusCode {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return busy{err, retryAfter(resp.Header.Get("Retry-After"))}
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusProxyAuthRequired:
+		return refusal{err, true}
+	default:
+		return refusal{err, resp.StatusCode/100 == 3}
+	}
+}
+
+// retryAfter understands seconds and dates; others are 0.
+func retryAfter(s string) time.Duration {
+	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
+		return time.Duration(n) * time.Second
+	}
+	if at, err := http.ParseTime(s); err == nil {
+		return max(0, time.Until(at))
+	}
+	return 0
 }
 
 // field returns a field of a message, as far as it has one. The answer, an

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/hearthrun/hearth"
@@ -112,16 +113,16 @@ func (s *syslog) gone() bool {
 // message formats a line: <PRI>1 TIME HOST FUNCTION INSTANCE STREAM [fields] TEXT.
 func (s *syslog) message(l *hearth.LogLine) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "<%d>1 %s %s %s %s %s [%s version=\"%d\"", facility*8+priority(l.Level),
+	fmt.Fprintf(&b, "<%d>1 %s %s %s %s %s [%s function=\"%s\" version=\"%d\"", facility*8+priority(l.Level),
 		l.Time.UTC().Format("2006-01-02T15:04:05.000000Z07:00"), s.hostname,
-		header(l.Function, 48), header(l.Instance, 128), header(l.Stream, 32), dataID, l.Version)
+		header(l.Function, 48), header(l.Instance, 128), header(l.Stream, 32), dataID, escape.Replace(visible(l.Function)), l.Version)
 	for _, f := range [][2]string{{"invocation", l.Invocation}, {"level", string(l.Level)}} {
 		if f[1] != "" {
-			fmt.Fprintf(&b, " %s=\"%s\"", f[0], escape.Replace(f[1]))
+			fmt.Fprintf(&b, " %s=\"%s\"", f[0], escape.Replace(visible(f[1])))
 		}
 	}
 	b.WriteString("] ")
-	b.WriteString(l.Text)
+	b.WriteString(visible(l.Text))
 	return b.Bytes()
 }
 
@@ -143,6 +144,27 @@ func priority(l hearth.LogLevel) int {
 
 // escape is for values of fields.
 var escape = strings.NewReplacer(`"`, `\"`, `\`, `\\`, `]`, `\]`)
+
+// visible writes the bytes of control characters and of line breaks as rsyslog does, #015:
+// receivers write what they get to files of lines, and to terminals.
+func visible(s string) string {
+	if !strings.ContainsFunc(s, hidden) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if !hidden(r) {
+			b.WriteRune(r)
+			continue
+		}
+		for _, c := range []byte(string(r)) {
+			fmt.Fprintf(&b, "#%03o", c)
+		}
+	}
+	return b.String()
+}
+
+func hidden(r rune) bool { return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' }
 
 // header makes a text fit into a place where only visible ASCII is allowed.
 func header(s string, most int) string {

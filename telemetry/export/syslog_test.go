@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -97,20 +98,28 @@ func prefix(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return "1 2023-11-14T22:13:20.123456Z " + host + " f i-1 stdout [hearth@32473 version=\"3\""
+	return "1 2023-11-14T22:13:20.123456Z " + host + " f i-1 stdout [hearth@32473 function=\"f\" version=\"3\""
 }
 
 func TestSyslogTCP(t *testing.T) {
 	s := newSyslogServer(t, "127.0.0.1:0")
 	e, _ := start(t, export.Options{URL: "syslog+tcp://" + s.Addr().String()})
-	odd := line("f", "é\n\x00]")
-	odd.Invocation, odd.Level = `a"]\`, hearth.LevelFatal
+	odd := line("f", "é#\n\x00]\t\r\x1b[2J\x7f\u0085\u2028\u2029")
+	odd.Invocation, odd.Level = "a\"]\\\n", hearth.LevelFatal
 	e.Append(line("f", "one"))
 	e.Append(odd)
-	want := []string{"<14>" + prefix(t) + "] one", "<10>" + prefix(t) + ` invocation="a\"\]\\" level="fatal"] ` + "é\n\x00]"}
+	want := []string{"<14>" + prefix(t) + "] one", "<10>" + prefix(t) + ` invocation="a\"\]\\#012" level="fatal"] é#` + "#012#000]#011#015#033[2J#177#302#205#342#200#250#342#200#251"}
 	eventually(t, "two messages", func() bool { return len(s.messages()) == 2 })
 	if d := cmp.Diff(want, s.messages()); d != "" {
 		t.Error(d)
+	}
+
+	// A name that is too long for its place is whole in the fields.
+	name := strings.Repeat("n", 63)
+	e.Append(line(name, "x"))
+	eventually(t, "the long name", func() bool { return len(s.messages()) == 3 })
+	if m := s.messages()[2]; !strings.Contains(m, " "+name[:48]+" ") || !strings.Contains(m, `function="`+name+`"`) {
+		t.Error(m)
 	}
 
 	// The server ends and comes back: lines wait meanwhile.
@@ -131,14 +140,30 @@ func TestSyslogServerThatReadsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	e, _ := start(t, export.Options{URL: "syslog+tcp://" + l.Addr().String(), CloseTimeout: 1})
-	long := strings.Repeat("x", 60<<10)
-	for i := range 1000 {
-		e.Append(line(fmt.Sprint("f", i%10), long))
+	e, _ := start(t, export.Options{URL: "syslog+tcp://" + l.Addr().String(), CloseTimeout: 100 * time.Millisecond})
+	e.Append(line("f", "one"))
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer conn.Close()
+	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	// Lines are sent until one does not leave the queue any more: then there is no room
+	// for others.
+	long := strings.Repeat("x", 60<<10)
+	eventually(t, "a write blocks", func() bool {
+		for i := range 100 {
+			e.Append(line(fmt.Sprint("f", i%10), long))
+		}
+		return e.Dropped() > 1000
+	})
+	before, began := e.Dropped(), time.Now()
 	e.Close()
-	if e.Dropped() < 700 {
-		t.Errorf("%d dropped", e.Dropped())
+	// What waited is lost, 16 MiB of it.
+	if took := time.Since(began); took > 5*time.Second || e.Dropped() < before+100 {
+		t.Errorf("the end took %s, %d dropped, %d before", took, e.Dropped(), before)
 	}
 }
 

@@ -38,7 +38,7 @@ type Options struct {
 	// Gatherer has what else is stored, beside Calls.
 	Gatherer prometheus.Gatherer
 	Logger   *slog.Logger
-	// Interval is between two samples of a series; default 15 s.
+	// Interval is between two samples of a series; default 15 s, also if it is negative.
 	Interval time.Duration
 	// Retention is how long samples are kept, default 15 days, and MaxBytes how much of
 	// the disk they may take, default 2 GiB.
@@ -51,7 +51,7 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	if o.Interval == 0 {
+	if o.Interval <= 0 {
 		o.Interval = 15 * time.Second
 	}
 	if o.Retention == 0 {
