@@ -176,8 +176,8 @@ func (c *AsyncCall) Spans() []Span {
 		return spans
 	}
 	for _, f := range c.Failures {
-		if f.Attempt > 0 && f.Code != CodeCanceled {
-			spans = append(spans, c.Delivered(f.Attempt, f.StartedAt, f.EndedAt, &f))
+		if f.Number > 0 {
+			spans = append(spans, c.Delivered(f.Number, f.StartedAt, f.EndedAt, &f))
 		}
 	}
 	if c.State == AsyncSucceeded { // it began when it was due, or a little later
