@@ -116,7 +116,9 @@ func (i *Invocation) attributes() map[string]any {
 		a["faas.trigger"] = "other"
 	}
 	if i.Method != "" {
-		a["http.request.method"] = i.Method
+		if a["http.request.method"] = i.Method; !knownMethod(i.Method) { // as the conventions have it, so that there are few
+			a["http.request.method"], a["http.request.method_original"] = "_OTHER", i.Method
+		}
 		a["url.path"] = i.Path
 		a["http.response.status_code"] = i.Status
 	}
@@ -133,6 +135,14 @@ func (i *Invocation) attributes() map[string]any {
 	text("hearth.isolation", i.Isolation)
 	text("hearth.cold_reason", string(i.ColdReason))
 	return a
+}
+
+func knownMethod(m string) bool {
+	switch m {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY":
+		return true
+	}
+	return false
 }
 
 // Accepted returns the span of the acceptance of c, which took as long as given.

@@ -32,6 +32,17 @@ func TestTraceText(t *testing.T) {
 	}
 }
 
+// TestUnknownMethod: methods are whatever callers choose, attributes are few.
+func TestUnknownMethod(t *testing.T) {
+	for method, want := range map[string]string{"GET": "GET", "get": "_OTHER", "BREW": "_OTHER"} {
+		i := hearth.Invocation{Trace: hearth.NewTrace(true), Method: method}
+		a := i.Spans()[0].Attributes
+		if original, ok := a["http.request.method_original"]; a["http.request.method"] != want || ok != (want == "_OTHER") || ok && original != method {
+			t.Errorf("%s: %v", method, a)
+		}
+	}
+}
+
 // TestSpanIDs: the parts of a call always have the same ids, and no two of a trace do.
 func TestSpanIDs(t *testing.T) {
 	seen := map[hearth.SpanID]string{}
