@@ -110,6 +110,8 @@ func (i *Invocation) attributes() map[string]any {
 	switch {
 	case i.Kind == KindHTTP || i.Kind == KindWebsocket:
 		a["faas.trigger"] = "http"
+	case i.Scheduled:
+		a["faas.trigger"] = "timer"
 	case i.Kind == KindQueue || i.Attempt > 0:
 		a["faas.trigger"] = "pubsub"
 	default:

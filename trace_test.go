@@ -43,6 +43,20 @@ func TestUnknownMethod(t *testing.T) {
 	}
 }
 
+func TestTrigger(t *testing.T) {
+	c := hearth.AsyncCall{DeduplicationKey: hearth.ScheduleKey("f", "daily", "2026-01-01T00:00:00Z")}
+	other := hearth.AsyncCall{DeduplicationKey: "mine"}
+	for want, i := range map[string]hearth.Invocation{
+		"timer": {Kind: hearth.KindEvent, Attempt: 1, Scheduled: c.Scheduled()}, "pubsub": {Kind: hearth.KindEvent, Attempt: 1, Scheduled: other.Scheduled()},
+		"http": {Kind: hearth.KindHTTP}, "other": {Kind: hearth.KindEvent},
+	} {
+		i.Trace = hearth.NewTrace(true)
+		if got := i.Spans()[0].Attributes["faas.trigger"]; got != want {
+			t.Errorf("%v, want %s", got, want)
+		}
+	}
+}
+
 // TestSpanIDs: the parts of a call always have the same ids, and no two of a trace do.
 func TestSpanIDs(t *testing.T) {
 	seen := map[hearth.SpanID]string{}

@@ -107,18 +107,18 @@ func (s *API) tracedCalls(ctx context.Context, of hearth.TraceID) (all []traced,
 	if err != nil {
 		return nil, err
 	}
-	stored := map[string]bool{}
+	stored := map[string]*hearth.AsyncCall{}
 	for i := range calls {
-		stored[calls[i].ID] = true
+		stored[calls[i].ID] = &calls[i]
 		all = append(all, traced{calls[i].ID, calls[i].Spans()})
 	}
 	records, err := s.Invocations.TraceInvocations(ctx, of, maxSpans)
 	for i := range records {
 		r := &records[i]
 		id, attempt, _ := strings.Cut(r.ID, ".")
-		if stored[id] {
+		if c := stored[id]; c != nil {
 			n, _ := strconv.Atoi(cmp.Or(attempt, "1")) //nolint:errcheck // ids have numbers there
-			r.Attempt = n
+			r.Attempt, r.Scheduled = n, c.Scheduled()
 		}
 		all = append(all, traced{id, r.Spans()})
 	}

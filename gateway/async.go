@@ -294,6 +294,7 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 	defer cancel()
 	rec := g.newRecord(a, v, e.Kind, e.Attempt, now)
 	rec.ID, rec.BytesIn, rec.Links, rec.Attempt = e.ID, int64(len(e.Body)), e.Links, e.Number(attempt)
+	rec.Scheduled = e.Scheduled()
 	call := &guest.Call{ID: e.ID, Deadline: end, Kind: hearth.KindEvent, Body: e.Body, Trace: rec.Running()}
 	if e.Kind == hearth.KindHTTP {
 		// What was stored has the span of the acceptance, which nobody knew before.

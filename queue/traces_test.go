@@ -97,6 +97,23 @@ func TestTraceOfBatch(t *testing.T) {
 		if want := []string{"enqueue queue:orders", "enqueue queue:orders", "enqueue queue:orders", "enqueue told", "enqueue told", "enqueue told", "enqueue told"}; !slices.Equal(names, want) {
 			t.Errorf("exported were %q", names)
 		}
+		// A batch of several traces is sampled if one of its messages is, whatever the ratio says.
+		f.unsampled = true
+		for _, sampled := range []bool{true, false} {
+			batches = nil
+			a, z := hearth.NewTrace(false), hearth.NewTrace(sampled)
+			sent, err := b.Send(t.Context(), "orders", []hearth.Message{{Body: "1", Trace: a}, {Body: "2", Trace: z}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range sent {
+				b.ended(m.ID)
+			}
+			synctest.Wait()
+			if len(batches) != 1 || batches[0].Attempt.Sampled != sampled {
+				t.Errorf("sampled %v: %+v", sampled, batches)
+			}
+		}
 	})
 }
 
