@@ -70,20 +70,11 @@ func AttemptID(id string, attempt int) string {
 
 // Number returns that of an attempt, the attempt-th since the call was accepted or
 // redriven, among all.
-func (c AsyncCall) Number(attempt int) int { return max(attempt, len(c.Failures)+1) }
+func (c AsyncCall) Number(attempt int) int { return c.Redriven + attempt }
 
 // LastAttempt returns the number of the latest attempt among all, those before the
 // call was redriven included; 0 if there was none.
-func (c AsyncCall) LastAttempt() int {
-	n := len(c.Failures)
-	switch c.State {
-	case AsyncSucceeded, AsyncRunning:
-		n++
-	case AsyncCanceled:
-		n-- // the last one says why it was canceled
-	}
-	return max(c.Attempts, n)
-}
+func (c AsyncCall) LastAttempt() int { return c.Number(c.Attempts) }
 
 // WithDefaults returns a with every empty field but the destinations set.
 func (a Async) WithDefaults() Async {
@@ -225,6 +216,8 @@ type AsyncCall struct {
 	FinishedAt time.Time `json:"finished_at,omitzero" doc:"When it ended; missing until then"`
 	// Attempts counts those that were begun and count.
 	Attempts int `json:"attempts" doc:"Attempts that were begun, without those for which there was no room"`
+	// Redriven counts those before it was redriven.
+	Redriven int `json:"-"`
 	// Failures are the latest attempts that failed, the oldest first.
 	Failures []AsyncFailure `json:"failures,omitempty" doc:"The latest attempts that failed, the oldest first"`
 	// DeduplicationKey is the caller's; see AsyncRequest.
@@ -248,7 +241,9 @@ type AsyncCall struct {
 
 // AsyncFailure is an attempt that failed.
 type AsyncFailure struct {
-	Attempt   int       `json:"attempt" doc:"Number of the attempt, from 1"`
+	Attempt int `json:"attempt" doc:"Number of the attempt, from 1; after a redrive it begins anew"`
+	// Number is that among all, those before a redrive included; 0 if it was no attempt.
+	Number    int       `json:"number,omitempty" doc:"Number of the attempt among all, those before a redrive included, as in the id of its record; missing if there was none"`
 	StartedAt time.Time `json:"started_at" doc:"When it began"`
 	EndedAt   time.Time `json:"ended_at" doc:"When it ended"`
 	Code      Code      `json:"code" doc:"Code of the error" example:"function_error"`

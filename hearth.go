@@ -152,6 +152,8 @@ type Invocation struct {
 	// Alias is through which it came, Live for most; empty for a version that was
 	// called by its number. It is not kept.
 	Alias string `json:"-"`
+	// Scheduled tells that a schedule made it. It is not kept.
+	Scheduled bool `json:"-"`
 	// Isolation is the technology of the version. It is not kept.
 	Isolation string    `json:"-"`
 	StartedAt time.Time `json:"started_at"`

@@ -3,6 +3,7 @@ package hearth
 import (
 	"encoding/json"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -156,6 +157,9 @@ func (c Config) validateSchedules() error {
 func ScheduleKey(function, schedule, of string) string {
 	return SchedulePrefix + function + "/" + schedule + "/" + of
 }
+
+// Scheduled tells whether a schedule made the call.
+func (c AsyncCall) Scheduled() bool { return strings.HasPrefix(c.DeduplicationKey, SchedulePrefix) }
 
 // SchedulePrefix begins the deduplication keys of schedules, and of nothing else.
 const SchedulePrefix = "schedule/"

@@ -110,13 +110,17 @@ func (i *Invocation) attributes() map[string]any {
 	switch {
 	case i.Kind == KindHTTP || i.Kind == KindWebsocket:
 		a["faas.trigger"] = "http"
+	case i.Scheduled:
+		a["faas.trigger"] = "timer"
 	case i.Kind == KindQueue || i.Attempt > 0:
 		a["faas.trigger"] = "pubsub"
 	default:
 		a["faas.trigger"] = "other"
 	}
 	if i.Method != "" {
-		a["http.request.method"] = i.Method
+		if a["http.request.method"] = i.Method; !knownMethod(i.Method) { // as the conventions have it, so that there are few
+			a["http.request.method"], a["http.request.method_original"] = "_OTHER", i.Method
+		}
 		a["url.path"] = i.Path
 		a["http.response.status_code"] = i.Status
 	}
@@ -133,6 +137,14 @@ func (i *Invocation) attributes() map[string]any {
 	text("hearth.isolation", i.Isolation)
 	text("hearth.cold_reason", string(i.ColdReason))
 	return a
+}
+
+func knownMethod(m string) bool {
+	switch m {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY":
+		return true
+	}
+	return false
 }
 
 // Accepted returns the span of the acceptance of c, which took as long as given.
@@ -176,8 +188,8 @@ func (c *AsyncCall) Spans() []Span {
 		return spans
 	}
 	for _, f := range c.Failures {
-		if f.Attempt > 0 && f.Code != CodeCanceled {
-			spans = append(spans, c.Delivered(f.Attempt, f.StartedAt, f.EndedAt, &f))
+		if f.Number > 0 {
+			spans = append(spans, c.Delivered(f.Number, f.StartedAt, f.EndedAt, &f))
 		}
 	}
 	if c.State == AsyncSucceeded { // it began when it was due, or a little later

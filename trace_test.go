@@ -32,6 +32,31 @@ func TestTraceText(t *testing.T) {
 	}
 }
 
+// TestUnknownMethod: methods are whatever callers choose, attributes are few.
+func TestUnknownMethod(t *testing.T) {
+	for method, want := range map[string]string{"GET": "GET", "get": "_OTHER", "BREW": "_OTHER"} {
+		i := hearth.Invocation{Trace: hearth.NewTrace(true), Method: method}
+		a := i.Spans()[0].Attributes
+		if original, ok := a["http.request.method_original"]; a["http.request.method"] != want || ok != (want == "_OTHER") || ok && original != method {
+			t.Errorf("%s: %v", method, a)
+		}
+	}
+}
+
+func TestTrigger(t *testing.T) {
+	c := hearth.AsyncCall{DeduplicationKey: hearth.ScheduleKey("f", "daily", "2026-01-01T00:00:00Z")}
+	other := hearth.AsyncCall{DeduplicationKey: "mine"}
+	for want, i := range map[string]hearth.Invocation{
+		"timer": {Kind: hearth.KindEvent, Attempt: 1, Scheduled: c.Scheduled()}, "pubsub": {Kind: hearth.KindEvent, Attempt: 1, Scheduled: other.Scheduled()},
+		"http": {Kind: hearth.KindHTTP}, "other": {Kind: hearth.KindEvent},
+	} {
+		i.Trace = hearth.NewTrace(true)
+		if got := i.Spans()[0].Attributes["faas.trigger"]; got != want {
+			t.Errorf("%v, want %s", got, want)
+		}
+	}
+}
+
 // TestSpanIDs: the parts of a call always have the same ids, and no two of a trace do.
 func TestSpanIDs(t *testing.T) {
 	seen := map[hearth.SpanID]string{}

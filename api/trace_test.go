@@ -47,3 +47,36 @@ func TestTraceIsBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestTraceOf: a trace is found by the ids of its calls, of their attempts and by its own,
+// and no span is there twice.
+func TestTraceOf(t *testing.T) {
+	h := newHost(t)
+	first := hearth.NewTrace(true)
+	var records []hearth.Invocation
+	for n := 1; n <= 2; n++ {
+		records = append(records, hearth.Invocation{
+			ID: hearth.AttemptID("x", n), Attempt: n, Function: "f", Version: 1, Kind: hearth.KindEvent, Status: 200, StartedAt: time.Unix(int64(n), 0),
+			Trace: first.Attempted(n), Timings: hearth.Timings{Run: time.Millisecond},
+		})
+	}
+	if err := h.store.AppendInvocations(t.Context(), records); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"x", "x.2", first.TraceID.String()} {
+		var v hearth.TraceView
+		if err := json.Unmarshal(h.do("GET", "/v1/invocations/"+id+"/trace", nil).Body.Bytes(), &v); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[hearth.SpanID]bool{}
+		for _, s := range v.Spans {
+			seen[s.ID] = true
+		}
+		if len(v.Spans) != 4 || len(seen) != 4 || v.TraceID != first.TraceID {
+			t.Errorf("%s: %+v", id, v)
+		}
+	}
+	if a := h.do("GET", "/v1/invocations/"+hearth.NewTrace(true).TraceID.String()+"/trace", nil); a.Code != 404 {
+		t.Error(a.Code)
+	}
+}

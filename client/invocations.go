@@ -63,7 +63,7 @@ func (c *Client) Invocation(ctx context.Context, id string) (Invocation, error) 
 	return i, err
 }
 
-// Trace returns what is known of the trace that a call belongs to. Errors: CodeNotFound.
+// Trace returns what is known of the trace that a call belongs to, by the id of either. Errors: CodeNotFound.
 func (c *Client) Trace(ctx context.Context, id string) (hearth.TraceView, error) {
 	var v hearth.TraceView
 	_, err := c.call(ctx, request{method: http.MethodGet, path: []string{"v1", "invocations", id, "trace"}}, &v)

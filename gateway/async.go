@@ -96,7 +96,7 @@ func (g *Gateway) publicRequest(r *http.Request, t *target, now time.Time) (req 
 		return req, hearth.Errorf(hearth.CodeInvalid, "the call is to begin in %s", hearth.Duration(wait.Round(time.Second))).
 			WithHint("the longest delay over HTTP is %s, the async.max_delay of the function", policy.MaxDelay)
 	}
-	req.Public, req.Target, req.Trace = true, string(t.name), g.TraceOf(r.Header)
+	req.Public, req.Target, req.Trace = true, string(t.name), g.public(t.version.Function, g.TraceOf(r.Header))
 	if req.DeduplicationKey != "" { // no caller who can be told apart answers for the key of another
 		scope := sha256.New()
 		addCaller(scope, r.Header)
@@ -294,6 +294,7 @@ func (g *Gateway) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int
 	defer cancel()
 	rec := g.newRecord(a, v, e.Kind, e.Attempt, now)
 	rec.ID, rec.BytesIn, rec.Links, rec.Attempt = e.ID, int64(len(e.Body)), e.Links, e.Number(attempt)
+	rec.Scheduled = e.Scheduled()
 	call := &guest.Call{ID: e.ID, Deadline: end, Kind: hearth.KindEvent, Body: e.Body, Trace: rec.Running()}
 	if e.Kind == hearth.KindHTTP {
 		// What was stored has the span of the acceptance, which nobody knew before.

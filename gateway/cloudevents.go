@@ -383,6 +383,10 @@ func (g *Gateway) acceptEvents(ctx context.Context, w http.ResponseWriter, all h
 	for i, event := range events {
 		list[i] = all
 		list[i].ID, list[i].Body, list[i].Trace = newInvocationID(), event, g.traceOfEvent(h, event)
+		if all.Public {
+			function, _, _ := strings.Cut(all.Target, "@")
+			list[i].Trace = g.public(function, list[i].Trace)
+		}
 	}
 	calls, err := g.cfg.Queue.AcceptAll(ctx, list)
 	if err != nil {
@@ -437,14 +441,19 @@ func (g *Gateway) takeCloudEvents(w http.ResponseWriter, r *http.Request, t *tar
 		if batch {
 			return nil, false, g.acceptEvents(ctx, w, all, events, r.Header)
 		}
-		all.Trace = g.traceOfEvent(r.Header, events[0])
+		if r.Header["Traceparent"] == nil {
+			all.Trace = g.public(t.version.Function, g.traceOfEvent(nil, events[0]))
+		}
 		call, first, err := g.acceptEvent(ctx, all, events[0])
 		if err == nil {
 			writeAccepted(w, r, call, first)
 		}
 		return nil, false, err
 	}
-	rec.BytesIn, rec.Trace = int64(len(body)), g.traceOfEvent(r.Header, events[0])
+	rec.BytesIn = int64(len(body))
+	if r.Header["Traceparent"] == nil {
+		rec.Trace = g.public(t.version.Function, g.traceOfEvent(nil, events[0]))
+	}
 	waits, err := g.spoolEvent(events[0])
 	if err != nil {
 		return nil, false, err

@@ -118,6 +118,7 @@ type Gateway struct {
 	cache    *cache
 	previews previews
 	sockets  sockets
+	claims   claims
 	keyed    sync.Map      // *keyedCall that runs, by the key of a KeptResponse
 	waiters  atomic.Int32  // for the end of those in keyed
 	large    chan struct{} // a token for each large body that is being stored

@@ -158,7 +158,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, t *target, now 
 	x := exchanges.Get().(*exchange)
 	defer x.recycle()
 	x.w, x.r, x.end, x.limit = w, r, end, g.maxResponse(t.version)
-	x.rec = g.newRecord(t.alias, t.version, hearth.KindHTTP, g.TraceOf(r.Header), now)
+	x.rec = g.newRecord(t.alias, t.version, hearth.KindHTTP, g.public(t.version.Function, g.TraceOf(r.Header)), now)
 	x.rec.Method, x.rec.Path, x.rec.HTTPRoute = r.Method, r.URL.Path, t.httpRoute()
 	x.cors = t.cors != nil
 	x.call.ID, x.call.Deadline, x.call.Kind, x.call.Trace = x.rec.ID, end, hearth.KindHTTP, x.rec.Running()

@@ -3,6 +3,8 @@ package gateway
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/hearthrun/hearth"
 )
@@ -25,6 +27,14 @@ func TestTraceOf(t *testing.T) {
 		{name: "state", parents: []string{valid}, state: []string{"a=1", "b=2"}, want: "a=1,b=2", joins: true, sampled: true},
 		{name: "bad state", parents: []string{valid}, state: []string{"a"}, joins: true, sampled: true},
 		{name: "long state", parents: []string{valid}, state: []string{"a=" + strings.Repeat("1", 200), "b=" + strings.Repeat("1", 200), "c=" + strings.Repeat("1", 200)}, joins: true, sampled: true},
+		{
+			name: "state of many", parents: []string{valid}, state: []string{"z=" + strings.Repeat("1", 127), " a=1,,", strings.Repeat("b="+strings.Repeat("2", 120)+",", 1) + "c=" + strings.Repeat("3", 120) + ",d=" + strings.Repeat("4", 120) + ",e=" + strings.Repeat("5", 120) + ",f=6"},
+			want: "a=1,b=" + strings.Repeat("2", 120) + ",c=" + strings.Repeat("3", 120) + ",d=" + strings.Repeat("4", 120) + ",e=" + strings.Repeat("5", 120) + ",f=6", joins: true, sampled: true,
+		},
+		{name: "unknown flags", parents: []string{"00-" + id + "-" + parent + "-ff"}, joins: true, sampled: true},
+		{name: "unknown flags, not sampled", parents: []string{"00-" + id + "-" + parent + "-0a"}, joins: true},
+		{name: "flags in capitals", parents: []string{"00-" + id + "-" + parent + "-FF"}, sampled: true},
+		{name: "no flags", parents: []string{"00-" + id + "-" + parent + "-0x"}, sampled: true},
 		{name: "a later version", parents: []string{"01-" + id + "-" + parent + "-01-more"}, joins: true, sampled: true},
 		{name: "twice", parents: []string{valid, valid}, state: []string{"a=1"}, sampled: true},
 		{name: "capitals", parents: []string{strings.ToUpper(valid)}, sampled: true},
@@ -56,6 +66,35 @@ func TestTraceOf(t *testing.T) {
 	if got := g.traceOfEvent(nil, []byte(`{"traceparent":7}`)); got.TraceID.String() == id || got.TraceID == (hearth.TraceID{}) {
 		t.Errorf("of an event without: %+v", got)
 	}
+}
+
+// TestClaimedTraces: callers do not decide without bound that their traces are sampled, and
+// those of one function not for another.
+func TestClaimedTraces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		of := hearth.NewTrace(true).Child()
+		for range 3 {
+			n := 0
+			for range 1000 {
+				if got := g.public("flooded", of); got.Sampled {
+					n++
+				} else if got.TraceID != of.TraceID || got.ParentID != of.ParentID {
+					t.Fatalf("it became %+v", got)
+				}
+			}
+			if n != claimRate || !g.public("quiet", of).Sampled {
+				t.Errorf("%d were sampled", n)
+			}
+			time.Sleep(time.Second)
+		}
+		g = New(Config{TraceRatio: 1})
+		for range 1000 {
+			if !g.public("f", of).Sampled {
+				t.Fatal("where all are sampled one was not")
+			}
+		}
+	})
 }
 
 // BenchmarkTraceOf is what a call pays for its trace.

@@ -160,7 +160,7 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, t *target,
 		g: g, version: t.version, limits: t.version.Config.Websocket.WithDefaults(),
 		x: &exchange{w: w, r: r, end: end, limit: g.maxResponse(t.version), cors: t.cors != nil, begin: now}, answered: make(chan struct{}), accepting: make(chan func()),
 	}
-	s.x.rec = g.newRecord(t.alias, t.version, hearth.KindWebsocket, g.TraceOf(r.Header), now)
+	s.x.rec = g.newRecord(t.alias, t.version, hearth.KindWebsocket, g.public(t.version.Function, g.TraceOf(r.Header)), now)
 	s.x.rec.Method, s.x.rec.Path, s.x.rec.HTTPRoute = r.Method, r.URL.Path, t.httpRoute()
 	if !g.sockets.add(s) {
 		writeError(w, r, nil, hearth.Errorf(hearth.CodeUnavailable, "the server is shutting down").WithHint("try again in a moment"))

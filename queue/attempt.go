@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -131,13 +132,16 @@ func (q *Queue) attempt(ctx context.Context, it item) outcome {
 	case !lent && passing(err):
 		return q.putBack(e, outcome{busy: true, wait: hearth.AsError(err).RetryAfter})
 	}
+	if !lent {
+		e.Attempt = hearth.Trace{} // there is no record of it
+	}
 	return q.failed(e, policy, failure(attempt, now, err), retryable(err), pause)
 }
 
 // failed stores that an attempt failed: the call is queued again, after a pause that is
 // not shorter than the one given, or becomes a dead letter.
 func (q *Queue) failed(e hearth.AsyncEntry, policy hearth.Async, f *hearth.AsyncFailure, again bool, pause time.Duration) outcome {
-	e.Attempts = f.Attempt
+	e.Attempts, f.Number = f.Attempt, e.Number(f.Attempt)
 	next := time.Now().Add(max(backoff(policy, f.Attempt), pause))
 	if !again || f.Attempt >= policy.MaxAttempts || next.After(e.ExpiresAt) {
 		return q.finish(e, policy, hearth.AsyncFailed, f, nil)
@@ -184,7 +188,7 @@ func (q *Queue) finish(e hearth.AsyncEntry, policy hearth.Async, state hearth.As
 	}
 	o := outcome{ended: stored}
 	for _, f := range follow {
-		if stored { // those that were refused are found not to be there
+		if stored && !slices.ContainsFunc(refused, func(r hearth.AsyncEntry) bool { return r.ID == f.ID }) {
 			q.accepted(f.AsyncCall, time.Since(now))
 			o.follow = append(o.follow, f.AsyncCall)
 		}
@@ -297,11 +301,9 @@ func (q *Queue) follow(e hearth.AsyncEntry, c hearth.AsyncCall, policy hearth.As
 		q.cfg.Logger.Warn("too many calls come of one by destinations: some are not told", "invocation", e.ID, "function", e.Function, "first", e.Payer)
 		list = list[:told]
 	}
-	parent := e.Trace // none was begun
+	parent := e.Trace // no instance had it
 	if e.Attempt.TraceID != (hearth.TraceID{}) {
-		if parent = e.Attempt; e.Kind != hearth.KindWebhook {
-			parent = e.Attempt.Running()
-		}
+		parent = e.Attempt.Running()
 	}
 	var follow []hearth.AsyncEntry
 	branches := 0

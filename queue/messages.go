@@ -97,6 +97,11 @@ func (q *Queue) pass(ctx context.Context, queue string, messages []hearth.AsyncE
 	if call.Body, err = json.Marshal(hearth.NewQueueEvent(queue, messages)); err == nil {
 		result, lent, err = q.runner.RunAsync(ctx, call, 1)
 	}
+	if !lent {
+		for i := range messages {
+			messages[i].Attempt = hearth.Trace{} // there is no record of it
+		}
+	}
 	var failed map[string]bool
 	if err == nil {
 		failed, err = batchFailures(result, ids)
@@ -134,17 +139,21 @@ func (q *Queue) pass(ctx context.Context, queue string, messages []hearth.AsyncE
 }
 
 // batchTrace returns the span of an attempt of messages: it belongs to what sent the first,
-// or is in a trace of its own with links to all if they are of several.
+// or is in a trace of its own with links to all if they are of several. It is sampled if
+// one of them is.
 func (q *Queue) batchTrace(messages []hearth.AsyncEntry) (of hearth.Trace, links []hearth.Trace) {
-	one := true
+	one, sampled := true, false
 	for _, m := range messages {
-		one = one && m.TraceID == messages[0].TraceID
+		one, sampled = one && m.TraceID == messages[0].TraceID, sampled || m.Sampled
 		links = append(links, m.Trace)
 	}
 	if one {
-		return messages[0].Child(), links[1:]
+		of, links = messages[0].Child(), links[1:]
+	} else {
+		of = q.runner.NewTrace()
 	}
-	return q.runner.NewTrace(), links
+	of.Sampled = of.Sampled || sampled
+	return of, links
 }
 
 // errReported is why a message failed that the function did not handle.

@@ -30,6 +30,7 @@ type functions struct {
 	schedules map[string]hearth.Schedule
 	run       func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error)
 	began     []begun
+	unsampled bool // what NewTrace returns
 }
 
 type begun struct {
@@ -49,7 +50,7 @@ func (f *functions) AsyncConfig(target string) (hearth.Config, error) {
 	return c, nil
 }
 
-func (f *functions) NewTrace() hearth.Trace { return hearth.NewTrace(true) }
+func (f *functions) NewTrace() hearth.Trace { return hearth.NewTrace(!f.unsampled) }
 
 func (f *functions) RunAsync(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error) {
 	f.mu.Lock()

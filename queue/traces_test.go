@@ -97,5 +97,84 @@ func TestTraceOfBatch(t *testing.T) {
 		if want := []string{"enqueue queue:orders", "enqueue queue:orders", "enqueue queue:orders", "enqueue told", "enqueue told", "enqueue told", "enqueue told"}; !slices.Equal(names, want) {
 			t.Errorf("exported were %q", names)
 		}
+		// A batch of several traces is sampled if one of its messages is, whatever the ratio says.
+		f.unsampled = true
+		for _, sampled := range []bool{true, false} {
+			batches = nil
+			a, z := hearth.NewTrace(false), hearth.NewTrace(sampled)
+			sent, err := b.Send(t.Context(), "orders", []hearth.Message{{Body: "1", Trace: a}, {Body: "2", Trace: z}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range sent {
+				b.ended(m.ID)
+			}
+			synctest.Wait()
+			if len(batches) != 1 || batches[0].Attempt.Sampled != sampled {
+				t.Errorf("sampled %v: %+v", sampled, batches)
+			}
+		}
+	})
+}
+
+// TestNumbers: attempts have numbers of their own, and so have their spans and records,
+// however often a call is redriven and whatever is kept of its failures.
+func TestNumbers(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var numbers []int
+		seen := map[hearth.SpanID]bool{}
+		f := &functions{configs: map[string]hearth.Config{"hello": config(hearth.Async{MaxAttempts: 6})}}
+		f.run = func(ctx context.Context, e hearth.AsyncEntry, attempt int) (hearth.AsyncResult, bool, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			numbers = append(numbers, e.Number(attempt))
+			seen[e.Attempt.SpanID] = true
+			return failing(ctx, e, attempt)
+		}
+		b := newBed(t, dir, f)
+		defer b.close()
+		id := b.accept("hello", "1").ID
+		for redriven := range 4 {
+			c := b.ended(id)
+			last := c.Failures[len(c.Failures)-1]
+			if want := 6 * (redriven + 1); c.State != hearth.AsyncFailed || c.Attempts != 6 || c.LastAttempt() != want || last.Attempt != 6 || last.Number != want {
+				t.Errorf("%+v", c)
+			}
+			if n, err := b.Redrive(context.Background(), "hello", nil); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		b.ended(id)
+		if len(numbers) != 30 || len(seen) != 30 || !slices.IsSorted(numbers) || numbers[0] != 1 || numbers[29] != 30 {
+			t.Errorf("%v, %d spans", numbers, len(seen))
+		}
+	})
+}
+
+// TestDestinationOfNoInstance: what no instance had has no span, so nothing is below one.
+func TestDestinationOfNoInstance(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var told hearth.AsyncEntry
+		f := &functions{configs: map[string]hearth.Config{"hello": config(hearth.Async{MaxAttempts: 1, OnFailure: []hearth.Destination{"function:told"}}), "told": config(hearth.Async{})}}
+		f.run = func(_ context.Context, e hearth.AsyncEntry, _ int) (hearth.AsyncResult, bool, error) {
+			if e.Function == "hello" {
+				return hearth.AsyncResult{}, false, hearth.Errorf(hearth.CodeInvalid, "it cannot be made")
+			}
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			told = e
+			return hearth.AsyncResult{Status: 200}, true, nil
+		}
+		b := newBed(t, dir, f)
+		defer b.close()
+		call := b.ended(b.accept("hello", "1").ID)
+		synctest.Wait()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if told.TraceID != call.TraceID || told.ParentID != call.SpanID {
+			t.Errorf("told is %+v, of %+v", told.Trace, call.Trace)
+		}
 	})
 }

@@ -369,10 +369,14 @@ func (s *Server) Close() error {
 	if s.recorder != nil {
 		errs = append(errs, s.recorder.Close())
 	}
+	var flushed sync.WaitGroup // both collectors at the same time: one that hangs takes all of its time
+	var flushErr error
 	if s.traces != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), traceFlush)
-		errs = append(errs, s.traces.Close(ctx))
-		cancel()
+		flushed.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), traceFlush)
+			defer cancel()
+			flushErr = s.traces.Close(ctx)
+		})
 	}
 	if s.logs != nil {
 		errs = append(errs, s.logs.Close())
@@ -380,6 +384,8 @@ func (s *Server) Close() error {
 	if s.export != nil {
 		s.export.Close()
 	}
+	flushed.Wait()
+	errs = append(errs, flushErr)
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}

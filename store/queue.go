@@ -432,7 +432,7 @@ func (q *Queue) Forget(ctx context.Context, function string, reason hearth.Async
 // with the given ids: as if they were accepted now, with the same payload. It
 // returns how many.
 func (q *Queue) Redrive(ctx context.Context, function string, ids []string, now, expires time.Time) (int64, error) {
-	const set = `UPDATE calls SET state = 0, attempts = 0, due_at = ?1, expires_at = ?2, finished_at = NULL, purge_at = NULL`
+	const set = `UPDATE calls SET state = 0, redriven = redriven + attempts, attempts = 0, due_at = ?1, expires_at = ?2, finished_at = NULL, purge_at = NULL`
 	if len(ids) > 0 {
 		var total int64
 		err := q.w.do(ctx, "redrive dead letters", func(tx *queueTx) error {

@@ -12,7 +12,7 @@ import (
 	"github.com/hearthrun/hearth"
 )
 
-const selectCall = `SELECT id, function, target, kind, state, accepted_at, due_at, expires_at, finished_at, attempts, failures, dedup, source, depth, payer, budget, bytes, trace_id, span_id, parent_id, sampled, tracestate FROM calls`
+const selectCall = `SELECT id, function, target, kind, state, accepted_at, due_at, expires_at, finished_at, attempts, redriven, failures, dedup, source, depth, payer, budget, bytes, trace_id, span_id, parent_id, sampled, tracestate FROM calls`
 
 func scanCall(r row) (c hearth.AsyncCall, err error) {
 	var state int
@@ -20,7 +20,7 @@ func scanCall(r row) (c hearth.AsyncCall, err error) {
 	var finished sql.NullInt64
 	var failures string
 	var dedup sql.NullString
-	err = r.Scan(&c.ID, &c.Function, &c.Target, &c.Kind, &state, &accepted, &due, &expires, &finished, &c.Attempts, &failures, &dedup, &c.Source, &c.Depth, &c.Payer, &c.Budget, &c.Bytes,
+	err = r.Scan(&c.ID, &c.Function, &c.Target, &c.Kind, &state, &accepted, &due, &expires, &finished, &c.Attempts, &c.Redriven, &failures, &dedup, &c.Source, &c.Depth, &c.Payer, &c.Budget, &c.Bytes,
 		idColumn(c.TraceID[:]), idColumn(c.SpanID[:]), idColumn(c.ParentID[:]), &c.Sampled, &c.Tracestate)
 	if err != nil {
 		return hearth.AsyncCall{}, err

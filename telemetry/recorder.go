@@ -175,6 +175,7 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 	if many {
 		r.Traffic.count(&v)
 		r.skipped.Add(1)
+		v.Sampled = false // no trace is exported of it either
 		r.count(&v)
 		return false
 	}

@@ -101,11 +101,12 @@ func TestRecorderBatches(t *testing.T) {
 func TestRecorderSamplesRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
-		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{}, discard())
+		counter := &counting{}
+		r := telemetry.NewRecorder(s, telemetry.RecorderOptions{Counter: counter}, discard())
 		const seconds, rate = 5, 2000
 		taken := 0
 		for i := range seconds * rate {
-			if r.Refused(hearth.Invocation{ID: fmt.Sprint("r", i), Function: "flooded", ErrorCode: hearth.CodeExhausted}) {
+			if r.Refused(hearth.Invocation{ID: fmt.Sprint("r", i), Function: "flooded", ErrorCode: hearth.CodeExhausted, Trace: hearth.Trace{Sampled: true}}) {
 				taken++
 			}
 			if i%500 == 0 && !r.Refused(hearth.Invocation{ID: fmt.Sprint("q", i), Function: "quiet", ErrorCode: hearth.CodeExhausted}) {
@@ -119,7 +120,19 @@ func TestRecorderSamplesRefusals(t *testing.T) {
 		if _, failed := s.count(); taken != 10*seconds || failed != taken+seconds*rate/500 {
 			t.Errorf("%d refused calls were taken, and %d recorded", taken, failed)
 		}
+		if counter.all != seconds*rate+seconds*rate/500 || counter.sampled != taken {
+			t.Errorf("%d were counted, %d of them for traces", counter.all, counter.sampled)
+		}
 	})
+}
+
+// counting counts calls.
+type counting struct{ all, sampled int }
+
+func (c *counting) Count(v *hearth.Invocation) {
+	if c.all++; v.Sampled {
+		c.sampled++
+	}
 }
 
 func TestRecorderSamplesSuccessesOnly(t *testing.T) {

@@ -202,6 +202,9 @@ func (a *app) printInvocation(v hearth.Invocation) error {
 		}
 	}
 	add("id", v.ID)
+	if v.TraceID != (hearth.TraceID{}) {
+		add("trace", v.TraceID.String())
+	}
 	add("function", v.Function)
 	if v.Version != 0 { // else no attempt has ended
 		add("version", strconv.Itoa(v.Version))

@@ -17,16 +17,19 @@ import (
 
 func (a *app) traceCmd() *cobra.Command {
 	return a.talks(a.prints(&cobra.Command{
-		Use:   "trace INVOCATION",
+		Use:   "trace INVOCATION|TRACE",
 		Short: "Show where the time of a call went, with all that belongs to it",
 		Long: `Trace draws the trace that a call belongs to as a waterfall: the call with its
 parts (route, queue, start, init, run), the calls that led to it, and those that
 came of it: what the function called with the trace context that it was passed,
 the attempts of what was stored to run later, and destinations.
 
-The id of a call is in the header Hearth-Invocation-Id of its response. It is
-drawn from what the server itself keeps: no collector is needed.`,
+The id of a call is in the header Hearth-Invocation-Id of its response; ID.2 is its
+second attempt. The id of a trace, 32 hex digits, shows all that is known of it: it is in
+the header traceparent that somebody sent, and in hearth invocations show. It is drawn
+from what the server itself keeps: no collector is needed.`,
 		Example: `  hearth trace 01980f5e-8c1b-7d3a-9f27-5e1a4c0b2d61
+  hearth trace 4bf92f3577b34da6a3ce929d0e0e4736
   hearth trace 01980f5e-8c1b-7d3a-9f27-5e1a4c0b2d61 -o json | jq '.spans[] | {name, duration_ns}'`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
@@ -44,10 +47,13 @@ drawn from what the server itself keeps: no collector is needed.`,
 }
 
 const (
-	// plainWidth is that of a trace where nothing says how wide the terminal is.
-	plainWidth = 100
+	// plainWidth is that of a trace where nothing says how wide the terminal is, and
+	// plainReason that of why a call failed.
+	plainWidth, plainReason = 100, 200
 	// maxLabel and minBars bound the columns of a trace.
 	maxLabel, minBars = 48, 20
+	// minReason is how much of why a call failed is shown at least.
+	minReason = 40
 )
 
 // printTrace draws a trace.
@@ -64,10 +70,10 @@ func (a *app) printTrace(v hearth.TraceView) {
 		label = max(label, utf8.RuneCountInString(r.label))
 	}
 	label = min(label, maxLabel)
-	width := plainWidth
+	width, reason := plainWidth, plainReason
 	if f, ok := a.stdout.(*os.File); ok {
 		if n, _, err := term.GetSize(int(f.Fd())); err == nil {
-			width = n
+			width, reason = n, n
 		}
 	}
 	bars := max(minBars, width-label-2*(timeWidth+1)-2)
@@ -85,19 +91,26 @@ func (a *app) printTrace(v hearth.TraceView) {
 			style = green
 		}
 		begin, cells := w.bar(r.span, bars)
-		text := []rune(r.label)
-		if len(text) > label {
-			text = append(text[:label-1], '…')
-		}
-		fmt.Fprintf(a.stdout, "%s%s %*s %*s %s%s\n", string(text), strings.Repeat(" ", label-len(text)),
+		text := shorten(r.label, label)
+		fmt.Fprintf(a.stdout, "%s%s %*s %*s %s%s\n", text, strings.Repeat(" ", label-utf8.RuneCountInString(text)),
 			timeWidth, seconds(r.span.Start.Sub(w.begin).Seconds(), 1), timeWidth, seconds(r.span.Duration.Seconds(), 1), strings.Repeat(" ", begin), a.colour(a.stdout, style, cells))
 		if r.span.Failed && r.span.Kind != hearth.SpanInternal {
-			fmt.Fprintln(a.stdout, a.colour(a.stdout, red, r.indent+"  ! "+oneLine(why(r.span))))
+			before := r.indent + "  ! "
+			room := max(minReason, reason-utf8.RuneCountInString(before))
+			fmt.Fprintln(a.stdout, a.colour(a.stdout, red, before+shorten(oneLine(why(r.span)), room)))
 		}
 	}
 	if v.Truncated {
 		fmt.Fprintln(a.stdout, "\nThere are more spans, which are not shown.")
 	}
+}
+
+// shorten cuts a text to so many characters.
+func shorten(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most-1]) + "…"
+	}
+	return s
 }
 
 // why tells why a call failed.

@@ -9,7 +9,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"net/url"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,8 +29,15 @@ import (
 )
 
 const (
-	// buffer is how many calls may wait until their spans are made.
-	buffer = 8192
+	// buffer is how many calls and spans may wait until they become the SDK's, and
+	// bufferBytes how large they may be together.
+	buffer      = 8192
+	bufferBytes = 16 << 20
+	// itemSize is about what one takes without its texts, linkSize a link of it, in bytes.
+	itemSize, linkSize = 1024, 64
+	// maxText bounds texts of spans that callers and functions choose, in bytes, and
+	// maxErr what a collector says is wrong.
+	maxText, maxErr = 2 << 10, 500
 	// warnEvery is between two lines of the log that say that spans are lost.
 	warnEvery = time.Minute
 )
@@ -55,6 +65,7 @@ type Exporter struct {
 	giveUp   context.CancelFunc
 
 	once    sync.Once
+	waiting atomic.Int64 // bytes of items
 	dropped atomic.Int64
 }
 
@@ -63,6 +74,7 @@ type item struct {
 	trace hearth.Trace
 	call  *hearth.Invocation
 	span  hearth.Span // without a call
+	size  int64
 }
 
 // New returns an Exporter, which must be closed. It does not need the collector to be
@@ -70,7 +82,11 @@ type item struct {
 func New(o Options) (*Exporter, error) {
 	u, err := url.Parse(o.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, hearth.Errorf(hearth.CodeInvalid, "traces cannot be exported to %q", o.URL).
+		shown := "what is no URL" // it may have a password all the same
+		if err == nil {
+			shown = strconv.Quote(u.Redacted())
+		}
+		return nil, hearth.Errorf(hearth.CodeInvalid, "traces cannot be exported to %s", shown).
 			WithHint("give the URL of a collector that speaks OTLP over HTTP, such as http://127.0.0.1:4318; credentials belong into OTEL_EXPORTER_OTLP_HEADERS")
 	}
 	if !strings.HasSuffix(u.Path, "/v1/traces") {
@@ -82,7 +98,7 @@ func New(o Options) (*Exporter, error) {
 	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "the resource of traces: %w", err).WithHint("look at OTEL_RESOURCE_ATTRIBUTES")
 	}
-	otlp, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(u.String()))
+	otlp, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(u.String()), otlptracehttp.WithProxy(noRedirect))
 	if err != nil {
 		return nil, hearth.Errorf(hearth.CodeInvalid, "traces cannot be exported to %s: %w", u.Redacted(), err)
 	}
@@ -99,31 +115,62 @@ func New(o Options) (*Exporter, error) {
 	return e, nil
 }
 
+// errRedirect is why a batch was not sent on.
+var errRedirect = errors.New("the collector answered with a redirect, which is not followed: give the URL where it is")
+
+// noRedirect chooses the proxy of a request, and refuses those that follow a redirect: a
+// header with a key must not go anywhere else. A client of our own would do, too, but
+// without the certificates that the SDK's environment variables name.
+func noRedirect(r *http.Request) (*url.URL, error) {
+	if r.Response != nil {
+		return nil, errRedirect
+	}
+	return http.ProxyFromEnvironment(r)
+}
+
 // Count takes a call that has ended, if its trace is sampled.
 func (e *Exporter) Count(v *hearth.Invocation) {
 	if !v.Sampled {
 		return
 	}
 	call := *v
-	if !e.put(item{trace: v.Trace, call: &call}) {
+	// They are parts of a request's first line, which would be kept as a whole.
+	call.Method, call.Path, call.ErrorMessage = own(v.Method), own(v.Path), own(v.ErrorMessage)
+	size := len(call.Method) + len(call.Path) + len(call.ErrorMessage)
+	for _, l := range v.Links {
+		size += linkSize + len(l.Tracestate)
+	}
+	if !e.put(item{trace: v.Trace, call: &call, size: int64(size)}) {
 		e.dropped.Add(spansOf(v.Timings))
 	}
 }
 
 // Span takes a span of the trace t, if that is sampled.
 func (e *Exporter) Span(t hearth.Trace, s hearth.Span) {
-	if t.Sampled && !e.put(item{trace: t, span: s}) {
+	if !t.Sampled {
+		return
+	}
+	s.ErrorMessage = own(s.ErrorMessage)
+	if !e.put(item{trace: t, span: s, size: int64(len(s.ErrorMessage))}) {
 		e.dropped.Add(1)
 	}
 }
 
+// own returns a copy of a text, bounded.
+func own(s string) string { return strings.Clone(s[:min(len(s), maxText)]) }
+
+// put makes an item wait, unless there is no room.
 func (e *Exporter) put(i item) bool {
-	select {
-	case e.items <- i:
-		return true
-	default:
-		return false
+	i.size += itemSize + int64(len(i.trace.Tracestate))
+	if e.waiting.Add(i.size) <= bufferBytes {
+		select {
+		case e.items <- i:
+			return true
+		default:
+		}
 	}
+	e.waiting.Add(-i.size)
+	return false
 }
 
 // spansOf is how many spans a call has.
@@ -179,6 +226,7 @@ func (e *Exporter) run() {
 }
 
 func (e *Exporter) export(i item) {
+	defer e.waiting.Add(-i.size)
 	if i.call == nil {
 		e.record(i.trace, &i.span)
 		return
@@ -204,7 +252,7 @@ func (e *Exporter) record(t hearth.Trace, s *hearth.Span) {
 	for key, value := range s.Attributes {
 		switch v := value.(type) {
 		case string:
-			attributes = append(attributes, attribute.String(key, v))
+			attributes = append(attributes, attribute.String(key, text(v)))
 		case int:
 			attributes = append(attributes, attribute.Int(key, v))
 		case bool:
@@ -215,13 +263,17 @@ func (e *Exporter) record(t hearth.Trace, s *hearth.Span) {
 	for _, l := range s.Links {
 		links = append(links, trace.Link{SpanContext: contextOf(l, l.SpanID, true)})
 	}
-	_, span := e.tracer.Start(ctx, s.Name, trace.WithTimestamp(s.Start), trace.WithSpanKind(kinds[s.Kind]),
+	_, span := e.tracer.Start(ctx, text(s.Name), trace.WithTimestamp(s.Start), trace.WithSpanKind(kinds[s.Kind]),
 		trace.WithAttributes(attributes...), trace.WithLinks(links...))
 	if s.Failed {
-		span.SetStatus(codes.Error, s.ErrorMessage)
+		span.SetStatus(codes.Error, text(s.ErrorMessage))
 	}
 	span.End(trace.WithTimestamp(s.Start.Add(s.Duration)))
 }
+
+// text bounds a text and makes it valid: one that is not would be the end of all spans
+// that are sent with it.
+func text(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "\uFFFD") }
 
 // contextOf returns the context of a span of a trace.
 func contextOf(t hearth.Trace, id hearth.SpanID, remote bool) trace.SpanContext {
@@ -268,8 +320,7 @@ func (l *outlet) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) erro
 	defer context.AfterFunc(l.end, cancel)()
 	err := l.SpanExporter.ExportSpans(ctx, spans)
 	// It tries again itself if the collector says so, but not if that is not there.
-	var unreachable *url.Error
-	for pause := time.Second; err != nil && errors.As(err, &unreachable) && ctx.Err() == nil; pause = min(2*pause, 10*time.Second) {
+	for pause := time.Second; unreachable(err) && ctx.Err() == nil; pause = min(2*pause, 10*time.Second) {
 		select {
 		case <-time.After(pause):
 			err = l.SpanExporter.ExportSpans(ctx, spans)
@@ -279,10 +330,38 @@ func (l *outlet) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) erro
 	if err == nil {
 		return nil
 	}
-	l.dropped.Add(int64(len(spans)))
+	n := lost(err, len(spans))
+	l.dropped.Add(int64(n))
 	if now := time.Now(); now.Sub(l.warned) >= warnEvery {
 		l.warned = now
-		l.log.Warn("spans are lost: the collector does not take them", "spans", len(spans), "err", err)
+		msg := err.Error()
+		if len(msg) > maxErr {
+			msg = strings.ToValidUTF8(msg[:maxErr], "") + "…"
+		}
+		what := "spans are lost: the collector does not take them"
+		if n == 0 {
+			what = "the collector of traces has a warning"
+		}
+		l.log.Warn(what, "spans", n, "err", msg)
 	}
 	return nil
+}
+
+func unreachable(err error) bool {
+	var e *url.Error
+	return errors.As(err, &e) && !errors.Is(err, errRedirect)
+}
+
+// partial is the error of a batch that was taken in part, or as a whole with a warning.
+// Its type is not exported.
+var partial = regexp.MustCompile(`OTLP partial success: (?s:.*) \((\d+) spans rejected\)$`)
+
+// lost returns how many spans of a batch were, by its error.
+func lost(err error, batch int) int {
+	if m := partial.FindStringSubmatch(err.Error()); m != nil {
+		if n, err := strconv.Atoi(m[1]); err == nil {
+			return min(n, batch)
+		}
+	}
+	return batch
 }

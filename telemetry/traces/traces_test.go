@@ -1,12 +1,15 @@
 package traces_test
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +30,7 @@ type collector struct {
 	*httptest.Server
 	mu     sync.Mutex
 	status int // of its answers, 0 for 200
+	answer *coltrace.ExportTraceServiceResponse
 	asked  int
 	spans  map[hearth.SpanID]*otlp.Span
 }
@@ -60,6 +64,14 @@ func startCollector(t *testing.T) *collector {
 					c.spans[hearth.SpanID(s.SpanId)] = s
 				}
 			}
+		}
+		if c.answer != nil {
+			b, err := proto.Marshal(c.answer)
+			if err != nil {
+				t.Error(err)
+			}
+			w.Header().Set("Content-Type", "application/x-protobuf")
+			w.Write(b)
 		}
 	}))
 	t.Cleanup(c.Close)
@@ -174,9 +186,117 @@ func TestCollectorRefuses(t *testing.T) {
 	}
 }
 
+// TestHostileTexts: what callers and functions choose neither ends other spans nor takes
+// much memory.
+func TestHostileTexts(t *testing.T) {
+	c := startCollector(t)
+	e := newExporter(t, c.URL)
+	call, other := coldCall(), coldCall()
+	call.Method, call.Path, call.ErrorMessage = "G\xffT", "/fn/\xff"+strings.Repeat("ä", 100<<10), "\xc3"
+	e.Count(&call)
+	e.Count(&other)
+	e.Span(call.Trace, hearth.Span{ID: hearth.SpanID{7}, Name: "\xff", Failed: true, ErrorMessage: strings.Repeat("\xff", 100<<10), Attributes: map[string]any{"a": "\xff"}})
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.spans) != 13 || e.Dropped() != 0 {
+		t.Fatalf("%d spans came, %d were dropped", len(c.spans), e.Dropped())
+	}
+	for _, kv := range c.spans[call.SpanID].Attributes {
+		if v := kv.Value.GetStringValue(); len(v) > 2200 || kv.Key == "url.path" && !strings.HasPrefix(v, "/fn/\uFFFDä") {
+			t.Errorf("%s is %q", kv.Key, v)
+		}
+	}
+	if s := c.spans[hearth.SpanID{7}]; s.Name != "\uFFFD" || len(s.Status.Message) > 2200 {
+		t.Errorf("the span is %v", s)
+	}
+}
+
+// TestBound: texts are counted against the bound of what waits, as they were cut.
+func TestBound(t *testing.T) {
+	c := startCollector(t)
+	c.Server.Close()
+	e := newExporter(t, c.URL)
+	call := coldCall()
+	call.Path, call.ErrorMessage = strings.Repeat("a", 256<<10), strings.Repeat("b", 256<<10)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for range 10_000 {
+		e.Count(&call)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 40<<20 {
+		t.Errorf("%d MiB wait", grown>>20)
+	}
+	// 16 MiB are less than 4000 of them, of six spans each.
+	if n := e.Dropped(); n < 6*(10_000-4000-2048) {
+		t.Errorf("%d spans were dropped", n)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	e.Close(ctx)
+}
+
+// TestRedirect: a header with a key goes to nobody else.
+func TestRedirect(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_HEADERS", "key=secret")
+	other := startCollector(t)
+	asked := 0
+	c := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		http.Redirect(w, r, other.URL+"/v1/traces", http.StatusTemporaryRedirect)
+	}))
+	defer c.Close()
+	e := newExporter(t, c.URL)
+	call := coldCall()
+	e.Count(&call)
+	e.Close(t.Context())
+	if other.asked != 0 || asked != 1 || e.Dropped() != 6 {
+		t.Errorf("it was followed %d times after %d requests, %d spans were dropped", other.asked, asked, e.Dropped())
+	}
+}
+
+func TestPartialSuccess(t *testing.T) {
+	for _, c := range []struct {
+		rejected, want int64
+		message        string
+	}{{0, 0, "a warning"}, {2, 2, "too old (7 spans rejected)"}, {100, 6, "all"}, {0, 0, ""}} {
+		col := startCollector(t)
+		col.answer = &coltrace.ExportTraceServiceResponse{PartialSuccess: &coltrace.ExportTracePartialSuccess{RejectedSpans: c.rejected, ErrorMessage: c.message}}
+		e := newExporter(t, col.URL)
+		call := coldCall()
+		e.Count(&call)
+		e.Close(t.Context())
+		if e.Dropped() != c.want {
+			t.Errorf("%d rejected: %d were dropped", c.rejected, e.Dropped())
+		}
+	}
+}
+
+// TestLongError: a collector does not fill the log.
+func TestLongError(t *testing.T) {
+	c := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, strings.Repeat("x", 100<<10), http.StatusBadRequest)
+	}))
+	defer c.Close()
+	var b bytes.Buffer
+	e, err := traces.New(traces.Options{URL: c.URL, Logger: slog.New(slog.NewTextHandler(&b, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := coldCall()
+	e.Count(&call)
+	e.Close(t.Context())
+	if b.Len() < 500 || b.Len() > 1000 {
+		t.Errorf("the log has %d bytes", b.Len())
+	}
+}
+
 func TestURL(t *testing.T) {
-	for _, url := range []string{"", "collector:4318", "ftp://collector", "http://", "http://user:secret@collector", "http://collector?a=b"} {
-		if _, err := traces.New(traces.Options{URL: url, Logger: slog.New(slog.DiscardHandler)}); hearth.ErrorCode(err) != hearth.CodeInvalid {
+	for _, url := range []string{"", "collector:4318", "ftp://collector", "http://", "http://user:secret@collector", "http://user:secret@collector:x", "http://collector?a=b"} {
+		if _, err := traces.New(traces.Options{URL: url, Logger: slog.New(slog.DiscardHandler)}); hearth.ErrorCode(err) != hearth.CodeInvalid || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: %v", url, err)
 		}
 	}
