@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -75,10 +76,8 @@ func (m *usageMeter) take(now driver.Usage) (used, shared hearth.Usage) {
 	used.NetworkOut = grown(func(u *driver.Usage) int64 { return u.NetworkOut })
 	used.DiskRead = grown(func(u *driver.Usage) int64 { return u.DiskRead })
 	used.DiskWritten = grown(func(u *driver.Usage) int64 { return u.DiskWritten })
-	memory := float64(now.Memory)
-	if m.reading.Memory > 0 && now.Memory > 0 {
-		memory = (memory + float64(m.reading.Memory)) / 2
-	}
+	now.Memory = cmp.Or(now.Memory, m.reading.Memory) // it may be gone from where that is told
+	memory := float64(now.Memory+cmp.Or(m.reading.Memory, now.Memory)) / 2
 	for a, to := range []*hearth.Occupancy{starting: &used.Starting, busy: &used.Busy, idle: &used.Idle, stem: &shared.Idle} {
 		to.Seconds = m.spent[a].Seconds()
 		to.ByteSeconds = to.Seconds * memory
