@@ -323,7 +323,7 @@ func (u use) plus(v use) use {
 // cost returns that of a million such calls.
 func (u use) cost(p hearth.MachinePrice) hearth.Cost {
 	u = u.times(million)
-	return p.Cost(hearth.StatsNumbers{Calls: million, Usage: hearth.Usage{
+	return p.Cost(hearth.StatsNumbers{Phases: map[string]hearth.Durations{"run": {Count: million}}, Usage: hearth.Usage{
 		CPUSeconds: u.cpu,
 		Starting:   hearth.Occupancy{ByteSeconds: u.starting},
 		Busy:       hearth.Occupancy{ByteSeconds: u.busy},
@@ -457,7 +457,7 @@ func (c Comparison) cloudCosts(runtime, workload string, clouds []hearth.CloudPr
 			if len(s.Modes) > 1 {
 				cold = 0 // between calls a minute apart clouds keep instances, for nothing
 			}
-			v := cloud.Cost(hearth.StatsNumbers{Calls: million, Phases: map[string]hearth.Durations{
+			v := cloud.Cost(hearth.StatsNumbers{Phases: map[string]hearth.Durations{
 				"run": {Count: million, Mean: run}, "init": {Count: cold, Mean: load},
 			}}, compareMemory, cloudCores)
 			if s.Name == alwaysWarm {
