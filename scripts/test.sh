@@ -37,7 +37,7 @@ if [ "$(id -u)" != 0 ]; then
 	echo "note: not root: tests that need it are skipped"
 fi
 status=0
-CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 12m ./... 2>&1 | tee "$log" || status=$?
+CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 20m ./... 2>&1 | tee "$log" || status=$?
 
 step summary
 awk '
