@@ -116,11 +116,16 @@ func record(ctx context.Context, rate int, d time.Duration, progress io.Writer) 
 	r.HeapAfter = heapInUse()
 	r.Calls, r.Dropped, r.Skipped = took.TotalCount(), recorder.Dropped(), recorder.Skipped()
 	r.RecordP50US, r.RecordP99US, r.RecordMaxUS = float64(took.ValueAtQuantile(50))/1e3, float64(took.ValueAtQuantile(99))/1e3, float64(took.Max())/1e3
-	st, err := db.Stats(ctx, "", 0, begin.Add(-time.Second), time.Now())
-	if err != nil {
-		return r, err
+	// What ended in the last 0.1 s may come with the next look.
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		st, err := db.Stats(ctx, "", 0, begin.Add(-time.Second), time.Now())
+		if err != nil {
+			return r, err
+		}
+		if r.Counted = st.Calls; r.Counted >= r.Calls || time.Now().After(end) {
+			break
+		}
 	}
-	r.Counted = int64(st.Calls)
 	if r.Stored, err = countRecords(ctx, s); err != nil {
 		return r, err
 	}
