@@ -1,7 +1,6 @@
 package hearth
 
 import (
-	"slices"
 	"strings"
 	"time"
 )
@@ -46,11 +45,32 @@ func ParseLogLevel(s string) (LogLevel, error) {
 		WithHint("choose trace, debug, info, warn, error or fatal")
 }
 
+// Size is about how much memory the line takes, in bytes: its text and the other fields.
+func (l *LogLine) Size() int64 { return int64(len(l.Text)) + 200 }
+
+// rank orders levels; 0 is none.
+func (l LogLevel) rank() int {
+	switch l {
+	case LevelTrace:
+		return 1
+	case LevelDebug:
+		return 2
+	case LevelInfo:
+		return 3
+	case LevelWarn:
+		return 4
+	case LevelError:
+		return 5
+	case LevelFatal:
+		return 6
+	}
+	return 0
+}
+
 // AtLeast tells whether l is as severe as least, or more. A line without a level is not
 // as severe as any.
 func (l LogLevel) AtLeast(least LogLevel) bool {
-	levels := LogLevels()
-	return least == "" || slices.Index(levels, l) >= slices.Index(levels, least)
+	return l.rank() >= least.rank()
 }
 
 // LogFilter says which log lines are meant: those that meet every condition. An empty

@@ -72,6 +72,10 @@ func TestGuard(t *testing.T) {
 		h.do("POST", "/v1/functions", hello(), headers...).problem(403, hearth.CodeDenied, "origins")
 		h.do("DELETE", "/v1/functions/hello", nil, headers...).problem(403, hearth.CodeDenied, "origins")
 	}
+	// Pages of others make no work by reading, but a link may lead here.
+	h.do("GET", "/v1/invocations", nil, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors").problem(403, hearth.CodeDenied, "origins")
+	h.do("GET", "/v1/invocations", nil, "Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "cors").json(200, &struct{}{})
+	h.do("GET", "/v1/invocations", nil, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate").json(200, &struct{}{})
 	for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/json, text/plain"} {
 		h.do("POST", "/v1/functions", hello(), "Content-Type", ct).problem(415, hearth.CodeInvalid, "application/json")
 	}

@@ -84,6 +84,3 @@ func (n *newest) add(l hearth.LogLine, size int64) {
 		n.lines, n.sizes = n.lines[1:], n.sizes[1:]
 	}
 }
-
-// cost is what a line takes in memory, in the queue, and of its function's rate.
-func cost(l *hearth.LogLine) int64 { return int64(len(l.Text)) + lineOverhead }

@@ -74,9 +74,6 @@ const (
 	writeDelay = 5 * time.Millisecond
 	// noticeEvery is the shortest time between two lines about dropped lines.
 	noticeEvery = time.Second
-	// lineOverhead is what a line costs in the queue and of its function's rate
-	// besides its text: the other fields and JSON.
-	lineOverhead = 200
 	// searches is how many searches read files at the same time.
 	searches = 4
 	// expireEvery is how often files are looked for that are too old.
@@ -154,7 +151,7 @@ func (l *Logs) Append(line hearth.LogLine) {
 	}
 	line.Time = line.Time.UTC()
 	line.Text = clipLine(line.Text)
-	cost := cost(&line)
+	cost := line.Size()
 
 	s.mu.Lock()
 	for s.deleted { // between our look-up and now

@@ -174,7 +174,9 @@ func (r *Recorder) Refused(v hearth.Invocation) bool {
 	r.mu.Unlock()
 	if many {
 		r.Traffic.count(&v)
-		r.skipped.Add(1)
+		if !r.opts.Off {
+			r.skipped.Add(1)
+		}
 		v.Sampled = false // no trace is exported of it either
 		r.count(&v)
 		return false

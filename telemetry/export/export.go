@@ -22,8 +22,6 @@ const (
 	queueBytes = 16 << 20
 	// turnBytes is how much of one function is taken before others have their turn.
 	turnBytes = 32 << 10
-	// lineOverhead is what a line takes besides its text.
-	lineOverhead = 200
 	// batchLines and batchBytes bound what is sent at once, gatherFor is how long a line
 	// waits for others.
 	batchLines = 1000
@@ -110,8 +108,6 @@ type queue struct {
 	bytes    int64
 }
 
-func cost(l *hearth.LogLine) int64 { return int64(len(l.Text)) + lineOverhead }
-
 // New makes an exporter. It does not ask the receiver anything. The caller must Close it.
 // Errors: CodeInvalid for a URL it does not understand.
 func New(o Options) (*Exporter, error) {
@@ -152,7 +148,7 @@ func invalid(format string, args ...any) error {
 
 // Append takes a line. It never waits: when too much waits already the line is dropped.
 func (e *Exporter) Append(line hearth.LogLine) {
-	cost := cost(&line)
+	cost := line.Size()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	q := e.waiting[line.Function]
@@ -247,7 +243,7 @@ func (e *Exporter) take() (batch []hearth.LogLine) {
 		q := e.turns[0]
 		e.turns = e.turns[1:]
 		for end := size + turnBytes; len(q.lines) > 0 && len(batch) < batchLines && size < end; {
-			c := cost(&q.lines[0])
+			c := q.lines[0].Size()
 			size += c
 			q.bytes -= c
 			batch = append(batch, q.lines[0])
